@@ -1,0 +1,188 @@
+"""The recipe: everything a run needs, read from YAML and checked once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+Size = tuple[PositiveInt, PositiveInt]
+
+
+class Strict(BaseModel):
+    """A section of a recipe: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class SplitConfig(Strict):
+    """Where one split of a folder data set lies; give ``images`` and ``masks``, or ``list``. Paths are under ``root``."""
+
+    images: str | None = Field(None, description="folder of images")
+    masks: str | None = Field(None, description="folder of masks; a mask has its image's name")
+    list: str | None = Field(None, description="text file with one 'image mask' pair a line")
+
+
+class DataConfig(Strict):
+    """Which images and masks, at what size, and how training windows are drawn."""
+
+    name: str = Field("toy", description="data set: see `segtailor data ls`; `folder` for your own")
+    root: Path | None = Field(None, description="folder that holds the data set")
+    size: Size | None = Field(None, description="[height, width] to which images are resized on reading")
+    crop: Size | None = Field(None, description="[height, width] of the training window; default: size")
+    train_split: str = "train"
+    val_split: str = "val"
+    classes: Path | None = Field(None, description="YAML with class names, palette and void values (folder)")
+    splits: dict[str, SplitConfig] | None = Field(None, description="where each split of a folder lies")
+    scale: tuple[PositiveFloat, PositiveFloat] = Field((0.5, 2.0), description="random scale, in steps of 0.1")
+    flip: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="probability of a horizontal flip")
+    workers: NonNegativeInt = Field(2, description="data-loading processes")
+    length: PositiveInt | None = Field(None, description="number of training scenes (toy)")
+
+    @model_validator(mode="after")
+    def _scale_is_ordered(self) -> DataConfig:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale must be [smallest, largest], not {list(self.scale)}")
+        return self
+
+
+class ModelConfig(Strict):
+    """A network, and where its weights come from."""
+
+    model: str = Field(description="name as in `segtailor models`")
+    weights: str | None = Field(None, description="run folder, .safetensors file or published:FILE.pth")
+    pretrained: bool = Field(False, description="start from ImageNet weights of the encoder")
+    output_stride: Literal[4, 8, 16, 32] | None = Field(None, description="default: the family's")
+    head_width: PositiveInt | None = Field(
+        None, description="channels in front of the classifier; default: the family's"
+    )
+
+    def options(self) -> dict[str, Any]:
+        """Return the construction options that were set."""
+        values = {"output_stride": self.output_stride, "head_width": self.head_width}
+        return {key: value for key, value in values.items() if value is not None}
+
+
+class TeacherConfig(ModelConfig):
+    """The teacher: its weights, and whether it is scored before step 0."""
+
+    check: bool = Field(True, description="stop before step 0 when the teacher is near chance")
+    model: str = Field("", description="name as in `segtailor models`; may be left out when the weights carry it")
+
+
+class MethodConfig(BaseModel):
+    """A method by name, its weight, and the method's own options beside them."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+    weight: NonNegativeFloat = 1.0
+
+    def options(self) -> dict[str, Any]:
+        """Return the method's own options."""
+        return dict(self.model_extra or {})
+
+
+class OptimizerConfig(Strict):
+    """SGD with momentum, or AdamW; one learning rate unless ``head_lr_factor`` differs from 1."""
+
+    name: Literal["sgd", "adamw"] = "adamw"
+    lr: PositiveFloat = 0.002
+    weight_decay: NonNegativeFloat = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    head_lr_factor: PositiveFloat = Field(1.0, description="learning rate of the heads over the backbone's")
+    decay_norm_and_bias: bool = Field(True, description="weight decay on norms and biases, as the published code does")
+
+
+class ScheduleConfig(Strict):
+    """Poly: ``floor + (lr - floor) * (1 - (n - 1) / steps) ** power``, after a linear warm-up."""
+
+    power: NonNegativeFloat = 0.9
+    warmup: NonNegativeInt = Field(0, description="steps of linear warm-up")
+    floor: NonNegativeFloat = Field(0.0, description="the least learning rate")
+
+
+class TrainConfig(Strict):
+    """How long, how big and with what optimizer. ``batch`` is the global batch."""
+
+    steps: PositiveInt = 2000
+    batch: PositiveInt = 8
+    micro_batch: PositiveInt | None = Field(None, description="images a device holds at once; the rest is accumulated")
+    seed: NonNegativeInt = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    clip: PositiveFloat | None = Field(None, description="largest gradient norm")
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="decay of the averaged weights")
+    aux_weight: NonNegativeFloat = Field(0.4, description="weight of the auxiliary head's cross-entropy")
+    devices: PositiveInt | Literal["auto"] = "auto"
+    nodes: PositiveInt = 1
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    sync_batchnorm: bool = Field(True, description="with several processes, batch norm sees the global batch")
+    threads: PositiveInt | None = Field(None, description="CPU threads; default: PyTorch's")
+    log_every: PositiveInt = 10
+    checkpoint_every: PositiveInt | None = Field(None, description="default: evaluate.every")
+
+
+class EvaluateConfig(Strict):
+    """When and how a model is scored; always at the masks' own size."""
+
+    every: PositiveInt = 200
+    batch: PositiveInt = 4
+    mode: Literal["whole", "slide"] = "whole"
+    window: Size | None = Field(None, description="sliding window; default: data.crop")
+    stride: Size | None = Field(None, description="sliding stride; default: two thirds of the window")
+    samples: NonNegativeInt = Field(4, description="validation images shown in the report")
+
+
+class RunConfig(Strict):
+    """Where the run lies."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    folder: Path = Path("runs")
+    exists: Literal["error", "resume", "replace"] = "error"
+
+
+class TrainRecipe(Strict):
+    """A recipe of `segtailor train`."""
+
+    description: str = ""
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    run: RunConfig = Field(default_factory=RunConfig)
+
+
+def _as_list(value: Any) -> Any:
+    if isinstance(value, str):
+        return [{"name": value}]
+    return [value] if isinstance(value, dict | MethodConfig) else value
+
+
+class DistillRecipe(Strict):
+    """A recipe of `segtailor distill`."""
+
+    description: str = ""
+    data: DataConfig = Field(default_factory=DataConfig)
+    teacher: TeacherConfig
+    student: ModelConfig
+    method: Annotated[list[MethodConfig], BeforeValidator(_as_list), Field(min_length=1)]
+    baseline: str = Field("none", description="the student alone in the report: a run folder, `train` or `none`")
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    run: RunConfig = Field(default_factory=RunConfig)
+
+
+Recipe = TrainRecipe | DistillRecipe

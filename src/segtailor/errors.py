@@ -1,0 +1,31 @@
+"""The one exception for a user's mistake, and the nearest-name lists that its messages carry."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SegtailorError(Exception):
+    """A mistake that the user can mend: one line that says what is wrong, where, and what to do.
+
+    The command line prints the message without a traceback and exits with code 2.
+    """
+
+
+def nearest(name: str, choices: Iterable[str], count: int = 5) -> list[str]:
+    """Return the ``count`` members of ``choices`` most like ``name``, best first.
+
+    >>> nearest("deeplabv3-resnet81", ["pspnet-resnet18", "deeplabv3-resnet18", "toy"], 1)
+    ['deeplabv3-resnet18']
+    """
+    pool = sorted(set(choices))
+    found = difflib.get_close_matches(name, pool, n=count, cutoff=0.0)
+    return found[:count]
+
+
+def unknown(kind: str, name: str, choices: Iterable[str], hint: str = "") -> SegtailorError:
+    """Build the error for a name that is not among ``choices``; it lists the five nearest names."""
+    near = nearest(name, choices)
+    listed = f"; nearest: {', '.join(near)}" if near else ""
+    return SegtailorError(f"unknown {kind} '{name}'{listed}{'. ' + hint if hint else ''}")

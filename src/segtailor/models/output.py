@@ -1,0 +1,49 @@
+"""What every model returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from torch import Tensor
+
+
+@dataclass
+class SegOutput:
+    """The output of a segmentation model, before any upsampling.
+
+    Shapes: ``logits`` and ``aux_logits`` (B,K,h,w); ``feature`` (B,C,h,w), the tensor in front of the classifier before
+    dropout; ``classifier_input`` the same after dropout; ``stages`` the backbone's maps, finest first; ``taps`` any
+    further named inner tensors. Left unfrozen because precision plugins rebuild it field by field.
+    """
+
+    logits: Tensor
+    aux_logits: Tensor | None = None
+    feature: Tensor | None = None
+    classifier_input: Tensor | None = None
+    stages: tuple[Tensor, ...] = ()
+    taps: dict[str, Tensor] = field(default_factory=dict)
+
+    def tap(self, name: str) -> Tensor | None:
+        """Return the tensor called ``name``: ``feature``, ``classifier_input``, ``stages.N`` or a key of ``taps``."""
+        if name.startswith("stages."):
+            index = int(name.removeprefix("stages."))
+            return self.stages[index] if index < len(self.stages) else None
+        if name in self.taps:
+            return self.taps[name]
+        value = getattr(self, name, None)
+        return value if isinstance(value, Tensor) else None
+
+    def detach(self) -> SegOutput:
+        """Return the same output with every tensor detached from the graph."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return SegOutput(**{name: _detach(value) for name, value in values.items()})
+
+
+def _detach(value: object) -> object:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, tuple):
+        return tuple(_detach(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _detach(item) for key, item in value.items()}
+    return value
