@@ -1,1 +1,20 @@
+"""Evaluation: confusion matrix and its figures, whole-image and sliding-window inference, pictures of the result."""
 
+from __future__ import annotations
+
+from segtailor.evaluation.confusion import MIOU_RULE, EvaluationResult, check_counts, count_pixels
+from segtailor.evaluation.evaluate import check_classes, evaluate_model
+from segtailor.evaluation.inference import InferenceSettings, evaluating, inference_settings, predict_logits
+
+__all__ = [
+    "MIOU_RULE",
+    "EvaluationResult",
+    "InferenceSettings",
+    "check_classes",
+    "check_counts",
+    "count_pixels",
+    "evaluate_model",
+    "evaluating",
+    "inference_settings",
+    "predict_logits",
+]
