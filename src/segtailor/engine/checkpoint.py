@@ -1,0 +1,49 @@
+"""Training checkpoints: whole or not there, and read without executing anything."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segtailor.errors import SegtailorError
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` to ``path`` atomically: on any failure the previous file stays whole.
+
+    Raises ``SegtailorError`` when the disk is full or the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, RuntimeError) as error:
+        part.unlink(missing_ok=True)
+        kept = "the previous checkpoint is whole" if path.exists() else "there is no earlier one"
+        reason = str(error).splitlines()[0]
+        raise SegtailorError(f"cannot save {path}: {reason}; {kept}. Free some space, then resume the run") from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a training checkpoint (tensors and plain values only)."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise SegtailorError(
+            f"cannot read the checkpoint {path}: {reason}; start again with run.exists replace"
+        ) from error
+    if state.get("format") != FORMAT:
+        raise SegtailorError(f"{path} is not a checkpoint of this version; start again with run.exists replace")
+    return state

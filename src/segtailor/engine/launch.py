@@ -1,0 +1,91 @@
+"""Processes and precision, by Lightning Fabric."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from segtailor.config import TrainConfig
+from segtailor.errors import SegtailorError
+
+PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+def launch(config: TrainConfig, find_unused_parameters: bool = False) -> Any:
+    """Return a launched ``Fabric`` for ``config``: one process by default on a CPU, every GPU where there are some.
+
+    Under ``torchrun`` or SLURM the processes already there are used. Raises ``SegtailorError`` when the devices asked
+    for are not there, or the precision does not exist on them.
+    """
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    accelerator = config.accelerator
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if config.precision == "fp16" and accelerator == "cpu":
+        raise SegtailorError("train.precision fp16 needs a GPU; on a CPU use bf16 or fp32")
+    devices: Any = config.devices
+    if devices == "auto":
+        devices = world_from_environment() or ("auto" if accelerator == "cuda" else 1)
+    strategy: Any = "auto"
+    if config.nodes > 1 or (devices not in (1, "auto")) or (devices == "auto" and torch.cuda.device_count() > 1):
+        backend = "gloo" if accelerator == "cpu" else "nccl"
+        strategy = DDPStrategy(
+            process_group_backend=backend,
+            broadcast_buffers=False,
+            find_unused_parameters=find_unused_parameters,
+        )
+    try:
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=config.nodes,
+            strategy=strategy,
+            precision=PRECISION[config.precision],
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise SegtailorError(f"cannot use train.accelerator {accelerator} with {devices} devices: {reason}") from error
+    fabric.launch()
+    return fabric
+
+
+def world_from_environment() -> int | None:
+    """Return the processes per node that ``torchrun`` started, if it did."""
+    import os
+
+    value = os.environ.get("LOCAL_WORLD_SIZE")
+    return int(value) if value else None
+
+
+def split_batch(batch: int, micro_batch: int | None, world: int) -> tuple[int, int]:
+    """Return (images per micro-batch, micro-batches a step) of one process for the global ``batch``.
+
+    >>> split_batch(16, 4, 2)
+    (4, 2)
+    """
+    if batch % world:
+        raise SegtailorError(f"train.batch {batch} does not divide by {world} processes; choose a multiple of {world}")
+    local = batch // world
+    micro = min(micro_batch or local, local)
+    if local % micro:
+        raise SegtailorError(f"train.micro_batch {micro} does not divide the {local} images of a process")
+    return micro, local // micro
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed every generator as a function of (seed, step, rank) alone, so that a resumed run draws the same."""
+    value = (seed * 1_000_003 + step) * 1_009 + rank
+    torch.manual_seed(value % (2**63))
+
+
+def any_process(fabric: Any, flag: bool, device: torch.device) -> bool:
+    """Return whether ``flag`` is true in any process."""
+    if fabric.world_size == 1:
+        return flag
+    total = fabric.all_reduce(torch.tensor(float(flag), device=device), reduce_op="sum")
+    return bool(total.item() > 0)

@@ -1,0 +1,75 @@
+"""Optimizer, learning-rate schedule and averaged weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from segtailor.config import OptimizerConfig, ScheduleConfig
+
+
+def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Build SGD or AdamW over the trainable parameters of a distiller.
+
+    Parameters whose name contains ``backbone`` get ``lr``; all others (heads and the method's own) get
+    ``lr * head_lr_factor``. One-dimensional parameters are left out of weight decay unless ``decay_norm_and_bias``.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        factor = 1.0 if ".backbone." in f".{name}" else config.head_lr_factor
+        spared = parameter.ndim <= 1 and not config.decay_norm_and_bias
+        groups.setdefault((factor, 0.0 if spared else config.weight_decay), []).append(parameter)
+    listed: list[dict[str, Any]] = [
+        {"params": parameters, "lr": config.lr * factor, "weight_decay": decay, "lr_factor": factor}
+        for (factor, decay), parameters in groups.items()
+    ]
+    if config.name == "sgd":
+        return torch.optim.SGD(listed, lr=config.lr, momentum=config.momentum)
+    return torch.optim.AdamW(listed, lr=config.lr, betas=config.betas)
+
+
+def learning_rate(step: int, steps: int, lr: float, schedule: ScheduleConfig) -> float:
+    """Return the poly learning rate of ``step`` (counted from 1), with linear warm-up and a floor.
+
+    >>> learning_rate(1, 100, 0.02, ScheduleConfig(power=0.9))
+    0.02
+    >>> round(learning_rate(51, 100, 0.02, ScheduleConfig(power=1.0, floor=0.01)), 6)
+    0.015
+    """
+    floor = min(schedule.floor, lr)
+    poly = floor + (lr - floor) * (1 - (step - 1) / steps) ** schedule.power
+    return poly * min(1.0, step / schedule.warmup) if schedule.warmup else poly
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every parameter group ``lr`` times the group's own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+
+
+class AveragedWeights:
+    """An exponential moving average of a model's weights and buffers.
+
+    The decay is warmed up as ``min(decay, (1 + n) / (10 + n))``, so that a short run is not held back by its start.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move the average towards ``model`` after ``step``."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        current = model.state_dict()
+        for name, average in self.model.state_dict().items():
+            value = current[name].to(average.device)
+            if average.is_floating_point():
+                average.lerp_(value.to(average.dtype), 1 - decay)
+            else:
+                average.copy_(value)

@@ -1,0 +1,179 @@
+"""`segtailor distill`: a trained teacher and data in, a distilled student and a report out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from segtailor.config import DistillRecipe, RunConfig, Strict, TrainRecipe
+from segtailor.data.base import SegmentationDataset
+from segtailor.engine.distiller import Distiller
+from segtailor.engine.launch import launch
+from segtailor.engine.loop import Task, fit
+from segtailor.engine.preemption import resumable
+from segtailor.engine.runs import open_run, write_json
+from segtailor.errors import SegtailorError
+from segtailor.evaluation import evaluate_model
+from segtailor.jobs.setup import (
+    card_with_metrics,
+    check_methods,
+    environment,
+    make_methods,
+    make_student,
+    make_teacher,
+    model_card,
+    on_first_process,
+    open_data,
+    profile_size,
+    result_row,
+    score_teacher,
+)  # fmt: skip
+from segtailor.jobs.train import RunResult, finished, header, training_facts
+from segtailor.methods import METHODS
+from segtailor.models import load_model, save_model
+from segtailor.models.segmenter import Segmenter
+from segtailor.recipes import load_recipe
+from segtailor.report import write_report
+from segtailor.report.samples import write_samples
+
+
+def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[str, Any] | None = None) -> RunResult:
+    """Distil a student as ``recipe`` says (a shipped name, a YAML file, a mapping or a ``DistillRecipe``).
+
+    ``overrides`` maps dotted keys to values. Leaves ``student.safetensors``, ``results.json`` and ``report.html`` in
+    the run folder, and the student alone under ``baseline/`` when the recipe asks to train it. Raises
+    ``SegtailorError`` for a mistake in recipe, data or teacher, ``RunStopped`` after Ctrl-C.
+    """
+    checked = load_recipe(recipe, DistillRecipe, overrides)
+    check_methods(checked.method)
+    data, val = open_data(checked.data)
+    phases = any(METHODS[config.name].phases for config in checked.method)
+    fabric = launch(checked.train, find_unused_parameters=phases)
+    teacher = make_teacher(checked.teacher, data).to(fabric.device)
+    if checked.teacher.check:
+        score_teacher(teacher, val, fabric.device)
+    student = make_student(checked.student, data.num_classes, checked.train.seed)
+    methods, weights = make_methods(checked.method, student, teacher, data.num_classes, checked.train.seed)
+    label = "+".join(methods)
+    name = checked.run.name or f"{checked.data.name}-{student.name}-{label}"
+    plain = checked.model_dump(mode="json")
+    run = on_first_process(fabric, lambda: open_run(checked.run, name, plain))
+    if run.finished:
+        return finished(run.path)
+
+    size = profile_size(checked.data, val)
+    fingerprint = teacher.fingerprint()
+    card = model_card(data, plain)
+    task = Task(label, run.path, data, val, checked.data, checked.train, checked.evaluate, card)
+    with resumable(run.path):
+        alone, alone_row = _baseline(fabric, checked, run.path, data, val, size)
+        trained = fit(fabric, Distiller(student, methods, weights, checked.train.aux_weight), teacher, task)
+    if teacher.fingerprint() != fingerprint:
+        raise SegtailorError("the teacher's weights changed during the run; this is a defect of the method, report it")
+    scored = evaluate_model(
+        teacher, val, device=fabric.device, batch=checked.evaluate.batch, mode=checked.evaluate.mode,
+        window=checked.evaluate.window or checked.data.crop, stride=checked.evaluate.stride,
+        rank=fabric.global_rank, world=fabric.world_size,
+    )  # fmt: skip
+    if fabric.is_global_zero:
+        steps = checked.train.steps
+        save_model(trained.student, run.path / "student.safetensors", card_with_metrics(card, trained.last, steps))
+        rows = [result_row("teacher", "Teacher", teacher.model, scored, size), *([alone_row] if alone_row else [])]
+        facts = training_facts(trained, steps)
+        rows.append(result_row("distilled", f"Student with {label}", trained.student, trained.last, size, **facts))
+        models: dict[str, Any] = {"teacher": teacher, "distilled": trained.student}
+        if alone is not None:
+            models = {"teacher": teacher, "alone": alone, "distilled": trained.student}
+        first = methods[checked.method[0].name]
+        results = {
+            **header(name, "distill", checked.data.name, val, size),
+            "method": label,
+            "variant": getattr(first.options, "variant", None),
+            "rows": rows,
+            "gap_closed": gap_closed(rows),
+            "curves": {"distilled": "metrics.jsonl", **_baseline_curve(checked, run.path)},
+            "samples": write_samples(run.path, val, models, checked.evaluate, fabric.device),
+            "environment": environment(checked.train, fabric),
+        }
+        write_json(run.results, results)
+        write_report(run.path)
+    fabric.barrier()
+    return finished(run.path)
+
+
+def gap_closed(rows: list[dict[str, Any]]) -> float | None:
+    """Return (distilled - alone) / (teacher - alone), or None without a baseline or a positive gap.
+
+    >>> gap_closed([{"role": "teacher", "miou": 0.8}, {"role": "alone", "miou": 0.6}, {"role": "distilled", "miou": 0.7}])
+    0.5
+    """
+    miou = {row["role"]: float(row["miou"]) for row in rows}
+    if "alone" not in miou or miou["teacher"] <= miou["alone"]:
+        return None
+    return round((miou["distilled"] - miou["alone"]) / (miou["teacher"] - miou["alone"]), 6)
+
+
+def _baseline(
+    fabric: Any,
+    recipe: DistillRecipe,
+    folder: Path,
+    data: SegmentationDataset,
+    val: SegmentationDataset,
+    size: tuple[int, int],
+) -> tuple[Segmenter | None, dict[str, Any] | None]:
+    """Return the student alone and its row: trained now with the same recipe, or read from a run folder."""
+    if recipe.baseline == "none":
+        return None, None
+    if recipe.baseline != "train":
+        return _baseline_from(Path(recipe.baseline), recipe, val, size, fabric)
+    model = make_student(recipe.student, data.num_classes, recipe.train.seed)
+    same = TrainRecipe(
+        description="the student alone, with the recipe of the run above it",
+        data=recipe.data, model=recipe.student, train=recipe.train, evaluate=recipe.evaluate,
+        run=RunConfig(name="baseline", folder=folder, exists="resume"),
+    )  # fmt: skip
+    plain = same.model_dump(mode="json")
+    run = on_first_process(fabric, lambda: open_run(same.run, "baseline", plain))
+    card = model_card(data, plain)
+    if run.finished:
+        return load_model(run.path), finished(run.path).results["rows"][0]
+    task = Task("alone", run.path, data, val, recipe.data, recipe.train, recipe.evaluate, card)
+    trained = fit(fabric, Distiller(model, {}, aux_weight=recipe.train.aux_weight), None, task)
+    steps = recipe.train.steps
+    row = result_row("alone", "Student alone", trained.student, trained.last, size, **training_facts(trained, steps))
+    if fabric.is_global_zero:
+        save_model(trained.student, run.path / "model.safetensors", card_with_metrics(card, trained.last, steps))
+        results = {**header("baseline", "train", recipe.data.name, val, size), "rows": [row]}
+        results |= {
+            "curves": {"alone": "metrics.jsonl"},
+            "samples": [],
+            "environment": environment(recipe.train, fabric),
+        }
+        write_json(run.results, results)
+    fabric.barrier()
+    return trained.student, row
+
+
+def _baseline_from(
+    folder: Path, recipe: DistillRecipe, val: SegmentationDataset, size: tuple[int, int], fabric: Any
+) -> tuple[Segmenter, dict[str, Any]]:
+    if not (folder / "results.json").exists():
+        raise SegtailorError(f"baseline: no finished run in {folder}; give a run folder, `train` or `none`")
+    model = load_model(folder, num_classes=val.num_classes)
+    result = evaluate_model(model, val, device=fabric.device, batch=recipe.evaluate.batch, mode=recipe.evaluate.mode)
+    rows = {row["role"]: row for row in finished(folder).results["rows"]}
+    before = rows.get("model") or rows.get("alone") or rows.get("distilled") or {}
+    facts = {key: before.get(key) for key in ("best_miou", "best_step", "steps", "seconds")}
+    return model, result_row("alone", "Student alone", model, result, size, **facts)
+
+
+def _baseline_curve(recipe: DistillRecipe, folder: Path) -> dict[str, str]:
+    if recipe.baseline == "none":
+        return {}
+    path = folder / "baseline" if recipe.baseline == "train" else Path(recipe.baseline)
+    try:
+        shown = path.resolve().relative_to(folder.resolve())
+    except ValueError:
+        shown = path.resolve()
+    return {"alone": str(shown / "metrics.jsonl")}

@@ -1,0 +1,84 @@
+"""`segtailor evaluate`: a model and labelled images in, its scores out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segtailor.config import DataConfig, EvaluateConfig
+from segtailor.errors import SegtailorError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from segtailor.evaluation import EvaluationResult
+
+
+def evaluate(
+    model: str | Path | nn.Module,
+    data: DataConfig,
+    split: str = "val",
+    config: EvaluateConfig | None = None,
+    json_path: str | Path | None = None,
+    *,
+    device: str = "auto",
+) -> EvaluationResult:
+    """Score ``model`` (a network, a run folder, a .safetensors file or a URI) on ``split`` of ``data``.
+
+    Prints nothing: see :func:`format_result`. ``json_path`` receives every figure and the confusion matrix. Raises
+    SegtailorError when the model's class count differs from the data's, when a mask holds a value that is no class,
+    or when the JSON file cannot be written.
+    """
+    from segtailor.data import create_dataset
+    from segtailor.evaluation import check_classes, evaluate_model, inference_settings
+    from segtailor.jobs.predict import choose_device, open_model
+
+    config = config or EvaluateConfig()
+    settings = inference_settings(config, data)
+    dataset = create_dataset(data, split, training=False)
+    network = open_model(model)
+    check_classes(network, dataset.num_classes)
+    result = evaluate_model(
+        network, dataset, device=choose_device(device), batch=config.batch, workers=data.workers, **settings
+    )
+    if json_path is not None:
+        named = str(model) if isinstance(model, str | Path) else getattr(model, "name", type(model).__name__)
+        origin = {"model": named, "data": data.name, "split": split, "mode": config.mode}
+        _write_json(Path(json_path), {**origin, **result.to_dict()})
+    return result
+
+
+def format_result(result: EvaluationResult) -> str:
+    """Return the scores as a short plain table for the terminal; percentages, ``-`` for a class that is absent."""
+    width = max(12, *(len(name) for name in result.classes))
+    lines = [
+        f"mIoU {_percent(result.miou)} %   all classes {_percent(result.miou_all)} %   "
+        f"pixel accuracy {_percent(result.pixel_accuracy)} %",
+        f"mean accuracy {_percent(result.mean_accuracy)} %   mean Dice {_percent(result.mean_dice)} %",
+        "",
+        f"{'class':{width}}  {'IoU %':>7}  {'Dice %':>7}  {'accuracy %':>10}",
+    ]
+    for name, iou, dice, accuracy in zip(result.classes, result.iou, result.dice, result.accuracy, strict=True):
+        lines.append(f"{name:{width}}  {_percent(iou):>7}  {_percent(dice):>7}  {_percent(accuracy):>10}")
+    speed = result.images / result.seconds if result.seconds > 0 else 0.0
+    lines += ["", f"{result.images} images in {result.seconds:.1f} s ({speed:.1f} images/s), void pixels not counted"]
+    absent = sum(value is None for value in result.iou)
+    if absent:
+        lines.append(f"mIoU leaves out {absent} absent from prediction and target (-); all classes counts them as 0")
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise SegtailorError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,191 @@
+"""What `train` and `distill` share: data, networks, methods, rows of the results."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from segtailor import __version__
+from segtailor.config import DataConfig, MethodConfig, ModelConfig, TeacherConfig, TrainConfig
+from segtailor.data import create_dataset
+from segtailor.data.base import SegmentationDataset
+from segtailor.data.check import check_files
+from segtailor.errors import SegtailorError
+from segtailor.evaluation import EvaluationResult, evaluate_model
+from segtailor.methods import check_options, create_method
+from segtailor.methods.base import Method
+from segtailor.models import create_model, load_model
+from segtailor.models.profile import count_multiply_adds, count_parameters
+from segtailor.models.segmenter import Segmenter
+from segtailor.models.teacher import Teacher
+
+T = TypeVar("T")
+SCORED_BEFORE_START = 16
+
+
+def on_first_process(fabric: Any, action: Callable[[], T]) -> T:
+    """Run ``action`` on the first process and hand its result, or its error, to all."""
+    outcome: tuple[Any, str | None] = (None, None)
+    if fabric.is_global_zero:
+        try:
+            outcome = (action(), None)
+        except SegtailorError as error:
+            outcome = (None, str(error))
+    value, problem = fabric.broadcast(outcome) if fabric.world_size > 1 else outcome
+    if problem is not None:
+        raise SegtailorError(problem)
+    return value  # type: ignore[no-any-return]
+
+
+def open_data(config: DataConfig) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """Return the training and the validation data; every file is opened once first, so that a run fails early."""
+    train = create_dataset(config, config.train_split, training=True)
+    val = create_dataset(config, config.val_split, training=False)
+    for dataset in (train, val):
+        check_files(dataset)
+    return train, val
+
+
+def make_student(config: ModelConfig, num_classes: int, seed: int) -> Segmenter:
+    """Build the network to be trained; its initial weights are a function of ``seed``."""
+    torch.manual_seed(seed)
+    if config.weights is not None:
+        return check_name(load_model(config.weights, num_classes=num_classes), config)
+    return create_model(config.model, num_classes, pretrained=config.pretrained, **config.options())
+
+
+def make_teacher(config: TeacherConfig, data: SegmentationDataset) -> Teacher:
+    """Load the teacher; raises ``SegtailorError`` when its classes differ from the data's."""
+    if config.weights is not None:
+        model = check_name(load_model(config.weights, num_classes=data.num_classes), config)
+    elif config.model:
+        model = create_model(config.model, data.num_classes, pretrained=config.pretrained, **config.options())
+    else:
+        raise SegtailorError("the recipe's teacher has neither weights nor a model; set teacher.weights")
+    return Teacher(model)
+
+
+def check_name(model: Segmenter, config: ModelConfig) -> Segmenter:
+    """Return ``model`` if it is what the recipe calls it."""
+    if config.model and config.model != model.name:
+        raise SegtailorError(f"{config.weights} holds {model.name}, not {config.model} as the recipe says")
+    return model
+
+
+def score_teacher(teacher: Teacher, data: SegmentationDataset, device: torch.device) -> float:
+    """Score the teacher on a few images; raises ``SegtailorError`` when it is near chance."""
+    result = evaluate_model(teacher, data, device=device, limit=SCORED_BEFORE_START)
+    chance = 1.05 / data.num_classes
+    if result.miou < chance:
+        raise SegtailorError(
+            f"the teacher is near chance: mIoU {100 * result.miou:.1f} on {result.images} validation images "
+            f"(guessing one class gives at most {100 / data.num_classes:.1f}); check teacher.weights, or set "
+            "teacher.check false"
+        )
+    return result.miou
+
+
+def make_methods(
+    configs: list[MethodConfig], student: Segmenter, teacher: Teacher | None, num_classes: int, seed: int
+) -> tuple[dict[str, Method], dict[str, float]]:
+    """Build the recipe's methods; their initial projectors are a function of ``seed``."""
+    names = [config.name for config in configs]
+    for name in names:
+        if names.count(name) > 1:
+            raise SegtailorError(f"the recipe names the method {name} {names.count(name)} times; list it once")
+    methods: dict[str, Method] = {}
+    for config in configs:
+        torch.manual_seed(seed + 1)
+        methods[config.name] = create_method(
+            config.name,
+            num_classes=num_classes,
+            student_channels=student.tap_channels,
+            teacher_channels=teacher.tap_channels if teacher is not None else student.tap_channels,
+            **config.options(),
+        )
+    return methods, {config.name: config.weight for config in configs}
+
+
+def check_methods(configs: list[MethodConfig]) -> None:
+    """Raise ``SegtailorError`` for an unknown method or option, before anything is loaded."""
+    for config in configs:
+        check_options(config.name, config.options())
+
+
+def result_row(
+    role: str,
+    label: str,
+    model: Segmenter,
+    result: EvaluationResult,
+    size: tuple[int, int],
+    **training: Any,
+) -> dict[str, Any]:
+    """Return one row of ``results.json``: cost at ``size``, scores, and what the training says of itself."""
+    return {
+        "role": role,
+        "label": label,
+        "model": model.name,
+        "parameters": count_parameters(model),
+        "multiply_adds": count_multiply_adds(model, size),
+        "miou": result.miou,
+        "miou_all": result.miou_all,
+        "pixel_accuracy": result.pixel_accuracy,
+        "mean_accuracy": result.mean_accuracy,
+        "mean_dice": result.mean_dice,
+        "iou": result.iou,
+        "best_miou": None,
+        "best_step": None,
+        "steps": None,
+        "seconds": None,
+        **training,
+    }
+
+
+def profile_size(config: DataConfig, data: SegmentationDataset) -> tuple[int, int]:
+    """Return the (height, width) at which costs are stated: the size that the networks see in evaluation."""
+    if config.size is not None:
+        return config.size
+    image = data[0].image
+    return int(image.shape[-2]), int(image.shape[-1])
+
+
+def environment(config: TrainConfig, fabric: Any) -> dict[str, str]:
+    """Return what the report says about software and machine."""
+    device = fabric.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU"
+    return {
+        "segtailor": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "device": name,
+        "processes": str(fabric.world_size),
+        "threads": str(torch.get_num_threads()),
+        "precision": config.precision,
+        "seed": str(config.seed),
+    }
+
+
+def model_card(data: SegmentationDataset, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return what a weights file says of its data and origin."""
+    return {
+        "classes": list(data.classes),
+        "palette": [list(color) for color in data.palette],
+        "data_licence": data.licence,
+        "recipe": recipe,
+    }
+
+
+def card_with_metrics(card: dict[str, Any], result: EvaluationResult, step: int) -> dict[str, Any]:
+    """Return ``card`` with the scores of the weights beside it."""
+    metrics = {"miou": result.miou, "miou_all": result.miou_all, "pixel_accuracy": result.pixel_accuracy, "step": step}
+    return {**card, "metrics": metrics}
+
+
+def weights_path(folder: Path) -> Path:
+    """Return the file that ``segtailor train`` leaves in its run folder."""
+    return folder / "model.safetensors"
