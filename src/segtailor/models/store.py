@@ -1,0 +1,128 @@
+"""Models on disk: safetensors with a JSON card; nothing that is read is ever executed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from segtailor.errors import SegtailorError
+from segtailor.models.atomic import write_atomically
+from segtailor.models.create import create_model
+from segtailor.models.segmenter import Segmenter
+
+CARD_VERSION = 1
+RUN_FILES = ("student.safetensors", "model.safetensors")
+"""What a run folder may hold, in order of preference."""
+PUBLISHED = "published:"
+
+
+def save_model(model: Segmenter, path: str | Path, card: dict[str, Any] | None = None) -> None:
+    """Write ``model`` and its card to one ``.safetensors`` file, atomically.
+
+    ``card`` adds what the model does not know itself: classes, palette, metrics, licences, recipe. Raises
+    SegtailorError when the file cannot be written; a file that was there stays whole.
+    """
+    given = dict(card or {})
+    licences = {**model.licences, **given.pop("licences", {})}
+    content = {"version": CARD_VERSION, "model": model.spec(), "licences": licences, **given}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    data = safetensors.torch.save(tensors, metadata={"card": json.dumps(content)})
+    write_atomically(path, lambda file: file.write(data))
+
+
+def read_card(path: str | Path) -> dict[str, Any]:
+    """Return the card of a ``.safetensors`` file or of a run folder's model."""
+    return _read_card(find_weights(path))
+
+
+def load_model(uri: str | Path, num_classes: int | None = None) -> Segmenter:
+    """Load a model from a run folder, a ``.safetensors`` file or ``published:FILE.pth``.
+
+    With ``num_classes`` the class count must agree. Raises SegtailorError for files that are missing, damaged or of
+    another network.
+    """
+    text = str(uri)
+    if text.startswith(PUBLISHED):
+        from segtailor.models.published import load_published
+
+        model: Segmenter = load_published(Path(text.removeprefix(PUBLISHED)))
+    else:
+        model = _load_own(find_weights(uri))
+    if num_classes is not None and model.num_classes != num_classes:
+        raise SegtailorError(
+            f"{uri} has {model.num_classes} classes where {num_classes} are asked for; "
+            "give weights trained on these classes"
+        )
+    return model
+
+
+def find_weights(uri: str | Path) -> Path:
+    """Return the ``.safetensors`` file that ``uri``, a file or a run folder, stands for."""
+    path = Path(uri)
+    if path.is_dir():
+        for name in RUN_FILES:
+            if (path / name).is_file():
+                return path / name
+        raise SegtailorError(f"{path} holds no {' or '.join(RUN_FILES)}; is it a finished run?")
+    if not path.exists():
+        raise SegtailorError(
+            f"no such file or folder: {uri}; give a run folder, a .safetensors file or {PUBLISHED}FILE"
+        )
+    if path.suffix in {".pth", ".pt", ".bin", ".ckpt"}:
+        raise SegtailorError(f"{path} is not a .safetensors file; for a published checkpoint write {PUBLISHED}{path}")
+    return path
+
+
+def _load_own(path: Path) -> Segmenter:
+    card = _read_card(path)
+    spec = card.get("model")
+    if not isinstance(spec, dict) or not {"name", "num_classes"} <= spec.keys():
+        raise SegtailorError(f"{path} has no model in its card; it was not written by segtailor")
+    try:
+        model = create_model(**spec)
+    except TypeError as error:
+        raise SegtailorError(f"{path}: its card does not describe a model of this version ({error})") from error
+    model.licences = dict(card.get("licences", {}))
+    fill(model, safetensors.torch.load_file(path), path)
+    return model
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise SegtailorError(f"{path} is damaged or no safetensors file ({error})") from error
+    try:
+        card = json.loads(metadata["card"])
+    except (KeyError, ValueError) as error:
+        raise SegtailorError(f"{path} has no card; it was not written by segtailor") from error
+    return dict(card)
+
+
+def fill(model: Segmenter, tensors: dict[str, Tensor], path: Path) -> None:
+    """Fill ``model`` with ``tensors``; every name and shape must agree, else one line says how many do not."""
+    state = model.state_dict()
+    problems = [
+        count_names("missing", [name for name in state if name not in tensors]),
+        count_names("unexpected", [name for name in tensors if name not in state]),
+        count_names(
+            "of another shape",
+            [name for name, tensor in tensors.items() if name in state and state[name].shape != tensor.shape],
+        ),
+    ]
+    if any(problems):
+        raise SegtailorError(f"{path} does not fit {model.name}: {'; '.join(filter(None, problems))}")
+    model.load_state_dict(tensors)
+
+
+def count_names(kind: str, names: list[str]) -> str:
+    """Return how many ``names`` there are and the first five of them, or nothing."""
+    if not names:
+        return ""
+    return f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
