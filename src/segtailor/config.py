@@ -27,7 +27,7 @@ class Strict(BaseModel):
 
 
 class SplitConfig(Strict):
-    """Where one split of a folder data set lies; give ``images`` and ``masks``, or ``list``. Paths are under ``root``."""
+    """Where one split of a folder data set lies, under ``root``; give ``images`` and ``masks``, or ``list``."""
 
     images: str | None = Field(None, description="folder of images")
     masks: str | None = Field(None, description="folder of masks; a mask has its image's name")
@@ -64,9 +64,8 @@ class ModelConfig(Strict):
     weights: str | None = Field(None, description="run folder, .safetensors file or published:FILE.pth")
     pretrained: bool = Field(False, description="start from ImageNet weights of the encoder")
     output_stride: Literal[4, 8, 16, 32] | None = Field(None, description="default: the family's")
-    head_width: PositiveInt | None = Field(
-        None, description="channels in front of the classifier; default: the family's"
-    )
+    head_width: PositiveInt | None = Field(None, description="channels before the classifier; default: the family's")
+    encoder_weights: str | None = Field(None, description="file with the encoder's ImageNet weights, published layout")
 
     def options(self) -> dict[str, Any]:
         """Return the construction options that were set."""
