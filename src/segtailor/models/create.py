@@ -131,9 +131,11 @@ def _backbone(name: str, backbone_name: str, stride: int, required: bool, pretra
             f" pretrained{_alternative(name)}"
         )
     if pretrained:
-        from segtailor.models.pretrained import load_published_backbone
+        if not is_published(name):
+            raise SegtailorError(f"{name}: pretrained=PATH is for the published family; use pretrained: true")
+        from segtailor.models.published import load_published_backbone
 
-        load_published_backbone(backbone.net, backbone_name, Path(pretrained))
+        backbone.licence = load_published_backbone(backbone.net, backbone_name, Path(pretrained))
     return backbone
 
 

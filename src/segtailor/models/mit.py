@@ -100,7 +100,8 @@ class ReducedAttention(nn.Module):
             x = self.norm(to_tokens(self.sr(to_map(x, height, width))))
         key, value = self.kv(x).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         attended = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        projected: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
+        return projected
 
 
 class DepthwiseConv(nn.Module):
@@ -143,7 +144,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         """Return tokens (B,N,C)."""
         x = x + self.drop_path(self.attn(self.norm1(x), height, width))
-        return x + self.drop_path(self.mlp(self.norm2(x), height, width))
+        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x), height, width))
+        return out
 
 
 class MixTransformer(nn.Module):

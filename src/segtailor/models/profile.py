@@ -1,0 +1,84 @@
+"""What a model costs: parameters, multiply-adds, and the published tables' own count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from segtailor.models.output import SegOutput
+from segtailor.models.segmenter import Segmenter
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_multiply_adds(model: Segmenter, size: tuple[int, int]) -> int:
+    """Return the multiply-adds of one image of ``size``: convolutions, linear layers and attention products."""
+    with FlopCounterMode(display=False) as counter:
+        run_on_meta(model, size)
+    return int(counter.get_total_flops()) // 2
+
+
+def published_multiply_adds(model: Segmenter, size: tuple[int, int]) -> int:
+    """Return what the published tables' counter says for one image of ``size``.
+
+    It takes ``(size + 2 * padding - kernel) // stride + 1`` as a convolution's output size, which is too large for a
+    dilated one, counts a linear layer once whatever it is applied to, and counts nothing else. Source: the benchmark
+    that Table 1 of the KT paper (doi 10.1016/j.patcog.2025.112399) takes its FLOPs from.
+    """
+    total = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], _: Any) -> None:
+        nonlocal total
+        if isinstance(module, nn.Conv2d):
+            total += _published_convolution(module, inputs[0])
+        elif isinstance(module, nn.Linear):
+            total += module.weight.numel()
+
+    hooks = [module.register_forward_hook(count) for module in model.modules()]
+    try:
+        run_on_meta(model, size)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total
+
+
+def _published_convolution(module: nn.Conv2d, x: Tensor) -> int:
+    cells = 1
+    for axis in range(2):
+        padding = module.padding[axis]
+        assert isinstance(padding, int)
+        cells *= (x.shape[2 + axis] + 2 * padding - module.kernel_size[axis]) // module.stride[axis] + 1
+    return module.weight.numel() * cells
+
+
+def run_on_meta(model: Segmenter, size: tuple[int, int]) -> SegOutput:
+    """Run ``model`` in eval mode on one normalised image of ``size`` without computing or storing a value."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shells = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            inputs = torch.empty(1, 3, *size, device="meta")
+            return torch.func.functional_call(_Normalised(model), {f"model.{k}": v for k, v in shells.items()}, inputs)  # type: ignore[no-any-return]
+    finally:
+        for module, was_training in training.items():
+            module.training = was_training
+
+
+class _Normalised(nn.Module):
+    """Gives `forward_normalised` the name that `functional_call` asks for."""
+
+    def __init__(self, model: Segmenter) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> SegOutput:
+        return self.model.forward_normalised(inputs)
