@@ -81,7 +81,7 @@ def test_a_wrong_recipe_is_one_line(overrides: dict[str, object], parts: list[st
 
 
 def test_all_problems_are_named_at_once() -> None:
-    with pytest.raises(SegtailorError, match="stepz.*batchh"):
+    with pytest.raises(SegtailorError, match=r"stepz.*batchh"):
         load_recipe(DISTILL, DistillRecipe, {"train.stepz": 1, "train.batchh": 1})
 
 

@@ -29,3 +29,9 @@ def unknown(kind: str, name: str, choices: Iterable[str], hint: str = "") -> Seg
     near = nearest(name, choices)
     listed = f"; nearest: {', '.join(near)}" if near else ""
     return SegtailorError(f"unknown {kind} '{name}'{listed}{'. ' + hint if hint else ''}")
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of ``error``'s message, or its type's name when it has none."""
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from segtailor.errors import SegtailorError
+from segtailor.errors import SegtailorError, reason
 
 FORMAT = 1
 
@@ -29,8 +29,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     except (OSError, RuntimeError) as error:
         part.unlink(missing_ok=True)
         kept = "the previous checkpoint is whole" if path.exists() else "there is no earlier one"
-        reason = str(error).splitlines()[0]
-        raise SegtailorError(f"cannot save {path}: {reason}; {kept}. Free some space, then resume the run") from error
+        raise SegtailorError(f"cannot save {path}: {reason(error)}; {kept}. Free some space, then resume") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -40,9 +39,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except Exception as error:
-        reason = str(error).splitlines()[0]
         raise SegtailorError(
-            f"cannot read the checkpoint {path}: {reason}; start again with run.exists replace"
+            f"cannot read the checkpoint {path}: {reason(error)}; start again with run.exists replace"
         ) from error
     if state.get("format") != FORMAT:
         raise SegtailorError(f"{path} is not a checkpoint of this version; start again with run.exists replace")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from segtailor.config import TrainConfig
-from segtailor.errors import SegtailorError
+from segtailor.errors import SegtailorError, reason
 
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -48,8 +48,9 @@ def launch(config: TrainConfig, find_unused_parameters: bool = False) -> Any:
             precision=PRECISION[config.precision],
         )
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise SegtailorError(f"cannot use train.accelerator {accelerator} with {devices} devices: {reason}") from error
+        raise SegtailorError(
+            f"cannot use train.accelerator {accelerator} with {devices} devices: {reason(error)}"
+        ) from error
     fabric.launch()
     return fabric
 

@@ -1,0 +1,78 @@
+"""A run folder is new, resumed or replaced, and an existing one is never touched by surprise."""
+
+from pathlib import Path
+
+import pytest
+
+from segtailor.config import RunConfig
+from segtailor.engine.runs import open_run, write_text
+from segtailor.errors import SegtailorError
+
+RECIPE = {"train": {"steps": 10, "threads": 1}, "method": [{"name": "kt"}], "run": {"exists": "error"}}
+
+
+def config(folder: Path, exists: str = "error") -> RunConfig:
+    return RunConfig.model_validate({"folder": folder, "exists": exists})
+
+
+def test_a_new_run_writes_its_recipe(tmp_path: Path) -> None:
+    run = open_run(config(tmp_path), "a", RECIPE)
+    assert (run.path / "recipe.yaml").exists()
+    assert not run.finished
+
+
+def test_an_existing_run_is_left_alone(tmp_path: Path) -> None:
+    run = open_run(config(tmp_path), "a", RECIPE)
+    kept = run.path / "student.safetensors"
+    kept.write_bytes(b"precious")
+    with pytest.raises(SegtailorError, match="exists already.*resume or replace"):
+        open_run(config(tmp_path), "a", RECIPE)
+    assert kept.read_bytes() == b"precious"
+
+
+def test_replacing_empties_a_run_but_nothing_else(tmp_path: Path) -> None:
+    run = open_run(config(tmp_path), "a", RECIPE)
+    (run.path / "old").write_text("x")
+    assert not (open_run(config(tmp_path, "replace"), "a", RECIPE).path / "old").exists()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "me.jpg").write_text("x")
+    with pytest.raises(SegtailorError, match="not a run folder"):
+        open_run(config(tmp_path, "replace"), "photos", RECIPE)
+    assert (tmp_path / "photos" / "me.jpg").exists()
+
+
+def test_resuming_a_changed_recipe_names_the_keys(tmp_path: Path) -> None:
+    open_run(config(tmp_path), "a", RECIPE)
+    changed = {**RECIPE, "train": {"steps": 20, "threads": 2}, "method": [{"name": "kd"}]}
+    with pytest.raises(SegtailorError) as caught:
+        open_run(config(tmp_path, "resume"), "a", changed)
+    assert "train.steps 10 -> 20" in str(caught.value)
+    assert "method.0.name kt -> kd" in str(caught.value)
+    assert "threads" not in str(caught.value)
+
+
+def test_resuming_knows_a_finished_run(tmp_path: Path) -> None:
+    run = open_run(config(tmp_path, "resume"), "a", RECIPE)
+    assert not open_run(config(tmp_path, "resume"), "a", RECIPE).finished
+    run.results.write_text("{}")
+    assert open_run(config(tmp_path, "resume"), "a", RECIPE).finished
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(SegtailorError, match="is a file"):
+        open_run(config(tmp_path), "a", RECIPE)
+
+
+def test_a_failed_write_keeps_the_old_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.json"
+    write_text(path, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("segtailor.engine.runs.os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
