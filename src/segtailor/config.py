@@ -62,10 +62,9 @@ class ModelConfig(Strict):
 
     model: str = Field(description="name as in `segtailor models`")
     weights: str | None = Field(None, description="run folder, .safetensors file or published:FILE.pth")
-    pretrained: bool = Field(False, description="start from ImageNet weights of the encoder")
+    pretrained: bool | str = Field(False, description="ImageNet encoder: true, or the published family's file")
     output_stride: Literal[4, 8, 16, 32] | None = Field(None, description="default: the family's")
     head_width: PositiveInt | None = Field(None, description="channels before the classifier; default: the family's")
-    encoder_weights: str | None = Field(None, description="file with the encoder's ImageNet weights, published layout")
 
     def options(self) -> dict[str, Any]:
         """Return the construction options that were set."""

@@ -17,9 +17,9 @@ def test_the_global_batch_is_split(batch: int, micro: int | None, world: int, ex
 
 
 def test_batches_that_do_not_divide() -> None:
-    with pytest.raises(SegtailorError, match="train.batch 7 does not divide by 2 processes"):
+    with pytest.raises(SegtailorError, match=r"train.batch 7 does not divide by 2 processes"):
         split_batch(7, None, 2)
-    with pytest.raises(SegtailorError, match="train.micro_batch 3 does not divide the 8 images"):
+    with pytest.raises(SegtailorError, match=r"train.micro_batch 3 does not divide the 8 images"):
         split_batch(8, 3, 1)
 
 
@@ -39,6 +39,6 @@ def test_fp16_needs_a_gpu() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
 def test_devices_that_are_not_there() -> None:
-    with pytest.raises(SegtailorError, match="cannot use train.accelerator cuda") as caught:
+    with pytest.raises(SegtailorError, match=r"cannot use train.accelerator cuda") as caught:
         launch(TrainConfig(accelerator="cuda", devices=4))
     assert "\n" not in str(caught.value)

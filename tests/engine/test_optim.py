@@ -1,5 +1,7 @@
 """Schedules, parameter groups and averaged weights."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -18,8 +20,8 @@ def test_warm_up_rises_and_the_floor_holds() -> None:
     schedule = ScheduleConfig(power=0.9, warmup=10, floor=0.001)
     rates = [learning_rate(step, 100, 0.01, schedule) for step in range(1, 101)]
     assert rates[0] == pytest.approx(0.001)
-    assert all(a < b for a, b in zip(rates[:9], rates[1:10], strict=True))
-    assert all(a > b for a, b in zip(rates[10:-1], rates[11:], strict=True))
+    assert all(a < b for a, b in pairwise(rates[:10]))
+    assert all(a > b for a, b in pairwise(rates[10:]))
     assert min(rates[10:]) >= 0.001
 
 

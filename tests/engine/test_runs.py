@@ -25,7 +25,7 @@ def test_an_existing_run_is_left_alone(tmp_path: Path) -> None:
     run = open_run(config(tmp_path), "a", RECIPE)
     kept = run.path / "student.safetensors"
     kept.write_bytes(b"precious")
-    with pytest.raises(SegtailorError, match="exists already.*resume or replace"):
+    with pytest.raises(SegtailorError, match=r"exists already.*resume or replace"):
         open_run(config(tmp_path), "a", RECIPE)
     assert kept.read_bytes() == b"precious"
 

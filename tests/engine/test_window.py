@@ -35,5 +35,5 @@ def test_weights_that_are_not_finite_are_never_saved() -> None:
     check_weights(net, 3, 0)
     with torch.no_grad():
         net.bias[1] = float("inf")
-    with pytest.raises(SegtailorError, match="step 3: the weight 'bias'.*no checkpoint was written yet"):
+    with pytest.raises(SegtailorError, match=r"step 3: the weight 'bias'.*no checkpoint was written yet"):
         check_weights(net, 3, 0)
