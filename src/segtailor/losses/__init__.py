@@ -1,0 +1,21 @@
+"""The maths that the methods share: pure functions of tensors, float32 inside autocast, teacher detached."""
+
+from __future__ import annotations
+
+from segtailor.losses.counts import class_counts, global_batch, global_count, valid_counts
+from segtailor.losses.divergence import channel_divergence, channel_kl, cross_entropy, pixel_kl
+from segtailor.losses.maps import full_precision, standardise, to_grid
+
+__all__ = [
+    "channel_divergence",
+    "channel_kl",
+    "class_counts",
+    "cross_entropy",
+    "full_precision",
+    "global_batch",
+    "global_count",
+    "pixel_kl",
+    "standardise",
+    "to_grid",
+    "valid_counts",
+]

@@ -1,0 +1,49 @@
+"""Small steps on maps (B,C,h,w) that come before a comparison: precision, grid, scale."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """Return ``values`` in float32, or unchanged where they are float32 or float64 already.
+
+    >>> full_precision(torch.ones(1, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
+    return values if values.element_size() >= 4 else values.float()
+
+
+def to_grid(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize ``values`` (B,C,h,w) bilinearly to ``size``, in float32; equal sizes are returned as they are.
+
+    >>> to_grid(torch.tensor([[[[0.0, 2.0]]]]), (1, 4)).flatten().tolist()
+    [0.0, 0.5, 1.5, 2.0]
+    """
+    values = full_precision(values)
+    if values.shape[-2:] == tuple(size):
+        return values
+    return F.interpolate(values, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def standardise(values: Tensor, multiplicity: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """Shift and scale every channel of every image to mean 0 and variance 1 over its positions.
+
+    ``values`` (B,C,h,w); ``multiplicity`` (B,h*w), zero where a position is void, weighs the two moments (all positions
+    equally when None). Constant channels and wholly void images give zeros, with finite gradients.
+
+    >>> maps = standardise(torch.tensor([[[[1.0, 3.0, 100.0]]]]), torch.tensor([[1.0, 1.0, 0.0]]))
+    >>> maps.round().flatten().tolist()
+    [-1.0, 1.0, 0.0]
+    """
+    flat = full_precision(values).flatten(2)
+    if multiplicity is None:
+        weight = flat.new_full((1, 1, flat.shape[2]), 1 / flat.shape[2])
+    else:
+        weight = multiplicity.to(flat.dtype).unsqueeze(1)
+        weight = weight / weight.sum(2, keepdim=True).clamp(min=1e-6)
+    # Void positions are zeroed as well, so that nothing they hold can reach a later sum.
+    centred = (flat - (flat * weight).sum(2, keepdim=True)) * (weight > 0)
+    variance = (centred.square() * weight).sum(2, keepdim=True)
+    return (centred * (variance + eps).rsqrt()).view_as(values)

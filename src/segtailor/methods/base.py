@@ -1,0 +1,106 @@
+"""What a method is: a module that turns the outputs of student and teacher into named, weighted losses."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, model_validator
+from torch import Tensor, nn
+
+from segtailor.errors import SegtailorError, unknown
+from segtailor.models.output import SegOutput
+
+Channels = dict[str, int]
+"""Width of every tap that a model offers: ``feature``, ``stages.N`` and named ones."""
+
+
+class MethodOptions(BaseModel):
+    """Options of a method. A field's default is the ``clean`` value; ``published`` overrides it in ``presets``."""
+
+    model_config = ConfigDict(extra="forbid")
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        return {**cls.presets.get(str(given.get("variant")), {}), **given} if isinstance(given, dict) else given
+
+
+class VariantOptions(MethodOptions):
+    """Options of a method that exists as published and mended."""
+
+    variant: Literal["clean", "published"] = "clean"
+
+
+class Method(nn.Module):
+    """How knowledge passes: ``method(student, teacher, target, progress) -> {term: weighted loss}``.
+
+    A subclass sets the class attributes below and writes :meth:`terms`. Its projectors are its parameters.
+    ``progress`` is step / steps, counted from 1; a plain float. The teacher's output is detached and autocast is off
+    inside, so terms compute in float32.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    formula: ClassVar[str]
+    source: ClassVar[str]
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+
+    needs: frozenset[str] = frozenset()
+    """What it reads beside the logits: labels, aux_logits, feature. An instance may need less than its class."""
+    reads: frozenset[str] = frozenset()
+    """Taps that it reads beside the two kinds of logits, by their names in :class:`SegOutput`."""
+    phases: bool = False
+    """Some parameters are used only part of the time."""
+    couples_images: bool = False
+    """The value does not split over ranks and micro-batches."""
+    minimal_at_teacher: frozenset[str] = frozenset()
+    """Terms that are least where the student's output equals the teacher's."""
+
+    def __init__(
+        self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: MethodOptions
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.options = options
+
+    def forward(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+        """Return the weighted terms; ``target`` (B,H,W) holds class indices and 255 for void."""
+        with torch.autocast(student.logits.device.type, enabled=False):
+            return self.terms(student, teacher.detach(), target, progress)
+
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+        """Return the weighted terms of a detached teacher; written by each method."""
+        raise NotImplementedError
+
+    def select(self, output: SegOutput) -> SegOutput:
+        """Return ``output`` with only the tensors that this method reads, so that the others' memory is free."""
+        return SegOutput(
+            logits=output.logits,
+            aux_logits=output.aux_logits if "aux_logits" in self.needs else None,
+            feature=output.feature if "feature" in self.reads else None,
+            classifier_input=output.classifier_input if "classifier_input" in self.reads else None,
+            stages=tuple(
+                stage if f"stages.{index}" in self.reads else stage.new_empty(0)
+                for index, stage in enumerate(output.stages)
+            ),
+            taps={name: value for name, value in output.taps.items() if name in self.reads},
+        )
+
+
+def width_of(channels: Channels, tap: str, role: str) -> int:
+    """Return the width of ``tap``, or raise a :class:`SegtailorError` that lists the nearest taps of that model."""
+    if tap not in channels:
+        raise unknown(f"tap of the {role}", tap, channels, "`segtailor inspect MODEL` lists a model's taps")
+    return channels[tap]
+
+
+def read_tap(output: SegOutput, tap: str, role: str) -> Tensor:
+    """Return the tensor called ``tap``; ``classifier_input`` falls back to ``feature`` where a model has no dropout."""
+    value = output.tap(tap)
+    if value is None and tap == "classifier_input":
+        value = output.feature
+    if value is None:
+        raise SegtailorError(f"the {role} returns no '{tap}'; choose another tap or method (`segtailor inspect MODEL`)")
+    return value

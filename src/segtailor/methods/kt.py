@@ -1,0 +1,169 @@
+"""Knowledge Tailoring: the teacher's knowledge is cut to the student, in logits and in features."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from torch import Tensor, nn
+
+from segtailor.errors import unknown
+from segtailor.losses import channel_kl, full_precision, to_grid, valid_counts
+from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, read_tap, width_of
+from segtailor.methods.tailoring import logits
+from segtailor.methods.tailoring.features import FeatureTailoring
+from segtailor.models.output import SegOutput
+
+DECODER = "decoder"
+
+
+class KnowledgeTailoringOptions(VariantOptions):
+    """Options of ``kt``."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "published": {
+            "lt_all": 1.0,
+            "lt_class": 1.0,
+            "lt_nonclass": 1.0,
+            "ft": 1.0,
+            "contrastive": 1.0,
+            "margin": 1.0,
+            "tailors": "frozen",
+        }
+    }
+    kd: NonNegativeFloat = Field(1.0, description="weight of the channel-wise KL on logits")
+    kd_aux: NonNegativeFloat = Field(0.4, description="weight of the same on auxiliary logits, where both have them")
+    lt_all: NonNegativeFloat = Field(0.5, description="weight of logit tailoring over all pixels")
+    lt_class: NonNegativeFloat = Field(0.1, description="weight of logit tailoring inside each class")
+    lt_nonclass: NonNegativeFloat = Field(0.1, description="weight of logit tailoring outside each class")
+    ft: NonNegativeFloat = Field(2.0, description="weight of feature tailoring")
+    contrastive: NonNegativeFloat = Field(0.1, description="weight of the triplet on tailored features")
+    temperature: PositiveFloat = Field(4.0, description="divides maps before a softmax over space")
+    margin: PositiveFloat = Field(0.4, description="margin of the triplet")
+    tuning_point: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.25, description="fraction of the run at which the teacher, not the student, begins to be recombined"
+    )
+    tailors: Literal["trained", "frozen"] = Field("trained", description="whether the tailors learn with the student")
+    seed: NonNegativeInt = Field(0, description="seed of the tailors' first values, the same on every process")
+    sharpness: PositiveFloat = Field(0.1, description="divides correlations before the softmax over channels (clean)")
+    feature_taps: str | Annotated[list[str], Field(min_length=1)] = Field(
+        DECODER, description="`decoder` (the feature in front of the classifier), `stages.N`, or a list of taps"
+    )
+
+    def taps(self) -> list[str]:
+        """Return the chosen taps without repeats, in order."""
+        chosen = [self.feature_taps] if isinstance(self.feature_taps, str) else self.feature_taps
+        return list(dict.fromkeys(DECODER if tap == "feature" else tap for tap in chosen))
+
+
+class KnowledgeTailoring(Method):
+    """KD, logit tailoring, feature tailoring and a triplet, switching direction at the tuning point.
+
+    Terms ``kd``, ``kd_aux``, ``lt_all``, ``lt_class``, ``lt_nonclass``, ``ft``, ``contrastive``; with several taps
+    ``ft.TAP`` and ``contrastive.TAP``. A term of weight 0 is left out; ``kd_aux`` also where a network has no auxiliary
+    logits. ``published`` computes what the public code computes; ``clean`` leaves void out, recombines standardised
+    features by convex weights that carry no gradient, and trains the tailors.
+    """
+
+    name: ClassVar[str] = "kt"
+    summary: ClassVar[str] = "Knowledge Tailoring: logits tailored by the labels, features by channel correlation"
+    formula: ClassVar[str] = "kd + logit tailoring (3 terms) + feature tailoring + triplet; two phases"
+    source: ClassVar[str] = "Knowledge Tailoring, Pattern Recognition 2025, doi 10.1016/j.patcog.2025.112399"
+    Options: ClassVar[type[MethodOptions]] = KnowledgeTailoringOptions
+    options: KnowledgeTailoringOptions
+
+    def __init__(
+        self,
+        num_classes: int,
+        student_channels: Channels,
+        teacher_channels: Channels,
+        options: KnowledgeTailoringOptions,
+    ) -> None:
+        super().__init__(num_classes, student_channels, teacher_channels, options)
+        self.tailoring = nn.ModuleDict()
+        self.tap_names: dict[str, str] = {}
+        if options.ft or options.contrastive:
+            for index, tap in enumerate(options.taps()):
+                widths = [
+                    _tap_width(channels, tap, role)
+                    for channels, role in ((student_channels, "student"), (teacher_channels, "teacher"))
+                ]
+                module = FeatureTailoring(*widths, trained=options.tailors == "trained", seed=options.seed + index)
+                self.tailoring[tap.replace(".", "_")] = module
+                decoder = "feature" if options.variant == "clean" else "classifier_input"
+                self.tap_names[tap] = decoder if tap == DECODER else tap
+        reads = set(self.tap_names.values())
+        self.reads = frozenset(reads | ({"feature"} if DECODER in self.tap_names else set()))
+        labels = options.variant == "clean" or options.lt_all or options.lt_class or options.lt_nonclass
+        conditions = {"labels": labels, "aux_logits": options.kd_aux, "feature": DECODER in self.tap_names}
+        self.needs = frozenset(name for name, needed in conditions.items() if needed)
+        self.phases = options.tailors == "trained" and bool(self.tap_names)
+        self.minimal_at_teacher = frozenset(
+            {"kd", "kd_aux"} | ({"lt_class", "lt_nonclass"} if options.variant == "published" else set())
+        )
+
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+        """Return the terms whose weight is not 0."""
+        terms = self._kd(student, teacher, target) | self._logit_tailoring(student, teacher, target)
+        for tap in self.tap_names:
+            suffix = f".{tap}" if len(self.tap_names) > 1 else ""
+            matching, contrast = self._feature_tailoring(student, teacher, target, tap, progress)
+            if matching is not None:
+                terms[f"ft{suffix}"] = self.options.ft * matching
+            if contrast is not None:
+                terms[f"contrastive{suffix}"] = self.options.contrastive * contrast
+        return terms
+
+    def _valid(self, target: Tensor, size: tuple[int, int]) -> Tensor | None:
+        return valid_counts(target, size) if self.options.variant == "clean" else None
+
+    def _kd(self, student: SegOutput, teacher: SegOutput, target: Tensor) -> dict[str, Tensor]:
+        pairs = {
+            "kd": (self.options.kd, student.logits, teacher.logits),
+            "kd_aux": (self.options.kd_aux, student.aux_logits, teacher.aux_logits),
+        }
+        terms = {}
+        for name, (weight, own, guide) in pairs.items():
+            if weight and own is not None and guide is not None:
+                size = (own.shape[-2], own.shape[-1])
+                valid = self._valid(target, size)
+                multiplicity = None if valid is None else valid.unsqueeze(1)
+                terms[name] = weight * channel_kl(own, to_grid(guide, size), self.options.temperature, multiplicity)
+        return terms
+
+    def _logit_tailoring(self, student: SegOutput, teacher: SegOutput, target: Tensor) -> dict[str, Tensor]:
+        options = self.options
+        weights = {"lt_all": options.lt_all, "lt_class": options.lt_class, "lt_nonclass": options.lt_nonclass}
+        if not any(weights.values()):
+            return {}
+        compute = logits.clean_terms if options.variant == "clean" else logits.published_terms
+        guide = to_grid(teacher.logits, (student.logits.shape[-2], student.logits.shape[-1]))
+        values = compute(student.logits, guide, target, options.temperature)
+        return {name: weight * value for (name, weight), value in zip(weights.items(), values, strict=True) if weight}
+
+    def _feature_tailoring(
+        self, student: SegOutput, teacher: SegOutput, target: Tensor, tap: str, progress: float
+    ) -> tuple[Tensor | None, Tensor | None]:
+        options, name = self.options, self.tap_names[tap]
+        own = full_precision(read_tap(student, name, "student"))
+        size = (own.shape[-2], own.shape[-1])
+        guide = to_grid(read_tap(teacher, name, "teacher"), size)
+        module = self.tailoring[tap.replace(".", "_")]
+        assert isinstance(module, FeatureTailoring)
+        early, wanted = progress < options.tuning_point, (options.ft > 0, options.contrastive > 0)
+        valid = self._valid(target, size)
+        if valid is None:
+            return module.published(own, guide, early, options.temperature, options.margin, wanted)
+        return module.clean(own, guide, valid, early, options.sharpness, options.margin, wanted)
+
+
+def _tap_width(channels: Channels, tap: str, role: str) -> int:
+    if tap == DECODER and "feature" in channels:
+        return channels["feature"]
+    choices = {
+        DECODER: channels.get("feature", 0),
+        **{key: width for key, width in channels.items() if key != "feature"},
+    }
+    if tap not in channels:
+        raise unknown(f"tap of the {role}", tap, choices, "`segtailor inspect MODEL` lists a model's taps")
+    return width_of(channels, tap, role)

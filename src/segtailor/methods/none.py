@@ -1,0 +1,23 @@
+"""No distillation: the student trained alone, by the same loop and on the same batches."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from segtailor.methods.base import Method
+from segtailor.models.output import SegOutput
+
+
+class NoDistillation(Method):
+    """The student alone; the baseline of every comparison."""
+
+    name: ClassVar[str] = "none"
+    summary: ClassVar[str] = "the student alone: cross-entropy only, no term from the teacher"
+    formula: ClassVar[str] = "no term"
+    source: ClassVar[str] = "the baseline of every comparison"
+
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+        """Return no terms."""
+        return {}
