@@ -7,7 +7,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
-from segtailor.errors import unknown
 from segtailor.losses import channel_kl, full_precision, to_grid, valid_counts
 from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, read_tap, width_of
 from segtailor.methods.tailoring import logits
@@ -84,12 +83,9 @@ class KnowledgeTailoring(Method):
         self.tap_names: dict[str, str] = {}
         if options.ft or options.contrastive:
             for index, tap in enumerate(options.taps()):
-                widths = [
-                    _tap_width(channels, tap, role)
-                    for channels, role in ((student_channels, "student"), (teacher_channels, "teacher"))
-                ]
-                module = FeatureTailoring(*widths, trained=options.tailors == "trained", seed=options.seed + index)
-                self.tailoring[tap.replace(".", "_")] = module
+                own, guide = _tap_width(student_channels, tap, "student"), _tap_width(teacher_channels, tap, "teacher")
+                trained = options.tailors == "trained"
+                self.tailoring[tap.replace(".", "_")] = FeatureTailoring(own, guide, trained, options.seed + index)
                 decoder = "feature" if options.variant == "clean" else "classifier_input"
                 self.tap_names[tap] = decoder if tap == DECODER else tap
         reads = set(self.tap_names.values())
@@ -158,12 +154,5 @@ class KnowledgeTailoring(Method):
 
 
 def _tap_width(channels: Channels, tap: str, role: str) -> int:
-    if tap == DECODER and "feature" in channels:
-        return channels["feature"]
-    choices = {
-        DECODER: channels.get("feature", 0),
-        **{key: width for key, width in channels.items() if key != "feature"},
-    }
-    if tap not in channels:
-        raise unknown(f"tap of the {role}", tap, choices, "`segtailor inspect MODEL` lists a model's taps")
-    return width_of(channels, tap, role)
+    named = {DECODER if name == "feature" else name: width for name, width in channels.items()}
+    return width_of(named, tap, role)

@@ -73,7 +73,8 @@ def cosines(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _lengths(vectors: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(vectors, dim=-1).clamp(min=1e-12)
+    lengths: Tensor = torch.linalg.vector_norm(vectors, dim=-1)
+    return lengths.clamp(min=1e-12)
 
 
 def row_triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float) -> Tensor:
@@ -82,8 +83,8 @@ def row_triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: floa
     >>> row_triplet(*torch.tensor([0.0, 3.0, 2.5]).view(3, 1, 1, 1, 1), margin=1.0).item()
     1.5
     """
-    near = torch.linalg.vector_norm(anchor - positive + 1e-7, dim=-1)
-    far = torch.linalg.vector_norm(anchor - negative + 1e-7, dim=-1)
+    near: Tensor = torch.linalg.vector_norm(anchor - positive + 1e-7, dim=-1)
+    far: Tensor = torch.linalg.vector_norm(anchor - negative + 1e-7, dim=-1)
     return (near - far + margin).relu().mean()
 
 
