@@ -28,6 +28,7 @@ COMMON_BACKBONES = (
     *("efficientnet_b0", "lcnet_050", "lcnet_100", "regnety_002", "convnext_atto", "convnext_tiny"),
     *("swin_tiny_patch4_window7_224", "vit_small_patch16_224"),
 )
+MIT_STRIDE = 32
 MOST_CLASSES = 255
 
 
@@ -50,17 +51,19 @@ def is_published(name: str) -> bool:
 def create_model(
     name: str,
     num_classes: int,
-    pretrained: bool | str | Path = False,
+    pretrained: bool = False,
     *,
+    encoder_weights: str | Path | None = None,
     output_stride: int | None = None,
     head_width: int | None = None,
     preprocess: dict[str, Any] | None = None,
 ) -> Segmenter:
     """Build the network ``name`` (``HEAD-BACKBONE``, see `list_models`) with fresh weights.
 
-    ``pretrained``: True loads ImageNet weights into the backbone; a path loads the published benchmark's ImageNet file
-    (``resnet18-imagenet.pth``, ``mit_b0.pth``). ``output_stride`` and ``head_width`` override the family's own;
-    ``preprocess`` are `Preprocess` arguments. Raises SegtailorError for unknown names and for weights out of reach.
+    ``pretrained`` loads ImageNet weights into a timm backbone, ``encoder_weights`` the published benchmark's ImageNet
+    file (``resnet18-imagenet.pth``, ``mit_b0.pth``) into one of its own. ``output_stride`` and ``head_width`` override
+    the family's; ``preprocess`` are `Preprocess` arguments. Raises SegtailorError for unknown names, for a stride that
+    the backbone cannot have, and for weights out of reach.
 
     >>> create_model("fcn-lcnet_050", num_classes=3).tap_channels["stages.0"]
     32
@@ -70,9 +73,9 @@ def create_model(
     head_name, _, backbone_name = name.partition("-")
     head_type = HEADS.get(head_name)
     if head_type is None or not _is_backbone(backbone_name):
-        raise unknown("model", name, _choices(head_name))
+        raise unknown("model", name, _choices(head_name, backbone_name))
     stride = output_stride or head_type.output_stride
-    backbone = _backbone(name, backbone_name, stride, output_stride is not None, pretrained)
+    backbone = _backbone(name, backbone_name, stride, output_stride is not None, pretrained, encoder_weights)
     channels, strides = backbone.channels, backbone.strides
     width = head_width or _width(head_name, backbone_name, channels)
     head = head_type(channels, strides, num_classes, width)
@@ -95,8 +98,8 @@ def _is_backbone(name: str) -> bool:
     return bool(name) and (name in MIT_SIZES or name == "mobilenetv2" or is_timm_name(name))
 
 
-def _choices(head_name: str) -> list[str]:
-    if head_name not in HEADS:
+def _choices(head_name: str, backbone_name: str) -> list[str]:
+    if head_name not in HEADS or not backbone_name:
         return list_models()
     import timm
 
@@ -109,35 +112,34 @@ def _width(head_name: str, backbone_name: str, channels: tuple[int, ...]) -> int
     return HEADS[head_name].default_width(channels)
 
 
-def _backbone(name: str, backbone_name: str, stride: int, required: bool, pretrained: bool | str | Path) -> Backbone:
+def _backbone(
+    name: str, backbone_name: str, stride: int, required: bool, pretrained: bool, encoder_weights: str | Path | None
+) -> Backbone:
     """Build the backbone of the model ``name``; the published family has its own stem and preprocessing."""
+    published = is_published(name)
+    if encoder_weights is not None and (pretrained or not published):
+        reason = "give pretrained or encoder_weights, not both" if published else "it is for the published family"
+        raise SegtailorError(f"{name}: encoder_weights cannot be used here; {reason}")
     if backbone_name in MIT_SIZES:
-        if required and stride != 32:
+        if required and stride != MIT_STRIDE:
             raise SegtailorError(f"{name} cannot have output stride {stride}: leave output_stride out (it has 32)")
         backbone = mit_backbone(backbone_name, PUBLISHED_PREPROCESS)
-    elif is_published(name) and backbone_name in PUBLISHED_RESNETS:
+    elif published and backbone_name in PUBLISHED_RESNETS:
         backbone = timm_backbone(backbone_name, stride, required, stem_type="deep", stem_width=64)
-        backbone.preprocess = PUBLISHED_PREPROCESS
     else:
         timm_name = "mobilenetv2_100" if backbone_name == "mobilenetv2" else backbone_name
-        backbone = timm_backbone(timm_name, stride, required, pretrained=pretrained is True)
-        if is_published(name) and pretrained is not True:
-            backbone.preprocess = PUBLISHED_PREPROCESS
-        if pretrained is True:
-            return backbone
-    if pretrained is True:
-        raise SegtailorError(
-            f"{name}: no downloadable weights fit this backbone; pass the published ImageNet file's path as"
-            f" pretrained{_alternative(name)}"
-        )
+        backbone = timm_backbone(timm_name, stride, required, pretrained)
+        if pretrained or not published:
+            return backbone  # hub weights expect the preprocessing that they were trained with
+    backbone.preprocess = PUBLISHED_PREPROCESS
     if pretrained:
-        if not is_published(name):
-            raise SegtailorError(f"{name}: pretrained=PATH is for the published family; use pretrained: true")
+        other = f", or use {name}d" if "-resnet" in name else ""
+        raise SegtailorError(
+            f"{name}: no downloadable weights fit this backbone; set encoder_weights to the published ImageNet file"
+            f" (resnet18-imagenet.pth, mit_b0.pth){other}"
+        )
+    if encoder_weights is not None:
         from segtailor.models.published import load_published_backbone
 
-        backbone.licence = load_published_backbone(backbone.net, backbone_name, Path(pretrained))
+        backbone.licence = load_published_backbone(backbone.net, backbone_name, Path(encoder_weights))
     return backbone
-
-
-def _alternative(name: str) -> str:
-    return f", or use {name}d" if "-resnet" in name else ""

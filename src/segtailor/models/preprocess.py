@@ -30,6 +30,8 @@ class Preprocess(nn.Module):
         size_multiple: int = 1,
     ) -> None:
         super().__init__()
+        # Kept as numbers too, so that the spec is exact whatever the module's precision and device.
+        self._mean, self._std = [float(value) for value in mean], [float(value) for value in std]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.scale = scale
@@ -46,8 +48,8 @@ class Preprocess(nn.Module):
     def spec(self) -> dict[str, Any]:
         """Return the constructor's arguments as plain values, for a model's card."""
         return {
-            "mean": self.mean.flatten().tolist(),
-            "std": self.std.flatten().tolist(),
+            "mean": list(self._mean),
+            "std": list(self._std),
             "scale": self.scale,
             "channel_order": self.channel_order,
             "size_multiple": self.size_multiple,

@@ -77,7 +77,7 @@ def recognise(tensors: dict[str, Tensor], source: str) -> Recognised:
     backbone = _backbone(tensors)
     if head is None or backbone is None or (head == "segformer") != backbone.startswith("mit"):
         bare = any(name.startswith(("layer1.", "features.0.")) for name in names) or (backbone and head is None)
-        hint = "it looks like a backbone alone: give it as pretrained=PATH" if bare else "is it of another project?"
+        hint = "it looks like a backbone alone: give it as encoder_weights" if bare else "is it of another project?"
         raise SegtailorError(
             f"{source} is no published checkpoint (DeepLabV3 or PSPNet on ResNet-18/50/101 or MobileNetV2, SegFormer "
             f"B0 to B5): {count_names('tensors', sorted(names))}; {hint}"
@@ -130,8 +130,10 @@ def load_published_backbone(net: nn.Module, name: str, path: Path) -> str:
     state = net.state_dict()
     names = {ours: rename(f"backbone.net.{ours}", prefixes).removeprefix(prefix) for ours in state}
     tensors = read_tensors(path)
+    # Old files have no batch counters; they play no part in the result.
+    names = {ours: theirs for ours, theirs in names.items() if theirs in tensors or not ours.endswith("_tracked")}
     wanted = set(names.values())
     kept = {key: value for key, value in tensors.items() if key in wanted}
     check_fit({theirs: state[ours] for ours, theirs in names.items()}, kept, str(path), f"the backbone {name}")
-    net.load_state_dict({ours: tensors[theirs] for ours, theirs in names.items()})
+    net.load_state_dict({**state, **{ours: tensors[theirs] for ours, theirs in names.items()}})
     return MIT_LICENCE if name.startswith("mit") else ""
