@@ -1,1 +1,43 @@
+"""Data sets, augmentation and training batches."""
 
+from __future__ import annotations
+
+from typing import Protocol
+
+from segtailor.config import DataConfig
+from segtailor.data.base import VOID, Sample, SegmentationDataset
+from segtailor.data.camvid import create_camvid
+from segtailor.data.toy import create_toy
+from segtailor.errors import unknown
+
+__all__ = ["DATASETS", "VOID", "Sample", "SegmentationDataset", "create_dataset", "list_datasets"]
+
+
+class Create(Protocol):
+    """Opens one split of a data set; ``training`` resizes targets along with the images."""
+
+    def __call__(self, config: DataConfig, split: str, training: bool) -> SegmentationDataset: ...
+
+
+DATASETS: dict[str, Create] = {
+    "camvid": create_camvid,
+    "toy": create_toy,
+}
+
+
+def create_dataset(config: DataConfig, split: str, training: bool) -> SegmentationDataset:
+    """Open ``split`` of the data set that ``config`` names; its files are paired by name, not yet read.
+
+    With ``training`` the targets are resized to ``config.size`` along with the images; without, they keep the masks'
+    own size, at which models are scored. Raises ``SegtailorError`` for an unknown name or split, for missing folders
+    and for images or masks without a partner.
+    """
+    create = DATASETS.get(config.name)
+    if create is None:
+        raise unknown("data set", config.name, DATASETS, "For your own images and masks use the name 'folder'")
+    return create(config, split, training)
+
+
+def list_datasets() -> list[str]:
+    """Return the names of all data sets, sorted."""
+    return sorted(DATASETS)

@@ -1,0 +1,117 @@
+"""Random scale, crop and flip of a training sample, resampling only the window that is kept.
+
+The result is that of resizing the whole frame by s (image bilinear at half-pixel centres without antialiasing, target
+nearest at pixel centres, torch's ``nearest-exact``), padding bottom and right to at least the crop, cropping at a
+uniform offset and flipping; but the window is chosen first, and each of its pixels is computed from the source
+coordinates that resizing the whole frame would use. Scales and order are those of the published training code.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from segtailor.data.base import VOID, Color, Sample
+from segtailor.data.read import Size, nearest
+
+
+class Window(NamedTuple):
+    """What was drawn: the whole frame's size after scaling, the crop's upper left corner in it, and the flip."""
+
+    frame: Size
+    top: int
+    left: int
+    flip: bool
+
+
+def draw_window(size: Size, rng: np.random.Generator, crop: Size, scale: tuple[float, float], flip: float) -> Window:
+    """Draw the window of an image of ``size``: s in steps of 0.1, uniform offsets, ``flip`` is a probability."""
+    steps = int(np.floor((scale[1] - scale[0]) * 10 + 1e-6))
+    s = scale[0] + int(rng.integers(0, steps + 1)) / 10
+    frame = (max(1, round(size[0] * s)), max(1, round(size[1] * s)))
+    top = int(rng.integers(0, max(frame[0] - crop[0], 0) + 1))
+    left = int(rng.integers(0, max(frame[1] - crop[1], 0) + 1))
+    return Window(frame, top, left, bool(rng.random() < flip))
+
+
+def augment(
+    sample: Sample,
+    rng: np.random.Generator,
+    crop: Size,
+    scale: tuple[float, float] = (0.5, 2.0),
+    flip: float = 0.5,
+    mean_color: Color = (124, 116, 104),
+) -> Sample:
+    """Return ``sample`` scaled, padded with ``mean_color`` and void, cropped to ``crop`` (height, width) and flipped.
+
+    Image (3,H,W) and target (H,W) are uint8 and of one size. Everything drawn comes from ``rng``.
+    """
+    size = (int(sample.image.shape[-2]), int(sample.image.shape[-1]))
+    window = draw_window(size, rng, crop, scale, flip)
+    image, target = cut_window(sample.image.numpy(), sample.target.numpy(), window, crop, mean_color)
+    return Sample(torch.from_numpy(image), torch.from_numpy(target), sample.name)
+
+
+def cut_window(
+    image: NDArray[np.uint8], target: NDArray[np.uint8], window: Window, crop: Size, mean_color: Color
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return ``window`` of ``image`` (3,H,W) and ``target`` (H,W) at the size ``crop``."""
+    firsts, size = (window.top, window.left), target.shape
+    counts = [min(wanted, whole) for wanted, whole in zip(crop, window.frame, strict=True)]
+    spans = list(zip(firsts, counts, window.frame, size, strict=True))
+    rows, columns = (nearest(*span) for span in spans)
+    inner_target = target[rows].take(columns, axis=1)
+    inner_image = image[:, rows].take(columns, axis=2) if window.frame == size else _bilinear(image, spans)
+    if window.flip:
+        inner_image, inner_target = inner_image[:, :, ::-1], inner_target[:, ::-1]
+    if (counts[0], counts[1]) == crop:
+        return np.ascontiguousarray(inner_image), np.ascontiguousarray(inner_target)
+    # padding lies at the bottom and the right before the flip, so at the left after it
+    start = crop[1] - counts[1] if window.flip else 0
+    inside = (slice(0, counts[0]), slice(start, start + counts[1]))
+    whole_image = np.empty((3, *crop), np.uint8)
+    whole_image[:] = np.array(mean_color, np.uint8)[:, None, None]
+    whole_image[:, inside[0], inside[1]] = inner_image
+    whole_target = np.full(crop, VOID, np.uint8)
+    whole_target[inside] = inner_target
+    return whole_image, whole_target
+
+
+def _bilinear(image: NDArray[np.uint8], spans: list[tuple[int, int, int, int]]) -> NDArray[np.uint8]:
+    (upper, lower, down), (left, right, along) = (_taps(*span) for span in spans)
+    # only the source columns that the window touches; contiguous, as decoders hand out strided views
+    start, stop = int(left[0]), int(right[-1]) + 1
+    left, right = left - start, right - start
+    down = down[:, None]
+    source = np.ascontiguousarray(image[:, upper[0] : lower[-1] + 1, start:stop])
+    upper, lower = upper - upper[0], lower - upper[0]
+    # products stay below 65536: 255 * 256 + 128
+    rows = source[:, upper].astype(np.uint16)
+    rows *= 256 - down
+    below = source[:, lower].astype(np.uint16)
+    below *= down
+    rows += below
+    rows += 128
+    rows >>= 8
+    out = rows.take(left, axis=2)
+    out *= 256 - along
+    beside = rows.take(right, axis=2)
+    beside *= along
+    out += beside
+    out += 128
+    out >>= 8
+    return out.astype(np.uint8)
+
+
+def _taps(
+    first: int, count: int, out: int, old: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint16]]:
+    """Return for each output the two neighbouring source indices and the second one's weight in 256ths."""
+    centres = (np.arange(first, first + count) + 0.5) * (old / out) - 0.5
+    centres = np.clip(centres, 0, old - 1)
+    lower = centres.astype(np.int64)
+    weight = np.rint((centres - lower) * 256).astype(np.uint16)
+    return lower, np.minimum(lower + 1, old - 1), weight

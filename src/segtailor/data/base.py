@@ -1,0 +1,76 @@
+"""What every data set gives: samples, class names, colours and a licence."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor
+
+from segtailor.errors import SegtailorError
+
+VOID = 255
+"""The target value that no loss and no score counts."""
+
+MAX_CLASSES = 255
+"""Targets are one byte a pixel and 255 is void."""
+
+Color = tuple[int, int, int]
+
+
+class Sample(NamedTuple):
+    """One labelled image: ``image`` uint8 RGB (3,H,W), ``target`` uint8 (H,W) with 255 = void, and a name."""
+
+    image: Tensor
+    target: Tensor
+    name: str
+
+
+class SegmentationDataset(ABC):
+    """One split of a labelled data set.
+
+    ``data[i]`` is a :class:`Sample`: the image resized to the recipe's ``data.size``, the target too when the split is
+    read for training, else at the mask's own size. ``classes`` and ``palette`` (RGB) have one entry a class,
+    ``mean_color`` (RGB) is what images are padded with, ``licence`` says how the data may be used.
+    """
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    palette: tuple[Color, ...]
+    mean_color: Color
+    licence: str
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, void not counted."""
+        return len(self.classes)
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    @abstractmethod
+    def __getitem__(self, index: int, /) -> Sample:
+        """Return sample ``index``; raises ``SegtailorError`` when its files are unreadable or do not fit together."""
+
+
+def check_classes(name: str, classes: tuple[str, ...]) -> None:
+    """Raise ``SegtailorError`` when a data set has no class, or more than a byte can hold beside void."""
+    if not classes:
+        raise SegtailorError(f"{name} names no class; list at least one")
+    if len(classes) > MAX_CLASSES:
+        raise SegtailorError(
+            f"{name} has {len(classes)} classes, but at most {MAX_CLASSES} are supported (targets are one byte a pixel "
+            "and 255 is void); merge classes"
+        )
+
+
+def some(names: list[str], count: int = 3) -> str:
+    """Return the first ``count`` of ``names``, and how many more there are.
+
+    >>> some(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = len(names) - count
+    return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,125 @@
+"""Which mask belongs to which image; checked from names alone when a data set is opened."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from segtailor.data.base import some
+from segtailor.data.read import IMAGE_SUFFIXES, MASK_SUFFIXES
+from segtailor.errors import SegtailorError
+
+
+class Pair(NamedTuple):
+    """An image file, its mask file, and the name that both go by."""
+
+    image: Path
+    mask: Path
+    name: str
+
+
+def require_folder(folder: Path, hint: str) -> Path:
+    """Return ``folder``; raises ``SegtailorError`` when it is missing."""
+    if not folder.is_dir():
+        raise SegtailorError(f"no such folder: {folder}; {hint}")
+    return folder
+
+
+def pair_folders(
+    images: Path,
+    masks: Path,
+    where: str,
+    image_key: Callable[[str], str | None] = lambda stem: stem,
+    mask_key: Callable[[str], str | None] = lambda stem: stem,
+) -> tuple[Pair, ...]:
+    """Pair the files below ``images`` and ``masks`` by path without suffix, sorted by name.
+
+    ``image_key`` and ``mask_key`` turn that path (with ``/``) into the common name; None passes a file over. Raises
+    ``SegtailorError`` for images without mask, masks without image, and two files of one name.
+    """
+    found_images = _keyed(images, IMAGE_SUFFIXES, image_key, where)
+    # a JPEG is listed as well, so that a folder of JPEG masks is called that when it is read
+    found_masks = _keyed(masks, MASK_SUFFIXES | {".jpg", ".jpeg"}, mask_key, where)
+    if not found_images and not found_masks:
+        raise SegtailorError(f"no images in {images} and no masks in {masks} ({where}); check data.root and the layout")
+    no_mask = sorted(found_images.keys() - found_masks.keys())
+    no_image = sorted(found_masks.keys() - found_images.keys())
+    problems = []
+    if no_mask:
+        problems.append(f"{_count(no_mask, 'image')} without a mask: {some(no_mask)}")
+    if no_image:
+        problems.append(f"{_count(no_image, 'mask')} without an image: {some(no_image)}")
+    if problems:
+        raise SegtailorError(f"{where}: {'; '.join(problems)}; add or remove files in {images} and {masks}")
+    return tuple(Pair(found_images[key], found_masks[key], key) for key in sorted(found_images))
+
+
+def pair_list(path: Path, root: Path, where: str) -> tuple[Pair, ...]:
+    """Read a list file with one ``image mask`` pair a line (blanks or a tab between), in its order.
+
+    Paths are under ``root``; leading folders that ``root`` already stands for, as in ``/SegNet/CamVid/train/x.png``,
+    are dropped. Empty lines and lines that begin with ``#`` are passed over. Raises ``SegtailorError`` for a line that
+    is no pair and for files that are missing.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise SegtailorError(f"no such file: {path} (the list of {where})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SegtailorError(f"cannot read {path} (the list of {where}): {type(error).__name__}") from error
+    pairs: list[Pair] = []
+    missing: dict[str, list[str]] = {"image": [], "mask": []}
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        fields = [field.strip() for field in text.split("\t")] if "\t" in text else text.split()
+        if len(fields) != 2:
+            raise SegtailorError(f"{path}, line {number}: expected 'image mask', found {len(fields)} fields")
+        found = []
+        for kind, field in zip(missing, fields, strict=True):
+            file = _under(root, field)
+            if file is None:
+                missing[kind].append(field)
+            found.append(file or root)
+        pairs.append(Pair(found[0], found[1], _name(fields[0])))
+    problems = [f"{_count(names, kind)} missing: {some(names)}" for kind, names in missing.items() if names]
+    if problems:
+        raise SegtailorError(f"{where}: of the files listed in {path}, {'; '.join(problems)}; looked under {root}")
+    if not pairs:
+        raise SegtailorError(f"{path} (the list of {where}) names no files")
+    return tuple(pairs)
+
+
+def _keyed(folder: Path, suffixes: frozenset[str], key_of: Callable[[str], str | None], where: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    twice: Counter[str] = Counter()
+    for path in folder.rglob("*"):
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+            continue
+        key = key_of(path.relative_to(folder).with_suffix("").as_posix())
+        if key is None:
+            continue
+        twice[key] += 1
+        found[key] = path
+    repeated = sorted(key for key, count in twice.items() if count > 1)
+    if repeated:
+        raise SegtailorError(f"{where}: {len(repeated)} names stand for several files in {folder}: {some(repeated)}")
+    return found
+
+
+def _under(root: Path, text: str) -> Path | None:
+    parts = PurePosixPath(text.replace("\\", "/")).parts
+    candidates = [Path(text)] if Path(text).is_absolute() else []
+    candidates += [root.joinpath(*parts[start:]) for start in range(len(parts)) if parts[start] != "/"]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _name(text: str) -> str:
+    return PurePosixPath(text.replace("\\", "/")).stem
+
+
+def _count(names: list[str], kind: str) -> str:
+    return f"{len(names)} {kind}{'' if len(names) == 1 else 's'}"
