@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from segtailor.methods import create_method
+
+from .cases import CLASSES, STUDENT, TEACHER, labels, output
+from .tester import MethodTester
+
+
+class TestPixelKD(MethodTester):
+    name = "kd"
+    options = {"temperature": 2}
+    terms = frozenset({"kd"})
+
+
+class TestPixelKDPublished(MethodTester):
+    name = "kd"
+    options = {"variant": "published"}
+    void_matters = True
+    terms = frozenset({"kd"})
+
+
+@pytest.mark.parametrize("variant", ["published", "clean"])
+def test_equals_plain_loops(variant: str) -> None:
+    student, teacher, target = output(STUDENT), output(TEACHER, seed=2), labels()
+    height, width = target.shape[1:]
+    total, count = 0.0, 0
+    for image in range(2):
+        cells = [(i * 6 // height, j * 8 // width) for i in range(height) for j in range(width) if target[image, i, j] != 255]
+        for row, column in cells if variant == "clean" else [(i, j) for i in range(6) for j in range(8)]:
+            own = (student.logits[image, :, row, column] / 3).log_softmax(0)
+            guide = (teacher.logits[image, :, row, column] / 3).log_softmax(0)
+            total += 9 * (guide.exp() * (guide - own)).sum().item()
+            count += 1
+    method = create_method("kd", CLASSES, STUDENT, TEACHER, variant=variant, temperature=3, kd=2.0)
+    value = method(student, teacher, target, 0.5)["kd"]
+    torch.testing.assert_close(value.item(), 2 * total / count, rtol=1e-5, atol=0)

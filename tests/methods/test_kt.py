@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from segtailor.errors import SegtailorError
+from segtailor.methods import create_method
+
+from .cases import CLASSES, STUDENT, TEACHER, labels, output
+from .tester import EARLY, LATE, MethodTester
+
+TERMS = frozenset({"kd", "kd_aux", "lt_all", "lt_class", "lt_nonclass", "ft", "contrastive"})
+
+
+class TestKT(MethodTester):
+    name = "kt"
+    options = {"margin": 2.0}  # a hinge that is never slack, so that its gradient is tested
+    terms = TERMS
+
+
+class TestKTPublished(MethodTester):
+    name = "kt"
+    options = {"variant": "published", "margin": 20.0}
+    void_matters = True
+    terms = TERMS
+
+
+class TestKTPublishedTrained(MethodTester):
+    name = "kt"
+    options = {"variant": "published", "tailors": "trained", "margin": 20.0}
+    void_matters = True
+    terms = TERMS
+
+
+class TestKTOnStages(MethodTester):
+    name = "kt"
+    options = {"feature_taps": ["decoder", "stages.0"], "margin": 2.0}
+    terms = TERMS - {"ft", "contrastive"} | {
+        f"{term}.{tap}" for term in ("ft", "contrastive") for tap in ("decoder", "stages.0")
+    }
+
+
+class TestKTOnOneStage(MethodTester):
+    name = "kt"
+    options = {"feature_taps": "stages.1", "variant": "published", "margin": 20.0}
+    void_matters = True
+    terms = TERMS
+
+
+def test_phase_two_begins_at_the_published_iteration() -> None:
+    method, student, teacher = (
+        create_method("kt", CLASSES, STUDENT, TEACHER, variant="published"),
+        output(STUDENT),
+        output(TEACHER, seed=2),
+    )
+    values = [method(student, teacher, labels(), n / 40_000)["ft"].item() for n in (1, 9_999, 10_000, 40_000)]
+    assert values[0] == values[1]
+    assert values[2] == values[3]
+    assert values[1] != values[2]
+
+
+@pytest.mark.parametrize("which", ["student", "teacher", "both"])
+def test_drops_the_auxiliary_term_where_a_network_has_no_auxiliary_logits(which: str) -> None:
+    student, teacher = output(STUDENT), output(TEACHER, seed=2)
+    if which != "teacher":
+        student.aux_logits = None
+    if which != "student":
+        teacher.aux_logits = None
+    terms = create_method("kt", CLASSES, STUDENT, TEACHER)(student, teacher, labels(), EARLY)
+    assert set(terms) == TERMS - {"kd_aux"}
+
+
+@pytest.mark.parametrize("variant", ["published", "clean"])
+@pytest.mark.parametrize("term", sorted(TERMS))
+def test_weights_scale_their_term_and_zero_drops_it(variant: str, term: str) -> None:
+    values = []
+    for weight in (0.0, 1.5, 3.0):
+        method = create_method("kt", CLASSES, STUDENT, TEACHER, variant=variant, margin=20, **{term: weight})
+        values.append(method(output(STUDENT), output(TEACHER, seed=2), labels(), LATE))
+    assert set(values[0]) == TERMS - {term}
+    for name in TERMS:
+        factor = 2 if name == term else 1
+        torch.testing.assert_close(values[2][name], factor * values[1][name], rtol=1e-6, atol=0)
+
+
+def test_frozen_tailors_are_the_same_whatever_the_random_state_and_are_saved() -> None:
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        method = create_method("kt", CLASSES, STUDENT, TEACHER, variant="published")
+        assert not any(parameter.requires_grad for parameter in method.parameters())
+        states.append(method.state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert len(states[0]) == 13
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    other = create_method("kt", CLASSES, STUDENT, TEACHER, variant="published", seed=1).state_dict()
+    assert not torch.equal(other["tailoring.decoder.student_projector.weight"], states[0]["tailoring.decoder.student_projector.weight"])
+
+
+def test_creating_the_method_leaves_the_random_state_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(())
+    torch.manual_seed(0)
+    create_method("kt", CLASSES, STUDENT, TEACHER)
+    assert torch.rand(()) == expected
+
+
+def test_published_reads_after_dropout_and_clean_before() -> None:
+    student, teacher = output(STUDENT), output(TEACHER, seed=2)
+    for variant, read, unread in (("published", "classifier_input", "feature"), ("clean", "feature", "classifier_input")):
+        value = create_method("kt", CLASSES, STUDENT, TEACHER, variant=variant)(student, teacher, labels(), LATE)["ft"]
+        gradients = torch.autograd.grad(value, [getattr(student, read), getattr(student, unread)], allow_unused=True)
+        assert gradients[0].abs().sum() > 0
+        assert gradients[1] is None
+
+
+def test_without_feature_terms_nothing_is_built_or_read() -> None:
+    method = create_method("kt", CLASSES, {}, {}, ft=0, contrastive=0)
+    assert not method.state_dict()
+    assert method.reads == frozenset()
+    assert not method.phases
+
+
+@pytest.mark.parametrize(
+    ("tap", "nearest"), [("stages.7", "stages.0"), ("decodr", "decoder"), (["decoder", "stage.1"], "stages.1")]
+)
+def test_a_tap_that_does_not_exist_lists_the_nearest(tap: object, nearest: str) -> None:
+    with pytest.raises(SegtailorError, match=nearest):
+        create_method("kt", CLASSES, STUDENT, TEACHER, feature_taps=tap)
+
+
+def test_a_tap_that_only_the_student_has_names_the_teacher() -> None:
+    with pytest.raises(SegtailorError, match=r"tap of the teacher 'stages.1'"):
+        create_method("kt", CLASSES, STUDENT, {"feature": 4, "stages.0": 3}, feature_taps="stages.1")
+
+
+def test_several_taps_have_tailors_of_their_own() -> None:
+    method = create_method("kt", CLASSES, STUDENT, TEACHER, feature_taps=["decoder", "stages.0"])
+    widths = {key: module.student_projector.weight.shape[:2] for key, module in method.tailoring.items()}
+    assert widths == {"decoder": (10, 6), "stages_0": (8, 4)}
