@@ -7,6 +7,8 @@ from typing import Protocol
 from segtailor.config import DataConfig
 from segtailor.data.base import VOID, Sample, SegmentationDataset
 from segtailor.data.camvid import create_camvid
+from segtailor.data.cityscapes import create_cityscapes
+from segtailor.data.folder import create_folder
 from segtailor.data.toy import create_toy
 from segtailor.errors import unknown
 
@@ -21,6 +23,8 @@ class Create(Protocol):
 
 DATASETS: dict[str, Create] = {
     "camvid": create_camvid,
+    "cityscapes": create_cityscapes,
+    "folder": create_folder,
     "toy": create_toy,
 }
 

@@ -88,11 +88,11 @@ def train_batches(
         for step in range(start_step, steps)
         for first in range(0, rows, micro_batch)
     ]
-    plan = [range(first, first + micro_batch) for first in firsts]
+    plan = [list(range(first, first + micro_batch)) for first in firsts]
     return _batches(TrainingPositions(dataset, config, seed), plan, config.workers)
 
 
-def _batches(positions: TrainingPositions, plan: Sequence[range], workers: int) -> Iterator[Batch]:
+def _batches(positions: TrainingPositions, plan: Sequence[list[int]], workers: int) -> Iterator[Batch]:
     loader: DataLoader[Sample] = DataLoader(
         positions,
         batch_sampler=plan,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -87,27 +88,32 @@ class Scene:
         """Return smooth noise (H,W) of unit spread whose features are about that many pixels."""
         rows, columns = _spread(self.h, cell_y * self.unit), _spread(self.w, cell_x * self.unit)
         grid = self.rng.standard_normal((rows.shape[1], columns.shape[1]), dtype=np.float32)
-        return (rows @ grid @ columns.T) * np.float32(1.4)
+        smooth: Array = (rows @ grid @ columns.T) * np.float32(1.4)
+        return smooth
 
-    def ragged(self, cell: float = 6.0, far: float = RAGGED) -> Array:
-        """Return how far a border wanders at each column (W,), in pixels."""
-        columns = _spread(self.w, cell * self.unit)
-        return (columns @ self.rng.standard_normal(columns.shape[1], dtype=np.float32)) * np.float32(far * self.unit)
+    def ragged(self, cell: float, far: float, length: int) -> Array:
+        """Return how far a border wanders, in pixels, at each of ``length`` rows or columns (length,)."""
+        points = _spread(length, cell * self.unit)
+        wander: Array = points @ self.rng.standard_normal(points.shape[1], dtype=np.float32)
+        return wander * np.float32(far * self.unit)
 
-    def paint(self, mask: Mask, texture: Array | float, label: int) -> None:
+    def paint(self, mask: Mask, texture: NDArray[np.floating] | float, label: int) -> None:
         """Cover ``mask`` with a surface of random colour, modulated by ``texture`` (about -1 to 1)."""
         base = self.between(*GREY) + self.rng.uniform(-SATURATION, SATURATION, 3)
         tint = self.rng.uniform(0.6, 1.0, 3) * self.between(*CONTRAST) * self.rng.choice((-1, 1))
-        wave = np.broadcast_to(np.asarray(texture, np.float32), self.size)[mask][:, None]
-        self.image[mask] = base.astype(np.float32) + wave * tint.astype(np.float32)
-        self.target[mask] = label
+        inside = np.flatnonzero(mask)
+        wave = np.broadcast_to(texture, self.size).reshape(-1, 1)[inside].astype(np.float32)
+        self.image.reshape(-1, 3)[inside] = base.astype(np.float32) + wave * tint.astype(np.float32)
+        self.target.reshape(-1)[inside] = label
 
     def draw_ground(self) -> None:
         """Draw sky, pavement and road."""
         self.paint(np.ones(self.size, np.bool_), self.noise(30, 40) * 0.7 + self.y / self.h, SKY)
         depth = (self.y - self.horizon) / (self.h - self.horizon)
         self.depth = np.clip(depth, 0, 1)
-        self.outside, inside = (self._beyond(edges, self.ragged()) for edges in (self.walk, self.road))
+        self.outside, inside = (
+            self._beyond(edges, self.ragged(2.5, RAGGED, self.h)) for edges in (self.walk, self.road)
+        )
         slope, period = self.rng.choice((-1, 1)) * self.between(0.6, 1.6), self.between(3.5, 6) * self.unit
         tiles = np.sign(np.sin((self.x + slope * self.y) * (2 * np.pi / period)))
         self.paint(~self.outside & (depth > 0), tiles * 0.8, PAVEMENT)
@@ -119,21 +125,22 @@ class Scene:
     def _beyond(self, edges: tuple[float, float], ragged: Array) -> Mask:
         left = self.vanishing + (edges[0] - self.vanishing) * self.depth
         right = self.vanishing + (edges[1] - self.vanishing) * self.depth
-        x = self.x + ragged * self.depth
-        return (x < left) | (x > right) | (self.depth <= 0)
+        x = self.x + ragged[:, None] * self.depth
+        beyond: Mask = (x < left) | (x > right) | (self.depth <= 0)
+        return beyond
 
     def draw_blocks(self) -> None:
         """Draw the buildings and greenery that line the street, each a range of columns."""
         edges = np.sort(self.rng.uniform(-0.05, 1.05, self.count((4, 8)))) * self.w
         bounds = np.concatenate(([-1.0], edges, [self.w + 1.0]))
         ground = self.outside | (self.depth <= 0)
-        for left, right in zip(bounds[:-1], bounds[1:], strict=True):
+        for left, right in itertools.pairwise(bounds):
             near = abs((left + right) / 2 - self.vanishing) / self.w
             top = self.horizon - self.h * self.between(0.1, 0.5) * (0.35 + 1.3 * near)
             columns = (self.x >= left) & (self.x < right) & ground
             kind = self.rng.random()
             if kind < 0.6:
-                self.paint(columns & (self.y > top + self.ragged(4, 0.6)), self._windows(), BUILDING)
+                self.paint(columns & (self.y > top + self.ragged(4, 0.6, self.w)), self._windows(), BUILDING)
             elif kind < 0.92:
                 top = self.horizon - self.h * self.between(0.02, 0.3)
                 self.paint(columns & (self.y > top + self.noise(5, 5) * 4 * self.unit), self._leaves(), VEGETATION)
@@ -178,9 +185,8 @@ class Scene:
         kind = self.rng.random()
         if kind > 0.65:
             arm = self.between(4, 10) * self.unit * self.rng.choice((-1, 1))
-            pole |= (
-                (np.abs(self.y - top) <= half) & ((self.x - x) * np.sign(arm) >= 0) & (np.abs(self.x - x) < abs(arm))
-            )
+            along = (self.x - x) / arm
+            pole |= (np.abs(self.y - top) <= half) & (along >= 0) & (along < 1)
         self.paint(pole, 0.4, POLE)
         if kind < 0.65:
             radius = (2.2 + 5 * depth) * self.unit * self.between(0.8, 1.3)
@@ -277,4 +283,4 @@ def _spread(length: int, cell: float) -> Array:
     points = max(2, int(np.ceil(length / max(cell, 1.0))) + 1)
     place = np.linspace(0, points - 1, length, dtype=np.float32)
     weights = 1 - np.abs(place[:, None] - np.arange(points, dtype=np.float32)[None])
-    return np.clip(weights, 0, 1).astype(np.float32)
+    return np.maximum(weights, 0, dtype=np.float32)

@@ -13,7 +13,7 @@ from segtailor.errors import unknown
 SIZE: Size = (96, 128)
 LENGTHS = {"train": 240, "val": 60}
 SEEDS = {"train": 1, "val": 2}
-MEAN_COLOR: Color = (124, 124, 124)
+MEAN_COLOR: Color = (131, 131, 131)
 LICENCE = "CC0-1.0 (drawn by segtailor)"
 # Scenes are kept once drawn, up to this many bytes a process.
 CACHE_BYTES = 512 * 2**20
