@@ -25,7 +25,11 @@ def labels(batch: int = 2, size: tuple[int, int] = (46, 63), seed: int = 0) -> T
 
 
 def output(
-    channels: dict[str, int], batch: int = 2, size: tuple[int, int] = (6, 8), seed: int = 1, dtype: torch.dtype = torch.float32
+    channels: dict[str, int],
+    batch: int = 2,
+    size: tuple[int, int] = (6, 8),
+    seed: int = 1,
+    dtype: torch.dtype = torch.float32,
 ) -> SegOutput:
     """Return leaf tensors that require gradients; stages are finer than the logits."""
     generator = torch.Generator().manual_seed(seed)

@@ -60,7 +60,13 @@ class Distilling(nn.Module):
 
 
 def step_gradients(
-    name: str, options: dict[str, Any], progress: float, target: Tensor, micro_batches: int, rank: int = 0, world: int = 1
+    name: str,
+    options: dict[str, Any],
+    progress: float,
+    target: Tensor,
+    micro_batches: int,
+    rank: int = 0,
+    world: int = 1,
 ) -> Gradients:
     """Return the gradients of one step over ``target`` (B,H,W), this rank's share of it in ``micro_batches`` parts."""
     images = torch.randn(len(target), 3, *target.shape[1:], generator=torch.Generator().manual_seed(3))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from segtailor.methods import create_method
@@ -15,14 +17,14 @@ class TestChannelWise(MethodTester):
 
 class TestChannelWisePublished(MethodTester):
     name = "cwd"
-    options = {"variant": "published"}
+    options: ClassVar = {"variant": "published"}
     void_matters = True
     terms = frozenset({"cwd_logits", "cwd_feature"})
 
 
 class TestChannelWiseOnLogits(MethodTester):
     name = "cwd"
-    options = {"feature": 0}
+    options: ClassVar = {"feature": 0}
     terms = frozenset({"cwd_logits"})
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -11,13 +13,13 @@ from .tester import MethodTester
 
 class TestPixelKD(MethodTester):
     name = "kd"
-    options = {"temperature": 2}
+    options: ClassVar = {"temperature": 2}
     terms = frozenset({"kd"})
 
 
 class TestPixelKDPublished(MethodTester):
     name = "kd"
-    options = {"variant": "published"}
+    options: ClassVar = {"variant": "published"}
     void_matters = True
     terms = frozenset({"kd"})
 
@@ -28,7 +30,9 @@ def test_equals_plain_loops(variant: str) -> None:
     height, width = target.shape[1:]
     total, count = 0.0, 0
     for image in range(2):
-        cells = [(i * 6 // height, j * 8 // width) for i in range(height) for j in range(width) if target[image, i, j] != 255]
+        cells = [
+            (i * 6 // height, j * 8 // width) for i in range(height) for j in range(width) if target[image, i, j] != 255
+        ]
         for row, column in cells if variant == "clean" else [(i, j) for i in range(6) for j in range(8)]:
             own = (student.logits[image, :, row, column] / 3).log_softmax(0)
             guide = (teacher.logits[image, :, row, column] / 3).log_softmax(0)

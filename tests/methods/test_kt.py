@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -14,27 +16,27 @@ TERMS = frozenset({"kd", "kd_aux", "lt_all", "lt_class", "lt_nonclass", "ft", "c
 
 class TestKT(MethodTester):
     name = "kt"
-    options = {"margin": 2.0}  # a hinge that is never slack, so that its gradient is tested
+    options: ClassVar = {"margin": 2.0}  # a hinge that is never slack, so that its gradient is tested
     terms = TERMS
 
 
 class TestKTPublished(MethodTester):
     name = "kt"
-    options = {"variant": "published", "margin": 20.0}
+    options: ClassVar = {"variant": "published", "margin": 20.0}
     void_matters = True
     terms = TERMS
 
 
 class TestKTPublishedTrained(MethodTester):
     name = "kt"
-    options = {"variant": "published", "tailors": "trained", "margin": 20.0}
+    options: ClassVar = {"variant": "published", "tailors": "trained", "margin": 20.0}
     void_matters = True
     terms = TERMS
 
 
 class TestKTOnStages(MethodTester):
     name = "kt"
-    options = {"feature_taps": ["decoder", "stages.0"], "margin": 2.0}
+    options: ClassVar = {"feature_taps": ["decoder", "stages.0"], "margin": 2.0}
     terms = TERMS - {"ft", "contrastive"} | {
         f"{term}.{tap}" for term in ("ft", "contrastive") for tap in ("decoder", "stages.0")
     }
@@ -42,7 +44,7 @@ class TestKTOnStages(MethodTester):
 
 class TestKTOnOneStage(MethodTester):
     name = "kt"
-    options = {"feature_taps": "stages.1", "variant": "published", "margin": 20.0}
+    options: ClassVar = {"feature_taps": "stages.1", "variant": "published", "margin": 20.0}
     void_matters = True
     terms = TERMS
 
@@ -94,7 +96,9 @@ def test_frozen_tailors_are_the_same_whatever_the_random_state_and_are_saved() -
     assert len(states[0]) == 13
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     other = create_method("kt", CLASSES, STUDENT, TEACHER, variant="published", seed=1).state_dict()
-    assert not torch.equal(other["tailoring.decoder.student_projector.weight"], states[0]["tailoring.decoder.student_projector.weight"])
+    assert not torch.equal(
+        other["tailoring.decoder.student_projector.weight"], states[0]["tailoring.decoder.student_projector.weight"]
+    )
 
 
 def test_creating_the_method_leaves_the_random_state_alone() -> None:
@@ -107,7 +111,10 @@ def test_creating_the_method_leaves_the_random_state_alone() -> None:
 
 def test_published_reads_after_dropout_and_clean_before() -> None:
     student, teacher = output(STUDENT), output(TEACHER, seed=2)
-    for variant, read, unread in (("published", "classifier_input", "feature"), ("clean", "feature", "classifier_input")):
+    for variant, read, unread in (
+        ("published", "classifier_input", "feature"),
+        ("clean", "feature", "classifier_input"),
+    ):
         value = create_method("kt", CLASSES, STUDENT, TEACHER, variant=variant)(student, teacher, labels(), LATE)["ft"]
         gradients = torch.autograd.grad(value, [getattr(student, read), getattr(student, unread)], allow_unused=True)
         assert gradients[0].abs().sum() > 0

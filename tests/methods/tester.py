@@ -93,8 +93,12 @@ class MethodTester:
         reached: set[str] = set()
         for progress in (EARLY, LATE):
             for term, value in method(student, teacher, labels(), progress).items():
-                gradients = torch.autograd.grad(value, list(tensors(student).values()), allow_unused=True, retain_graph=True)
-                assert any(item is not None and item.abs().sum() > 0 for item in gradients), f"{term} leaves the student"
+                gradients = torch.autograd.grad(
+                    value, list(tensors(student).values()), allow_unused=True, retain_graph=True
+                )
+                assert any(item is not None and item.abs().sum() > 0 for item in gradients), (
+                    f"{term} leaves the student"
+                )
                 value.backward()
         reached = {key for key, value in method.named_parameters() if value.grad is not None and value.grad.abs().sum()}
         assert reached == trained
@@ -122,7 +126,9 @@ class MethodTester:
         student_stage, rows = student.stages[0].shape[2], student.logits.shape[2]
 
         def disturb(tensor: Tensor) -> Tensor:
-            void_rows = (2 if tensor.shape[2] == student_stage else 1) if tensor.shape[2] in (rows, student_stage) else 0
+            void_rows = (
+                (2 if tensor.shape[2] == student_stage else 1) if tensor.shape[2] in (rows, student_stage) else 0
+            )
             tensor[:, :, tensor.shape[2] - void_rows :] = 50 * torch.rand_like(tensor[:, :, :void_rows])
             return tensor
 

@@ -18,6 +18,11 @@ def global_batch(targets: Sequence[Tensor]) -> Iterator[None]:
     """Declare this rank's targets of the whole step, one tensor for each micro-batch.
 
     Inside, :func:`global_count` divides by counts over all micro-batches and ranks. The loop wraps each step in it.
+
+    >>> halves = torch.tensor([[[0, 1]]]), torch.tensor([[[0, 255]]])
+    >>> with global_batch(halves):
+    ...     global_count(lambda labels: (labels != 255).sum(), halves[0]).item()
+    1.5
     """
     _targets.append(targets)
     try:

@@ -1,0 +1,74 @@
+"""Creating and describing methods, and a user's mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segtailor.errors import SegtailorError
+from segtailor.methods import METHODS, check_options, create_method, list_methods
+from segtailor.methods.describe import describe, page
+
+from .cases import CLASSES, STUDENT, TEACHER
+
+
+def test_table_uses_each_methods_own_name() -> None:
+    assert {name: method.name for name, method in METHODS.items()} == {name: name for name in METHODS}
+    assert list_methods() == [(name, method.summary) for name, method in METHODS.items()]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ktt", {}, "unknown method 'ktt'; nearest: kt"),
+        ("kd", {"temprature": 2}, "unknown option of method 'kd' 'temprature'; nearest: temperature"),
+        ("kd", {"temperature": 0}, "method 'kd', option 'temperature': .*greater than 0"),
+        ("kd", {"variant": "original"}, "option 'variant': .*'clean' or 'published'"),
+        ("kt", {"tuning_point": 10000}, "option 'tuning_point': .*less than or equal to 1"),
+        ("kt", {"feature_taps": []}, "option 'feature_taps'"),
+        ("none", {"temperature": 2}, "unknown option of method 'none'"),
+    ],
+)
+def test_mistakes_are_one_line_with_the_nearest_names(name: str, options: dict[str, Any], message: str) -> None:
+    for call in (
+        lambda: check_options(name, options),
+        lambda: create_method(name, CLASSES, student_channels=STUDENT, teacher_channels=TEACHER, **options),
+    ):
+        with pytest.raises(SegtailorError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["kt", "cwd"])
+def test_a_teacher_without_a_feature_is_refused_by_name(name: str) -> None:
+    with pytest.raises(SegtailorError, match="tap of the teacher"):
+        create_method(name, CLASSES, student_channels=8, teacher_channels={"stages.0": 8})
+
+
+def test_published_presets_fill_in_and_give_way_to_given_options() -> None:
+    assert check_options("kt", {"variant": "published"}).model_dump()["contrastive"] == 1
+    assert check_options("kt", {"variant": "published", "contrastive": 0.5}).model_dump()["contrastive"] == 0.5
+    assert check_options("kt", {}).model_dump()["tailors"] == "trained"
+
+
+def test_channels_as_a_number_are_the_features() -> None:
+    assert create_method("cwd", CLASSES, 8, 16).projector.weight.shape == (16, 8, 1, 1)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_describe_names_every_option(name: str) -> None:
+    text = describe(name)
+    assert METHODS[name].source in text
+    assert all(f"`{option}`" in text for option in METHODS[name].Options.model_fields)
+
+
+def test_describe_shows_both_variants_defaults_and_refuses_unknown_names() -> None:
+    assert "default 0.4; published: 1.0" in describe("kt")
+    with pytest.raises(SegtailorError, match="nearest: cwd"):
+        describe("cdw")
+
+
+def test_the_documentation_is_up_to_date() -> None:
+    assert (Path(__file__).parents[2] / "docs" / "methods.md").read_text() == page()
