@@ -103,6 +103,13 @@ def test_transformers_take_any_size_that_their_patches_divide(name: str) -> None
     assert [stage.shape[1] for stage in output.stages] == list(model.backbone.channels)
 
 
+@pytest.mark.parametrize("name", ["fcn-levit_128s", "fcn-botnet26t_256"])
+def test_a_backbone_tied_to_one_image_size_is_refused_when_built(name: str) -> None:
+    with pytest.raises(SegtailorError, match="one image size only") as caught:
+        create_model(name, 3)
+    assert "\n" not in str(caught.value)
+
+
 def test_mit_refuses_another_stride() -> None:
     with pytest.raises(SegtailorError, match="output_stride"):
         create_model("segformer-mit_b0", 3, output_stride=8)

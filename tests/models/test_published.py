@@ -114,6 +114,7 @@ class Hostile:
         return subprocess.check_call, (self.command,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_code_in_a_pickle_is_never_run(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     torch.save({"a": Hostile(["touch", str(trace)])}, tmp_path / "a.pth")

