@@ -51,7 +51,7 @@ class Inspection:
         if self.published_multiply_adds is not None:
             figure = f"{self.published_multiply_adds / 1e9:.1f} G"
             lines.append(
-                f"  published count {figure} (the published tables' counter; too high for dilated convolutions)"
+                f"  published count {figure} (the published tables' counter; wrong for dilation and linear layers)"
             )
         lines.append(f"  output stride   {self.output_stride}{f' ({self.note})' if self.note else ''}")
         lines.append(f"  input           {self.preprocess}")
