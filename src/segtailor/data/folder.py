@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import colorsys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from segtailor.config import DataConfig, SplitConfig, Strict
 from segtailor.data.base import Color, check_classes
@@ -21,25 +21,43 @@ RGB = tuple[Byte, Byte, Byte]
 
 
 class ClassesFile(Strict):
-    """``classes.yaml``: the class names, and what else the numbers in the masks mean."""
+    """``classes.yaml``: the class names, and what else the numbers in the masks mean.
 
-    classes: list[str] | dict[str, RGB] = Field(description="names in the masks' order, or names with their colours")
-    palette: list[RGB] | None = Field(None, description="colours, where `classes` is a plain list")
+    ``classes`` may be a list of names, or a mapping of names to colours.
+    """
+
+    classes: list[str] = Field(description="names in the masks' order")
+    palette: list[RGB] | None = Field(None, description="the colour of each class")
     values: list[Byte] | None = Field(None, description="the mask value of each class; default 0, 1, 2, ...")
     void: list[Byte] = Field(default_factory=list, description="mask values that are ignored; 255 always is")
     mean_color: RGB = Field((124, 116, 104), description="what images are padded with")
     licence: str = "unknown (set `licence` in classes.yaml)"
 
-    @model_validator(mode="after")
-    def _lengths_agree(self) -> ClassesFile:
-        for key, given in (("palette", self.palette), ("values", self.values)):
-            if given is not None and len(given) != len(self.classes):
-                raise ValueError(f"{key} has {len(given)} entries for {len(self.classes)} classes")
-        if self.values is not None and len(set(self.values)) < len(self.values):
-            raise ValueError("values names a mask value twice")
-        if both := sorted(set(self.void) & set(self.class_values())):
-            raise ValueError(f"the mask values {both} are both a class and void")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _split_names_from_colors(cls, content: Any) -> Any:
+        if isinstance(content, dict) and isinstance(content.get("classes"), dict):
+            named = content["classes"]
+            return {"palette": list(named.values()), **content, "classes": list(named)}
+        return content
+
+    @field_validator("palette", "values")
+    @classmethod
+    def _one_a_class(cls, given: list[Any] | None, info: ValidationInfo) -> list[Any] | None:
+        count = len(info.data.get("classes", ()))
+        if given is not None and count and len(given) != count:
+            raise ValueError(f"{len(given)} entries for {count} classes")
+        if given is not None and info.field_name == "values" and len(set(given)) < len(given):
+            raise ValueError("a mask value stands for two classes")
+        return given
+
+    @field_validator("void")
+    @classmethod
+    def _is_no_class(cls, void: list[int], info: ValidationInfo) -> list[int]:
+        values = info.data.get("values") or range(len(info.data.get("classes", ())))
+        if both := sorted(set(void) & set(values)):
+            raise ValueError(f"the mask values {both} are classes already; give the classes' mask values as `values`")
+        return void
 
     def class_values(self) -> list[int]:
         """Return the mask value of each class."""
@@ -47,8 +65,6 @@ class ClassesFile(Strict):
 
     def colors(self) -> tuple[Color, ...]:
         """Return the palette, made up when the file gives none."""
-        if isinstance(self.classes, dict):
-            return tuple(self.classes.values())
         return tuple(self.palette) if self.palette else distinct_colors(len(self.classes))
 
 

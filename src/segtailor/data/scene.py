@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segtailor.data.base import VOID, Color
+from segtailor.data.canvas import Array, Canvas, Image, Mask
 from segtailor.data.read import Size
-
-Array = NDArray[np.float32]
-Mask = NDArray[np.bool_]
-Image = NDArray[np.uint8]
 
 CLASSES: tuple[tuple[str, Color], ...] = (
     ("sky", (70, 130, 180)),
@@ -30,12 +25,6 @@ CLASSES: tuple[tuple[str, Color], ...] = (
 SKY, BUILDING, ROAD, PAVEMENT, VEGETATION, POLE, SIGN, CAR, PEDESTRIAN = range(9)
 
 # What makes the scenes hard; lengths are pixels at 96 rows and grow with the size.
-GREY = (70.0, 185.0)  # brightness of a surface, the same for every class
-SATURATION = 45.0  # spread of a surface's colour, the same for every class
-CONTRAST = (12.0, 30.0)  # amplitude of the texture that tells the classes apart
-NOISE = (4.0, 11.0)  # standard deviation of the camera's noise
-SHADE = 0.35  # how much the light varies over the frame
-BLUR = 0.5  # chance of a slightly blurred frame
 RAGGED = 2.5  # how far a border wanders
 CARS, PEDESTRIANS, POLES, TREES, PATCHES = (0, 4), (1, 5), (1, 5), (0, 3), (0, 4)
 BONNET = 0.5  # chance of the own car's bonnet (void) at the bottom
@@ -60,51 +49,16 @@ def draw_scene(seed: Sequence[int], size: Size) -> tuple[Image, Image]:
     return scene.photograph(), scene.target
 
 
-class Scene:
-    """A canvas (H,W,3) with its target, the road's geometry, and the random numbers of one scene."""
+class Scene(Canvas):
+    """A canvas with the geometry of one street."""
 
     def __init__(self, rng: np.random.Generator, size: Size) -> None:
-        self.rng, self.size = rng, size
-        self.h, self.w = size
-        self.unit = self.h / 96
-        self.y, self.x = _grid(size)
-        self.image: Array = np.zeros((*size, 3), np.float32)
-        self.target = np.full(size, VOID, np.uint8)
+        super().__init__(rng, size)
         self.horizon = self.h * self.between(0.36, 0.55)
         self.vanishing = self.w * self.between(0.3, 0.7)
         # where the road and the pavement leave the frame at the bottom
         self.road = (self.w * self.between(-0.25, 0.22), self.w * self.between(0.78, 1.25))
         self.walk = (self.road[0] - self.w * self.between(0.2, 0.7), self.road[1] + self.w * self.between(0.2, 0.7))
-
-    def between(self, low: float, high: float) -> float:
-        """Return a number drawn uniformly."""
-        return float(self.rng.uniform(low, high))
-
-    def count(self, limits: tuple[int, int]) -> int:
-        """Return a whole number drawn uniformly, both ends included."""
-        return int(self.rng.integers(limits[0], limits[1] + 1))
-
-    def noise(self, cell_y: float, cell_x: float) -> Array:
-        """Return smooth noise (H,W) of unit spread whose features are about that many pixels."""
-        rows, columns = _spread(self.h, cell_y * self.unit), _spread(self.w, cell_x * self.unit)
-        grid = self.rng.standard_normal((rows.shape[1], columns.shape[1]), dtype=np.float32)
-        smooth: Array = (rows @ grid @ columns.T) * np.float32(1.4)
-        return smooth
-
-    def ragged(self, cell: float, far: float, length: int) -> Array:
-        """Return how far a border wanders, in pixels, at each of ``length`` rows or columns (length,)."""
-        points = _spread(length, cell * self.unit)
-        wander: Array = points @ self.rng.standard_normal(points.shape[1], dtype=np.float32)
-        return wander * np.float32(far * self.unit)
-
-    def paint(self, mask: Mask, texture: NDArray[np.floating] | float, label: int) -> None:
-        """Cover ``mask`` with a surface of random colour, modulated by ``texture`` (about -1 to 1)."""
-        base = self.between(*GREY) + self.rng.uniform(-SATURATION, SATURATION, 3)
-        tint = self.rng.uniform(0.6, 1.0, 3) * self.between(*CONTRAST) * self.rng.choice((-1, 1))
-        inside = np.flatnonzero(mask)
-        wave = np.broadcast_to(texture, self.size).reshape(-1, 1)[inside].astype(np.float32)
-        self.image.reshape(-1, 3)[inside] = base.astype(np.float32) + wave * tint.astype(np.float32)
-        self.target.reshape(-1)[inside] = label
 
     def draw_ground(self) -> None:
         """Draw sky, pavement and road."""
@@ -259,28 +213,3 @@ class Scene:
         wide, high = (self.between(3, 14) * self.unit for _ in range(2))
         patch = (np.abs(self.x - x + 0.3 * (self.y - y)) < wide) & (np.abs(self.y - y) < high)
         self.image[patch] += self.rng.uniform(-35, 35, 3).astype(np.float32)
-
-    def photograph(self) -> Image:
-        """Return the image (3,H,W) as the camera gives it: uneven light, blur, noise."""
-        image = self.image
-        light = np.exp(SHADE * (self.noise(45, 60) * 0.5 + self.between(-0.5, 0.5)))
-        image = image * light[..., None]
-        if self.rng.random() < BLUR:
-            wide = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
-            image = (wide[:-2, 1:-1] + wide[2:, 1:-1] + wide[1:-1, :-2] + wide[1:-1, 2:] + 4 * image) / 8
-        image = image + self.rng.standard_normal(image.shape, dtype=np.float32) * np.float32(self.between(*NOISE))
-        return np.ascontiguousarray(np.clip(image + 0.5, 0, 255).astype(np.uint8).transpose(2, 0, 1))
-
-
-@lru_cache(maxsize=8)
-def _grid(size: Size) -> tuple[Array, Array]:
-    return np.arange(size[0], dtype=np.float32)[:, None] + 0, np.arange(size[1], dtype=np.float32)[None] + 0
-
-
-@lru_cache(maxsize=256)
-def _spread(length: int, cell: float) -> Array:
-    """Return weights (length, points) that interpolate random points ``cell`` pixels apart."""
-    points = max(2, int(np.ceil(length / max(cell, 1.0))) + 1)
-    place = np.linspace(0, points - 1, length, dtype=np.float32)
-    weights = 1 - np.abs(place[:, None] - np.arange(points, dtype=np.float32)[None])
-    return np.maximum(weights, 0, dtype=np.float32)
