@@ -58,30 +58,30 @@ def evaluate(
     """Score a model: mIoU, per-class IoU, accuracy, Dice. Set the data by --data.KEY VALUE (default: the run's own)."""
     from segtailor.jobs.evaluate import evaluate as job
     from segtailor.jobs.evaluate import format_result
-    from segtailor.jobs.source import sections_of
+    from segtailor.jobs.source import data_of
     from segtailor.recipes import parse_overrides
 
-    data, settings = sections_of(model, parse_overrides(context.args))
+    data, settings = data_of(model, parse_overrides(context.args))
     result = job(model, data, split=split or data.val_split, config=settings, json_path=json)
     print(format_result(result))
 
 
-@app.command(context_settings=FREE, epilog="Example: segtailor predict runs/toy-kt photos/ --out predictions")
+@app.command(epilog="Example: segtailor predict runs/toy-kt photos/ --out predictions")
 def predict(
-    context: typer.Context,
     model: ModelName,
     path: Annotated[Path, typer.Argument(metavar="PATH", help="an image, or a folder of images")],
     out: Annotated[Path, typer.Option(help="folder for index masks, coloured masks and overlays")],
+    size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH given to the network; default: the training size")
+    ] = None,
+    window: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of a sliding window; default: whole image")] = None,
 ) -> None:
     """Segment images: writes index masks, coloured masks and overlays under --out."""
     from segtailor.jobs.predict import predict as job
-    from segtailor.jobs.source import sections_of
-    from segtailor.recipes import parse_overrides
 
-    overrides = parse_overrides(context.args)
-    _, settings = sections_of(model, overrides)
-    written = job(model, path, out, config=settings)
-    print(f"{len(written)} files written under {out}")
+    slide = _size(window, "--window")
+    written = job(model, path, out, size=_size(size, "--size"), mode="slide" if slide else "whole", window=slide)
+    print(f"{len(written)} images segmented; masks, colours and overlays are in {out}")
 
 
 @app.command()
@@ -115,10 +115,10 @@ def inspect(
     classes: Annotated[int, typer.Option(min=1, help="classes, for a model given by name")] = 19,
 ) -> None:
     """Show parameters, multiply-adds and the taps that a method may use, with shape and stride."""
-    from segtailor.jobs.source import open_model
+    from segtailor.jobs.source import named_model
     from segtailor.models.inspect import inspect_model
 
-    print(inspect_model(open_model(model, classes), (height, width)).text())
+    print(inspect_model(named_model(model, classes), (height, width)).text())
 
 
 @app.command()
@@ -171,6 +171,16 @@ def data_ls() -> None:
     from segtailor.data import list_datasets
 
     print("\n".join(list_datasets()))
+
+
+def _size(text: str | None, option: str) -> tuple[int, int] | None:
+    """Read HEIGHTxWIDTH."""
+    if text is None:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise SegtailorError(f"{option} is HEIGHTxWIDTH in pixels, as in 512x1024, not '{text}'")
+    return int(height), int(width)
 
 
 def _stoppable(command: str, job: Any, recipe: str, overrides: dict[str, Any]) -> Any:

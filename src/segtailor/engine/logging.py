@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from segtailor.engine.ticker import Ticker
+from segtailor.engine.window import LossWindow
+from segtailor.evaluation import EvaluationResult
 
 
 class MetricsLog:
@@ -56,67 +60,61 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-class Ticker:
-    """Progress on the terminal: a live bar on a terminal, else one plain line every ``interval`` seconds."""
+class Recorder:
+    """Keeps the losses and times since the last line, and writes them to all three places.
 
-    def __init__(self, label: str, steps: int, start: int, enabled: bool = True, interval: float = 5.0) -> None:
-        self.label, self.steps, self.start, self.enabled = label, steps, start, enabled
-        self.interval = interval
-        self._miou = ""
-        self._said = time.monotonic()
-        self._began = time.monotonic()
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        console = Console(stderr=True)
-        if enabled and console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[status]}"),
-                TimeRemainingColumn(),
-                console=console,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task(label, total=steps, completed=start, status="")
+    Only the first process writes. The time of evaluation and saving is not counted as training.
+    """
 
-    def train(self, step: int, loss: float, terms: dict[str, float], images_per_second: float) -> None:
-        """Show the state after ``step``."""
-        parts = [f"loss {loss:.3f}"]
-        if len(terms) > 1:
-            parts += [f"{name} {value:.3f}" for name, value in terms.items()]
-        parts += [self._miou] if self._miou else []
-        parts.append(f"{images_per_second:.1f} images/s")
-        self._show(step, "  ".join(parts))
+    def __init__(self, label: str, folder: Path, steps: int, start: int, fabric: Any) -> None:
+        self._fabric = fabric
+        self._log = MetricsLog(folder, start) if fabric.is_global_zero else None
+        self._ticker = Ticker(label, steps, start, enabled=fabric.is_global_zero)
+        self._losses = LossWindow()
+        self.restart(0.0)
 
-    def evaluated(self, step: int, miou: float) -> None:
-        """Remember and say the score at ``step``."""
-        self._miou = f"mIoU {100 * miou:.2f}"
-        if self._bar is None:
-            self._say(f"{self.label} {step}/{self.steps}  {self._miou}")
+    def restart(self, seconds: float) -> None:
+        """Begin a window of time; ``seconds`` of training lie before it."""
+        self._seconds, self._began, self._waited, self._images = seconds, time.perf_counter(), 0.0, 0
 
-    def _show(self, step: int, status: str) -> None:
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=step, status=status)
-            return
-        now = time.monotonic()
-        if now - self._said < self.interval and step != self.steps:
-            return
-        left = (now - self._began) / max(step - self.start, 1) * (self.steps - step)
-        self._say(f"{self.label} {step}/{self.steps}  {status}  {_clock(left)} left")
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for data."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
 
-    def _say(self, line: str) -> None:
-        if self.enabled:
-            print(line, file=sys.stderr, flush=True)
-        self._said = time.monotonic()
+    def step(self, step: int, terms: dict[str, Tensor], images: int) -> None:
+        """Note the terms of a step on ``images`` images, without waiting for the device."""
+        self._losses.add(step, terms)
+        self._images += images
+
+    def flush(self, step: int, lr: float, last_good: int) -> float:
+        """Write the window's means; returns the seconds of training so far. Raises when a loss is not finite."""
+        means = self._losses.means(self._fabric, last_good)
+        spent = time.perf_counter() - self._began
+        rate, loss, total = self._images / spent, sum(means.values()), self._seconds + spent
+        if self._log is not None:
+            self._log.write({
+                "kind": "train", "step": step, "loss": loss, "terms": means, "lr": lr, "images_per_second": rate,
+                "data_wait": self._waited / spent, "seconds": total,
+            })  # fmt: skip
+        self._ticker.train(step, loss, means, rate)
+        self.restart(total)
+        return total
+
+    def evaluated(self, step: int, result: EvaluationResult, weights: str) -> None:
+        """Write the scores of ``weights`` (``student`` or ``ema``) after ``step``."""
+        if self._log is not None:
+            self._log.write({
+                "kind": "evaluate", "step": step, "miou": result.miou, "miou_all": result.miou_all,
+                "pixel_accuracy": result.pixel_accuracy, "iou": result.iou, "seconds": self._seconds,
+                "weights": weights,
+            })  # fmt: skip
+        self._ticker.evaluated(step, result.miou)
 
     def close(self) -> None:
-        """Stop the live bar."""
-        if self._bar is not None:
-            self._bar.stop()
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+        """Close what is open."""
+        self._ticker.close()
+        if self._log is not None:
+            self._log.close()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import nullcontext
+import sys
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,17 @@ from segtailor.data.loader import Batch, train_batches
 from segtailor.engine.checkpoint import load_checkpoint, save_checkpoint
 from segtailor.engine.distiller import Distiller
 from segtailor.engine.launch import any_process, seed_step, split_batch
-from segtailor.engine.logging import MetricsLog, Ticker
+from segtailor.engine.logging import Recorder
 from segtailor.engine.optim import AveragedWeights, build_optimizer, learning_rate, set_learning_rate
 from segtailor.engine.preemption import RunStopped, StopRequest
-from segtailor.engine.window import LossWindow, check_weights
-from segtailor.evaluation import EvaluationResult, evaluate_model
+from segtailor.engine.window import check_weights
+from segtailor.evaluation import EvaluationResult, evaluate_model, inference_settings
 from segtailor.losses import global_batch
 from segtailor.models import save_model
 from segtailor.models.segmenter import Segmenter
 from segtailor.models.teacher import Teacher
+
+FEW_IMAGES = 8
 
 
 @dataclass
@@ -69,94 +71,79 @@ def fit(fabric: Any, distiller: Distiller, teacher: Teacher | None, task: Task) 
     Writes ``metrics.jsonl``, TensorBoard events and ``checkpoints/{last.ckpt,best.safetensors}``. Raises ``RunStopped``
     after Ctrl-C or SIGTERM (a checkpoint is written first) and ``SegtailorError`` when a loss is not finite.
     """
-    train, device = task.train, fabric.device
-    micro, accumulate = split_batch(train.batch, train.micro_batch, fabric.world_size)
-    if fabric.world_size > 1 and train.sync_batchnorm and device.type == "cuda":
-        distiller = torch.nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
-    optimizer = build_optimizer(distiller, train.optimizer)
-    module, optimizer = fabric.setup(distiller, optimizer)
-    if teacher is not None:
-        teacher = teacher.to(device)
+    train, device, rank, world = task.train, fabric.device, fabric.global_rank, fabric.world_size
+    micro, accumulate = split_batch(train.batch, train.micro_batch, world)
+    distiller, teacher = _placed(distiller, teacher, train, micro, fabric)
+    module, optimizer = fabric.setup(distiller, build_optimizer(distiller, train.optimizer))
     average = AveragedWeights(distiller.student, train.ema) if train.ema else None
+    student = average.model if average is not None else distiller.student
     checkpoint = task.folder / "checkpoints" / "last.ckpt"
     state = Progress()
     if checkpoint.exists():
         state = _restore(load_checkpoint(checkpoint), distiller, optimizer, average, fabric)
-    master = fabric.is_global_zero
-    log = MetricsLog(task.folder, state.step) if master else None
-    ticker = Ticker(task.label, train.steps, state.step, enabled=master)
-    window, waited, window_began, images = LossWindow(), 0.0, time.perf_counter(), 0
+    recorder = Recorder(task.label, task.folder, train.steps, state.step, fabric)
     save_every = train.checkpoint_every or task.evaluate.every
     result: EvaluationResult | None = None
 
     batches = train_batches(
         task.train_data, task.data, seed=train.seed, global_batch=train.batch, micro_batch=micro,
-        rank=fabric.global_rank, world=fabric.world_size, start_step=state.step, steps=train.steps,
+        rank=rank, world=world, start_step=state.step, steps=train.steps,
     )  # fmt: skip
-    try:
-        with StopRequest() as stop:
-            for step in range(state.step + 1, train.steps + 1):
-                seed_step(train.seed, step, fabric.global_rank)
-                set_learning_rate(optimizer, learning_rate(step, train.steps, train.optimizer.lr, train.schedule))
-                began = time.perf_counter()
+    with closing(recorder), StopRequest() as stop:
+        recorder.restart(state.seconds)
+        for step in range(state.step + 1, train.steps + 1):
+            seed_step(train.seed, step, rank)
+            set_learning_rate(optimizer, learning_rate(step, train.steps, train.optimizer.lr, train.schedule))
+            with recorder.waiting():
                 step_batches = [_to_device(next(batches), device) for _ in range(accumulate)]
-                waited += time.perf_counter() - began
-                terms = _train_step(fabric, module, teacher, optimizer, step_batches, step / train.steps, train.clip)
-                window.add(step, terms)
-                if average is not None:
-                    average.update(distiller.student, step)
-                state.step, images = step, images + train.batch
+            terms = _train_step(fabric, module, teacher, optimizer, step_batches, step / train.steps, train.clip)
+            if average is not None:
+                average.update(distiller.student, step)
+            state.step = step
+            recorder.step(step, terms, train.batch)
 
-                last, stopping = step == train.steps, any_process(fabric, stop.requested, device)
-                evaluating = last or step % task.evaluate.every == 0
-                saving = last or stopping or step % save_every == 0
-                if evaluating or saving or step % train.log_every == 0:
-                    means = window.means(fabric, state.saved)
-                    spent = time.perf_counter() - window_began
-                    state.seconds += spent
-                    if log is not None:
-                        log.write({
-                            "kind": "train", "step": step, "loss": sum(means.values()), "terms": means,
-                            "lr": optimizer.param_groups[0]["lr"], "images_per_second": images / spent,
-                            "data_wait": waited / spent, "seconds": state.seconds,
-                        })  # fmt: skip
-                    ticker.train(step, sum(means.values()), means, images / spent)
-                if evaluating:
-                    scored = average.model if average is not None else distiller.student
-                    result = _evaluate(fabric, scored, task)
-                    improved = result.miou > state.best_miou
-                    if improved:
-                        state.best_miou, state.best_step = result.miou, step
-                    if log is not None:
-                        log.write(_record(result, step, state.seconds, "student" if average is None else "ema"))
-                        if average is not None and last:
-                            plain = _evaluate(fabric, distiller.student, task)
-                            log.write(_record(plain, step, state.seconds, "student"))
-                        if improved:
-                            card = {**task.card, "metrics": {"miou": result.miou, "step": step}}
-                            save_model(scored, task.folder / "checkpoints" / "best.safetensors", card)
-                    ticker.evaluated(step, result.miou)
-                if saving:
-                    check_weights(distiller, step, state.saved)
-                    if master:
-                        state.saved = step
-                        save_checkpoint(checkpoint, _snapshot(state, distiller, optimizer, average, fabric))
-                    fabric.barrier()
-                if stopping and not last:
-                    raise RunStopped(
-                        f"stopped after step {step} of {train.steps}; the checkpoint is written", stop.code
-                    )
-                if evaluating or saving or step % train.log_every == 0:
-                    waited, images, window_began = 0.0, 0, time.perf_counter()
-    finally:
-        ticker.close()
-        if log is not None:
-            log.close()
-        batches.close()
-    student = average.model if average is not None else distiller.student
+            last, stopping = step == train.steps, any_process(fabric, stop.requested, device)
+            evaluating = last or step % task.evaluate.every == 0
+            saving = last or stopping or step % save_every == 0
+            if evaluating or saving or step % train.log_every == 0:
+                state.seconds = recorder.flush(step, optimizer.param_groups[0]["lr"], state.saved)
+            if evaluating:
+                result = _evaluate(fabric, student, task)
+                recorder.evaluated(step, result, "student" if average is None else "ema")
+                if average is not None and last:
+                    recorder.evaluated(step, _evaluate(fabric, distiller.student, task), "student")
+                if result.miou > state.best_miou:
+                    state.best_miou, state.best_step = result.miou, step
+                    if fabric.is_global_zero:
+                        card = {**task.card, "metrics": {"miou": result.miou, "step": step}}
+                        save_model(student, task.folder / "checkpoints" / "best.safetensors", card)
+            if saving:
+                check_weights(distiller, step, state.saved)
+                state.saved = step
+                if fabric.is_global_zero:
+                    save_checkpoint(checkpoint, _snapshot(state, distiller, optimizer, average, fabric))
+                fabric.barrier()
+            if stopping and not last:
+                raise RunStopped(f"stopped after step {step} of {train.steps}; the checkpoint is written", stop.code)
+            if evaluating or saving:
+                recorder.restart(state.seconds)
     if result is None:
         result = _evaluate(fabric, student, task)
     return Trained(student, result, state.best_miou, state.best_step, state.seconds)
+
+
+def _placed(
+    distiller: Distiller, teacher: Teacher | None, train: TrainConfig, micro: int, fabric: Any
+) -> tuple[Distiller, Teacher | None]:
+    """Put both on the device, batch norm over all processes where that exists; say so when it sees few images."""
+    synced = fabric.world_size > 1 and train.sync_batchnorm and fabric.device.type == "cuda"
+    if synced:
+        distiller = torch.nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
+    seen = micro * fabric.world_size if synced else micro
+    normed = any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in distiller.student.modules())
+    if normed and seen < FEW_IMAGES and fabric.is_global_zero:
+        print(f"note: batch norm sees {seen} images at a time; scores may suffer below {FEW_IMAGES}", file=sys.stderr)
+    return distiller, teacher.to(fabric.device) if teacher is not None else None
 
 
 def _train_step(
@@ -193,19 +180,10 @@ def _train_step(
 
 
 def _evaluate(fabric: Any, model: Segmenter, task: Task) -> EvaluationResult:
-    config = task.evaluate
     return evaluate_model(
-        model, task.val_data, device=fabric.device, batch=config.batch, mode=config.mode,
-        window=config.window or task.data.crop, stride=config.stride,
-        rank=fabric.global_rank, world=fabric.world_size,
+        model, task.val_data, device=fabric.device, batch=task.evaluate.batch, workers=task.data.workers,
+        rank=fabric.global_rank, world=fabric.world_size, **inference_settings(task.evaluate, task.data),
     )  # fmt: skip
-
-
-def _record(result: EvaluationResult, step: int, seconds: float, weights: str) -> dict[str, Any]:
-    return {
-        "kind": "evaluate", "step": step, "miou": result.miou, "miou_all": result.miou_all,
-        "pixel_accuracy": result.pixel_accuracy, "iou": result.iou, "seconds": seconds, "weights": weights,
-    }  # fmt: skip
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:

@@ -14,7 +14,7 @@ from segtailor.engine.loop import Task, fit
 from segtailor.engine.preemption import resumable
 from segtailor.engine.runs import open_run, write_json
 from segtailor.errors import SegtailorError
-from segtailor.evaluation import evaluate_model
+from segtailor.evaluation import evaluate_model, inference_settings
 from segtailor.jobs.setup import (
     card_with_metrics,
     check_methods,
@@ -72,9 +72,8 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
     if teacher.fingerprint() != fingerprint:
         raise SegtailorError("the teacher's weights changed during the run; this is a defect of the method, report it")
     scored = evaluate_model(
-        teacher, val, device=fabric.device, batch=checked.evaluate.batch, mode=checked.evaluate.mode,
-        window=checked.evaluate.window or checked.data.crop, stride=checked.evaluate.stride,
-        rank=fabric.global_rank, world=fabric.world_size,
+        teacher, val, device=fabric.device, batch=checked.evaluate.batch, workers=checked.data.workers,
+        rank=fabric.global_rank, world=fabric.world_size, **inference_settings(checked.evaluate, checked.data),
     )  # fmt: skip
     if fabric.is_global_zero:
         steps = checked.train.steps
@@ -105,7 +104,8 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
 def gap_closed(rows: list[dict[str, Any]]) -> float | None:
     """Return (distilled - alone) / (teacher - alone), or None without a baseline or a positive gap.
 
-    >>> gap_closed([{"role": "teacher", "miou": 0.8}, {"role": "alone", "miou": 0.6}, {"role": "distilled", "miou": 0.7}])
+    >>> scores = {"teacher": 0.8, "alone": 0.6, "distilled": 0.7}
+    >>> gap_closed([{"role": role, "miou": miou} for role, miou in scores.items()])
     0.5
     """
     miou = {row["role"]: float(row["miou"]) for row in rows}
@@ -161,7 +161,8 @@ def _baseline_from(
     if not (folder / "results.json").exists():
         raise SegtailorError(f"baseline: no finished run in {folder}; give a run folder, `train` or `none`")
     model = load_model(folder, num_classes=val.num_classes)
-    result = evaluate_model(model, val, device=fabric.device, batch=recipe.evaluate.batch, mode=recipe.evaluate.mode)
+    settings = inference_settings(recipe.evaluate, recipe.data)
+    result = evaluate_model(model, val, device=fabric.device, batch=recipe.evaluate.batch, **settings)
     rows = {row["role"]: row for row in finished(folder).results["rows"]}
     before = rows.get("model") or rows.get("alone") or rows.get("distilled") or {}
     facts = {key: before.get(key) for key in ("best_miou", "best_step", "steps", "seconds")}

@@ -32,9 +32,9 @@ def evaluate(
     """
     from segtailor.data import create_dataset
     from segtailor.evaluation import check_classes, evaluate_model, inference_settings
-    from segtailor.jobs.predict import choose_device, open_model
+    from segtailor.jobs.network import choose_device, open_model
 
-    config = config or EvaluateConfig()
+    config = config or EvaluateConfig.model_validate({})
     settings = inference_settings(config, data)
     dataset = create_dataset(data, split, training=False)
     network = open_model(model)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from segtailor.errors import SegtailorError
+from segtailor.jobs.network import choose_device, open_card, open_model
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
     from torch import nn
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-KINDS = ("index", "color", "overlay")
+
+Size = tuple[int, int]
 
 
 def predict(
@@ -20,59 +26,134 @@ def predict(
     path: str | Path,
     out: str | Path,
     *,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
     mode: Literal["whole", "slide"] = "whole",
-    window: tuple[int, int] | None = None,
-    stride: tuple[int, int] | None = None,
+    window: Size | None = None,
+    stride: Size | None = None,
     alpha: float = 0.5,
     palette: Sequence[Sequence[int]] | None = None,
     device: str = "auto",
     note: Callable[[str], object] = print,
 ) -> list[Path]:
-    """Write what ``model`` sees in the image, or in every image below the folder, ``path``; return the index masks.
+    """Write what ``model`` sees in the image ``path``, or in every image below that folder; return the index masks.
 
-    ``out/index/NAME.png`` holds class indices (8 bit grey), ``out/color`` the same in the classes' colours and
-    ``out/overlay`` those over the image, all at the image's own size. ``size`` is what images are resized to before
-    the network; by default the size in the recipe on the model's card, else the image's own. Colours come from
-    ``palette``, the card, or a default. Files that are no images are skipped and named through ``note``.
+    ``out/index/NAME.png`` holds class indices (8 bit, no palette), ``out/color`` the same in the classes' colours and
+    ``out/overlay`` those over the image, all at the image's own size. ``size`` is what an image is resized to before
+    the network; by default the size that the model was trained at (the recipe on its card), else the image's own.
+    Colours are ``palette``, else the card's, else a default. Files that are no images are named through ``note``.
 
-    Raises SegtailorError when there is nothing to read, and, after all others are written, for unreadable images.
+    Raises SegtailorError when there is nothing to read, and, once all others are written, for unreadable images.
     """
-    import numpy as np
-    import torch
-    from PIL import Image
-
     from segtailor.evaluation import evaluating
     from segtailor.evaluation.render import colorize, default_palette, overlay
 
-    source, out = Path(path), Path(out)
-    images, others = find_images(source, out)
+    out = Path(out)
+    images, others = find_images(Path(path), out)
     if others:
-        note(f"skipped {_listed(others)}: not an image")
+        note(f"skipped, not an image: {_listed(others)}")
     network = open_model(model)
-    card = _card(model)
+    card = open_card(model)
     colors = palette or card.get("palette") or default_palette(int(getattr(network, "num_classes", 255)))
-    size = size or _card_size(card)
+    size = size or _trained_size(card)
     chosen = choose_device(device)
     network.to(chosen)
-    written, unreadable = [], []
+    written: list[Path] = []
+    unreadable: list[str] = []
     with evaluating(network):
-        for file, name in images:
+        for file, name in images.items():
             try:
                 picture = read_image(file)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                unreadable.append(
-                    f"{file} ({str(error).splitlines()[0][:120] if str(error) else type(error).__name__})"
-                )
+            except SegtailorError as error:
+                unreadable.append(str(error))
                 continue
-            labels = _labels(network, picture, size, chosen, mode=mode, window=window, stride=stride)
-            drawn = {"index": labels, "color": colorize(labels, colors)}
-            drawn["overlay"] = overlay(picture, labels, colors, alpha)
-            for kind in KINDS:
-                _save(Image.fromarray(np.ascontiguousarray(drawn[kind])), out / kind / name)
+            labels = _labels(network, picture, size, chosen, mode, window, stride)
+            _save(labels, out / "index" / name)
+            _save(colorize(labels, colors), out / "color" / name)
+            _save(overlay(picture, labels, colors, alpha), out / "overlay" / name)
             written.append(out / "index" / name)
-    del torch
     if unreadable:
         kept = f"; the other {len(written)} are in {out}" if written else ""
-        raise SegtailorError(f"cannot read {len(unreadable)} of {len(images)} images: {_listed(unreadable)}{kept}")
+        raise SegtailorError(f"{len(unreadable)} of {len(images)} images cannot be read: {_listed(unreadable)}{kept}")
     return written
+
+
+def find_images(path: Path, out: Path) -> tuple[dict[Path, str], list[str]]:
+    """Return the images at or below ``path`` with the name of their masks, and the files that are no images.
+
+    Masks repeat the folders below ``path``; where two images differ in their suffix alone, it is kept in the names.
+    What lies in ``out`` is passed over. Raises SegtailorError when there is no such path or no image in it.
+    """
+    if path.is_file():
+        return {path: path.stem + ".png"}, []
+    if not path.is_dir():
+        raise SegtailorError(f"no such file or folder: {path}")
+    files = sorted(file for file in path.rglob("*") if file.is_file() and out not in file.parents)
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    others = [str(file.relative_to(path)) for file in files if file.suffix.lower() not in IMAGE_SUFFIXES]
+    if not images:
+        kinds = ", ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
+        raise SegtailorError(f"no images in {path}; readable are {kinds}")
+    stems = Counter(file.with_suffix("") for file in images)
+    names = {}
+    for file in images:
+        name = file.with_suffix(".png") if stems[file.with_suffix("")] == 1 else file.with_name(file.name + ".png")
+        names[file] = name.relative_to(path).as_posix()
+    return names, others
+
+
+def read_image(file: Path) -> NDArray[np.uint8]:
+    """Return the picture (H,W,3) RGB in ``file``; raises SegtailorError naming it when it cannot be read."""
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise SegtailorError(f"{file} (not an image, or damaged)") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise SegtailorError(f"{file} ({' '.join(str(error).split()) or type(error).__name__})") from error
+
+
+def _labels(
+    network: nn.Module,
+    picture: NDArray[np.uint8],
+    size: Size | None,
+    device: torch.device,
+    mode: Literal["whole", "slide"],
+    window: Size | None,
+    stride: Size | None,
+) -> NDArray[np.uint8]:
+    import numpy as np
+    import torch
+    from torchvision.transforms.v2.functional import resize
+
+    from segtailor.evaluation import predict_logits
+
+    image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    if size is not None:
+        image = resize(image, list(size), antialias=True)
+    own = picture.shape[0], picture.shape[1]
+    logits = predict_logits(network, image[None].to(device), own, mode=mode, window=window, stride=stride)
+    labels: NDArray[np.uint8] = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
+    return labels
+
+
+def _trained_size(card: dict[str, Any]) -> Size | None:
+    size = ((card.get("recipe") or {}).get("data") or {}).get("size")
+    return (int(size[0]), int(size[1])) if size else None
+
+
+def _save(picture: NDArray[np.uint8], path: Path) -> None:
+    from PIL import Image
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+    except OSError as error:
+        raise SegtailorError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

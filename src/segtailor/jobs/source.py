@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from segtailor.config import DataConfig, EvaluateConfig, Strict
 from segtailor.errors import SegtailorError
-from segtailor.models import create_model, list_models, load_model, read_card
+from segtailor.jobs.network import open_card
+from segtailor.models import create_model, load_model
 from segtailor.models.segmenter import Segmenter
 from segtailor.recipes import set_value, validate
 
 
 class Scoring(Strict):
-    """The sections that evaluation and prediction read."""
+    """The sections that evaluation reads."""
 
     data: DataConfig
     evaluate: EvaluateConfig
@@ -27,24 +26,12 @@ def is_stored(model: str) -> bool:
     return model.startswith("published:") or Path(model).exists() or model.endswith(".safetensors") or "/" in model
 
 
-def open_model(model: str, num_classes: int) -> Segmenter:
-    """Load a stored model, or build a fresh one by name with ``num_classes``."""
-    if is_stored(model):
-        return load_model(model)
-    try:
-        return create_model(model, num_classes)
-    except SegtailorError as error:
-        if model in list_models():
-            raise
-        raise SegtailorError(f"{error}; nor is there a run folder or file of that name") from error
-
-
-def sections_of(model: str, overrides: Mapping[str, Any]) -> tuple[DataConfig, EvaluateConfig]:
+def data_of(model: str, overrides: Mapping[str, Any]) -> tuple[DataConfig, EvaluateConfig]:
     """Return data and evaluation settings: those of the model's own recipe, changed by ``overrides``.
 
     When ``overrides`` names another data set, nothing but the input size is kept of the recipe's data.
     """
-    recipe = _own_recipe(model)
+    recipe = open_card(model).get("recipe") or {}
     data = dict(recipe.get("data") or {})
     if "data.name" in overrides and overrides["data.name"] != data.get("name"):
         data = {key: data[key] for key in ("size", "crop") if key in data}
@@ -57,11 +44,8 @@ def sections_of(model: str, overrides: Mapping[str, Any]) -> tuple[DataConfig, E
     return checked.data, checked.evaluate
 
 
-def _own_recipe(model: str) -> dict[str, Any]:
-    path = Path(model)
-    if path.is_dir() and (path / "recipe.yaml").exists():
-        values = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
-        return values if isinstance(values, dict) else {}
-    if path.is_file() and path.suffix == ".safetensors":
-        return dict(read_card(path).get("recipe") or {})
-    return {}
+def named_model(model: str, num_classes: int) -> Segmenter:
+    """Load a stored model, or build a fresh one by name with ``num_classes``."""
+    if is_stored(model):
+        return load_model(model)
+    return create_model(model, num_classes)

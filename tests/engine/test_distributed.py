@@ -1,0 +1,97 @@
+"""Two processes train what one process trains, across Knowledge Tailoring's switch; so do two micro-batches."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segtailor.config import OptimizerConfig, TrainConfig
+from segtailor.data.loader import Batch
+from segtailor.engine.distiller import Distiller
+from segtailor.engine.launch import launch
+from segtailor.engine.loop import _train_step
+from segtailor.engine.optim import build_optimizer
+from segtailor.methods import create_method
+from segtailor.models.output import SegOutput
+
+STEPS, BATCH, CLASSES = 4, 4, 3
+
+
+class Plain(nn.Module):
+    """A network without batch norm, whose batches therefore split exactly."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 4, stride=4)
+        self.classifier = nn.Conv2d(width, CLASSES, 1)
+        self.aux = nn.Conv2d(width, CLASSES, 1)
+
+    def forward(self, images: Tensor, target: Tensor | None = None) -> SegOutput:
+        feature = torch.relu(self.stem(images.float() / 255))
+        return SegOutput(self.classifier(feature), self.aux(feature), feature, feature, (feature,))
+
+    def upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        return nn.functional.interpolate(logits, size, mode="bilinear")
+
+
+def batch(step: int) -> Batch:
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randint(0, 256, (BATCH, 3, 16, 24), generator=generator, dtype=torch.uint8)
+    target = torch.randint(0, CLASSES, (BATCH, 16, 24), generator=generator, dtype=torch.uint8)
+    # Void is spread unevenly, so that a mean of means would differ from the mean.
+    target[0, :12] = 255
+    target[3] = 255
+    return Batch(images, target, [str(index) for index in range(BATCH)])
+
+
+def trained(world: int, rank: int, micro: int, variant: str) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    student, teacher = Plain(4), Plain(6).eval().requires_grad_(False)
+    method = create_method("kt", CLASSES, {"feature": 4}, {"feature": 6}, variant=variant, tuning_point=0.6)
+    distiller: Any = Distiller(student, {"kt": method})  # type: ignore[arg-type]
+    fabric = launch(TrainConfig(accelerator="cpu"), find_unused_parameters=True)
+    module, optimizer = fabric.setup(
+        distiller, build_optimizer(distiller, OptimizerConfig(name="sgd", lr=0.05, weight_decay=0.0))
+    )
+    for step in range(1, STEPS + 1):
+        whole = batch(step)
+        local = BATCH // world
+        parts = [slice(rank * local + i, rank * local + i + micro) for i in range(0, local, micro)]
+        batches = [Batch(whole.images[p], whole.target[p], whole.names[p]) for p in parts]
+        _train_step(fabric, module, teacher, optimizer, batches, step / STEPS, None)  # type: ignore[arg-type]
+    return {name: value.clone() for name, value in distiller.state_dict().items()}
+
+
+def worker(rank: int, port: int, variant: str, folder: str) -> None:
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
+    }  # fmt: skip
+    torch.save(trained(2, rank, 2, variant), Path(folder) / f"{rank}.pt")
+
+
+@pytest.mark.parametrize("variant", ["published", "clean"])
+def test_two_processes_equal_one(tmp_path: Path, variant: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(worker, (port, variant, str(tmp_path)), nprocs=2)
+    one = trained(1, 0, BATCH, variant)
+    for rank in range(2):
+        both = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, value in one.items():
+            torch.testing.assert_close(both[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.parametrize("variant", ["published", "clean"])
+def test_two_micro_batches_equal_one(variant: str) -> None:
+    one, two = trained(1, 0, BATCH, variant), trained(1, 0, 2, variant)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
+    untrained = Plain(4).state_dict()
+    assert any(not torch.equal(one[f"student.{name}"], value) for name, value in untrained.items())
