@@ -150,11 +150,11 @@ def test_the_list_names_what_can_be_built() -> None:
     assert sum(map(is_published, names)) == 2 * 4 + 6
 
 
-def test_encoder_weights_are_for_the_published_family_alone(tmp_path) -> None:
+def test_a_file_of_imagenet_weights_is_for_the_published_family_alone(tmp_path) -> None:
     with pytest.raises(SegtailorError, match="published family"):
-        create_model("fcn-lcnet_050", 3, encoder_weights=tmp_path / "a.pth")
+        create_model("fcn-lcnet_050", 3, pretrained=str(tmp_path / "a.pth"))
     with pytest.raises(SegtailorError, match="no such file"):
-        create_model("deeplabv3-resnet18", 3, encoder_weights=tmp_path / "a.pth")
+        create_model("deeplabv3-resnet18", 3, pretrained=str(tmp_path / "a.pth"))
 
 
 def test_gradients_reach_every_parameter() -> None:

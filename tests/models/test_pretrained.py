@@ -86,7 +86,7 @@ def test_hub_weights_are_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["deeplabv3-resnet18", "segformer-mit_b0"])
 def test_published_backbones_without_hub_weights_say_so(name: str) -> None:
-    with pytest.raises(SegtailorError, match="encoder_weights"):
+    with pytest.raises(SegtailorError, match="set pretrained to the published ImageNet file"):
         create_model(name, 3, pretrained=True)
 
 

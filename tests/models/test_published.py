@@ -132,7 +132,7 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path) -> None:
         ({"weight": torch.zeros(2), "epoch": 3}, r"1 other entries \(epoch\)"),
         ([torch.zeros(2)], "holds no state dict"),
         ({"encoder.weight": torch.zeros(2)}, r"no published checkpoint .*1 tensors \(encoder\.weight\)"),
-        ({"conv1.weight": torch.zeros(2), "layer1.0.conv1.weight": torch.zeros(2)}, "encoder_weights"),
+        ({"conv1.weight": torch.zeros(2), "layer1.0.conv1.weight": torch.zeros(2)}, "as pretrained"),
     ],
     ids=["entries", "list", "foreign", "backbone"],
 )
@@ -164,11 +164,11 @@ def test_the_backbone_starts_from_a_published_imagenet_file(name: str, prefix: s
     }
     path = tmp_path / "imagenet.pth"
     torch.save({**tensors, "fc.weight": torch.zeros(1000, 512)}, path)
-    model = create_model(name, 5, encoder_weights=path)
+    model = create_model(name, 5, pretrained=path)
     published = to_published(model)
     assert all(torch.equal(published[prefix + key], value) for key, value in tensors.items())
     assert ("NVIDIA" in model.licences.get("backbone", "")) == name.startswith("segformer")
     tensors.popitem()
     torch.save(tensors, path)
     with pytest.raises(SegtailorError, match="1 missing"):
-        create_model(name, 5, encoder_weights=path)
+        create_model(name, 5, pretrained=path)

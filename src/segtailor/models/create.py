@@ -51,16 +51,15 @@ def is_published(name: str) -> bool:
 def create_model(
     name: str,
     num_classes: int,
-    pretrained: bool = False,
+    pretrained: bool | str | Path = False,
     *,
-    encoder_weights: str | Path | None = None,
     output_stride: int | None = None,
     head_width: int | None = None,
     preprocess: dict[str, Any] | None = None,
 ) -> Segmenter:
     """Build the network ``name`` (``HEAD-BACKBONE``, see `list_models`) with fresh weights.
 
-    ``pretrained`` loads ImageNet weights into a timm backbone, ``encoder_weights`` the published benchmark's ImageNet
+    ``pretrained``: True loads ImageNet weights into a timm backbone, a path loads the published benchmark's ImageNet
     file (``resnet18-imagenet.pth``, ``mit_b0.pth``) into one of its own. ``output_stride`` and ``head_width`` override
     the family's; ``preprocess`` are `Preprocess` arguments. Raises SegtailorError for unknown names, for a stride that
     the backbone cannot have, and for weights out of reach.
@@ -75,7 +74,7 @@ def create_model(
     if head_type is None or not _is_backbone(backbone_name):
         raise unknown("model", name, _choices(head_name, backbone_name))
     stride = output_stride or head_type.output_stride
-    backbone = _backbone(name, backbone_name, stride, output_stride is not None, pretrained, encoder_weights)
+    backbone = _backbone(name, backbone_name, stride, output_stride is not None, pretrained)
     channels, strides = backbone.channels, backbone.strides
     width = head_width or _width(head_name, backbone_name, channels)
     head = head_type(channels, strides, num_classes, width)
@@ -112,14 +111,12 @@ def _width(head_name: str, backbone_name: str, channels: tuple[int, ...]) -> int
     return HEADS[head_name].default_width(channels)
 
 
-def _backbone(
-    name: str, backbone_name: str, stride: int, required: bool, pretrained: bool, encoder_weights: str | Path | None
-) -> Backbone:
+def _backbone(name: str, backbone_name: str, stride: int, required: bool, pretrained: bool | str | Path) -> Backbone:
     """Build the backbone of the model ``name``; the published family has its own stem and preprocessing."""
     published = is_published(name)
-    if encoder_weights is not None and (pretrained or not published):
-        reason = "give pretrained or encoder_weights, not both" if published else "it is for the published family"
-        raise SegtailorError(f"{name}: encoder_weights cannot be used here; {reason}")
+    file = None if isinstance(pretrained, bool) else Path(pretrained)
+    if file is not None and not published:
+        raise SegtailorError(f"{name}: a file as pretrained is for the published family; set pretrained to true")
     if backbone_name in MIT_SIZES:
         if required and stride != MIT_STRIDE:
             raise SegtailorError(f"{name} cannot have output stride {stride}: leave output_stride out (it has 32)")
@@ -128,18 +125,18 @@ def _backbone(
         backbone = timm_backbone(backbone_name, stride, required, stem_type="deep", stem_width=64)
     else:
         timm_name = "mobilenetv2_100" if backbone_name == "mobilenetv2" else backbone_name
-        backbone = timm_backbone(timm_name, stride, required, pretrained)
-        if pretrained or not published:
+        backbone = timm_backbone(timm_name, stride, required, pretrained is True)
+        if pretrained is True or not published:
             return backbone  # hub weights expect the preprocessing that they were trained with
     backbone.preprocess = PUBLISHED_PREPROCESS
-    if pretrained:
+    if pretrained is True:
         other = f", or use {name}d" if "-resnet" in name else ""
         raise SegtailorError(
-            f"{name}: no downloadable weights fit this backbone; set encoder_weights to the published ImageNet file"
+            f"{name}: no downloadable weights fit this backbone; set pretrained to the published ImageNet file"
             f" (resnet18-imagenet.pth, mit_b0.pth){other}"
         )
-    if encoder_weights is not None:
+    if file is not None:
         from segtailor.models.published import load_published_backbone
 
-        backbone.licence = load_published_backbone(backbone.net, backbone_name, Path(encoder_weights))
+        backbone.licence = load_published_backbone(backbone.net, backbone_name, file)
     return backbone

@@ -77,7 +77,11 @@ def recognise(tensors: dict[str, Tensor], source: str) -> Recognised:
     backbone = _backbone(tensors)
     if head is None or backbone is None or (head == "segformer") != backbone.startswith("mit"):
         bare = any(name.startswith(("layer1.", "features.0.")) for name in names) or (backbone and head is None)
-        hint = "it looks like a backbone alone: give it as encoder_weights" if bare else "is it of another project?"
+        hint = (
+            "it looks like a backbone alone: give it to a new model as pretrained"
+            if bare
+            else "is it of another project?"
+        )
         raise SegtailorError(
             f"{source} is no published checkpoint (DeepLabV3 or PSPNet on ResNet-18/50/101 or MobileNetV2, SegFormer "
             f"B0 to B5): {count_names('tensors', sorted(names))}; {hint}"
