@@ -4,12 +4,13 @@ import itertools
 
 import pytest
 import torch
-from .trees import write_camvid
 
 from segtailor.config import DataConfig
 from segtailor.data import create_dataset
 from segtailor.data.loader import train_batches
 from segtailor.errors import SegtailorError
+
+from .trees import write_camvid
 
 CONFIG = DataConfig(name="toy", size=(24, 32), length=10, workers=0)
 

@@ -89,15 +89,15 @@ def nearest(first: int, count: int, out: int, old: int) -> NDArray[np.int64]:
 
 
 def _reason(path: Path, error: BaseException) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, PermissionError):
-        return "no permission to read it"
+    # the decoders' own messages are long and name their source files
     try:
-        if path.stat().st_size == 0:
-            return "the file is empty"
-    except OSError:
-        return "cannot be opened"
+        with path.open("rb") as file:
+            if not file.read(1):
+                return "the file is empty"
+    except FileNotFoundError:
+        return "no such file"
+    except OSError as problem:
+        return f"cannot be opened: {problem.strerror}"
     text = str(error).lower()
     if any(word in text for word in ("truncated", "premature", "out of bound read", "incomplete")):
         return "truncated"
