@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint docs install clean
 
 demo: install
 	$(BIN)/segtailor train toy-teacher --run.exists resume
@@ -15,6 +15,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install
+	$(BIN)/python -m segtailor.methods.describe > docs/methods.md
+	$(BIN)/python benchmarks/results_table.py > docs/results.md
 
 install: .venv/.installed
 

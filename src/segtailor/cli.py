@@ -27,7 +27,9 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a shipped recipe's name, or a YAML file")]
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="a name, a run folder, a .safetensors file or published:FILE.pth")]  # fmt: skip
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="a name, a run folder, a .safetensors file or published:FILE.pth")
+]
 
 
 @app.command(context_settings=FREE, epilog="Example: segtailor train toy-teacher --train.steps 300 --run.name teacher")
@@ -39,7 +41,9 @@ def train(context: typer.Context, recipe: RecipeName) -> None:
     _finish(_stoppable("train", job, recipe, parse_overrides(context.args)))
 
 
-@app.command(context_settings=FREE, epilog="Example: segtailor distill toy-kt --teacher.weights runs/teacher --method.variant published")  # fmt: skip
+@app.command(
+    context_settings=FREE, epilog="Example: segtailor distill toy-kt --method.variant published --run.name mine"
+)
 def distill(context: typer.Context, recipe: RecipeName) -> None:
     """Distil a teacher into a student; any field of the recipe can be set: --section.key VALUE."""
     from segtailor.jobs.distill import distill as job
@@ -48,7 +52,7 @@ def distill(context: typer.Context, recipe: RecipeName) -> None:
     _finish(_stoppable("distill", job, recipe, parse_overrides(context.args)))
 
 
-@app.command(context_settings=FREE, epilog="Example: segtailor evaluate runs/toy-kt --data.name camvid --data.root data/camvid --json scores.json")  # fmt: skip
+@app.command(context_settings=FREE, epilog="Example: segtailor evaluate runs/toy-kt --split val --json scores.json")
 def evaluate(
     context: typer.Context,
     model: ModelName,
@@ -97,7 +101,8 @@ def methods(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="show this method's page")] = None,
 ) -> None:
     """List the distillation methods, or show one: what it computes, its options and their defaults."""
-    from segtailor.methods import describe, list_methods
+    from segtailor.methods import list_methods
+    from segtailor.methods.describe import describe
 
     if name is None:
         rows = list_methods()
