@@ -18,6 +18,10 @@ from segtailor.data.base import VOID, Color, Sample
 from segtailor.data.read import Size, nearest
 
 
+# Rows resampled at once: what a band needs stays in the processor's cache.
+BAND = 32
+
+
 class Window(NamedTuple):
     """What was drawn: the whole frame's size after scaling, the crop's upper left corner in it, and the flip."""
 
@@ -82,28 +86,30 @@ def cut_window(
 
 def _bilinear(image: NDArray[np.uint8], spans: list[tuple[int, int, int, int]]) -> NDArray[np.uint8]:
     (upper, lower, down), (left, right, along) = (_taps(*span) for span in spans)
-    # only the source columns that the window touches; contiguous, as decoders hand out strided views
+    # only the source columns that the window touches
     start, stop = int(left[0]), int(right[-1]) + 1
     left, right = left - start, right - start
-    down = down[:, None]
-    source = np.ascontiguousarray(image[:, upper[0] : lower[-1] + 1, start:stop])
-    upper, lower = upper - upper[0], lower - upper[0]
-    # products stay below 65536: 255 * 256 + 128
-    rows = source[:, upper].astype(np.uint16)
-    rows *= 256 - down
-    below = source[:, lower].astype(np.uint16)
-    below *= down
-    rows += below
-    rows += 128
-    rows >>= 8
-    out = rows.take(left, axis=2)
-    out *= 256 - along
-    beside = rows.take(right, axis=2)
-    beside *= along
-    out += beside
-    out += 128
-    out >>= 8
-    return out.astype(np.uint8)
+    back = 256 - along
+    out = np.empty((3, len(upper), len(left)), np.uint8)
+    for first in range(0, len(upper), BAND):
+        band = slice(first, first + BAND)
+        top, below, weight = upper[band], lower[band], down[band, None]
+        # contiguous, as decoders hand out strided views
+        source = np.ascontiguousarray(image[:, top[0] : below[-1] + 1, start:stop])
+        rows = _mix(source[:, top - top[0]], source[:, below - top[0]], 256 - weight, weight)
+        out[:, band] = _mix(rows.take(left, axis=2), rows.take(right, axis=2), back, along)
+    return out
+
+
+def _mix(
+    one: NDArray[np.uint8], other: NDArray[np.uint8], one_weight: NDArray[np.uint16], weight: NDArray[np.uint16]
+) -> NDArray[np.uint8]:
+    # in 16 bits: the sum is at most 255 * 256 + 128
+    total = np.multiply(one, one_weight, dtype=np.uint16)
+    total += np.multiply(other, weight, dtype=np.uint16)
+    total += np.uint16(128)
+    total >>= np.uint16(8)
+    return total.astype(np.uint8)
 
 
 def _taps(
