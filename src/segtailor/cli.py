@@ -41,9 +41,7 @@ def train(context: typer.Context, recipe: RecipeName) -> None:
     _finish(_stoppable("train", job, recipe, parse_overrides(context.args)))
 
 
-@app.command(
-    context_settings=FREE, epilog="Example: segtailor distill toy-kt --method.variant published --run.name mine"
-)
+@app.command(context_settings=FREE, epilog="Example: segtailor distill toy-kt --method.variant published")
 def distill(context: typer.Context, recipe: RecipeName) -> None:
     """Distil a teacher into a student; any field of the recipe can be set: --section.key VALUE."""
     from segtailor.jobs.distill import distill as job

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from segtailor.config import TrainConfig
 from segtailor.errors import SegtailorError, reason
 
-PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
 
 
 def launch(config: TrainConfig, find_unused_parameters: bool = False) -> Any:
@@ -19,7 +23,7 @@ def launch(config: TrainConfig, find_unused_parameters: bool = False) -> Any:
     for are not there, or the precision does not exist on them.
     """
     from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)

@@ -28,7 +28,7 @@ class MetricsLog:
         self._file = self.path.open("a", encoding="utf-8")
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; every number in it becomes a TensorBoard scalar too."""
@@ -39,12 +39,12 @@ class MetricsLog:
         flat.update({f"terms/{key}": value for key, value in record.get("terms", {}).items()})
         for key, value in flat.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
-                self._board.add_scalar(f"{kind}/{key}", value, step)  # type: ignore[no-untyped-call]
+                self._board.add_scalar(f"{kind}/{key}", value, step)
 
     def close(self) -> None:
         """Flush and close both."""
         self._file.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -138,7 +138,7 @@ def _placed(
     """Put both on the device, batch norm over all processes where that exists; say so when it sees few images."""
     synced = fabric.world_size > 1 and train.sync_batchnorm and fabric.device.type == "cuda"
     if synced:
-        distiller = torch.nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
+        distiller = torch.nn.SyncBatchNorm.convert_sync_batchnorm(distiller)  # type: ignore[no-untyped-call]
     seen = micro * fabric.world_size if synced else micro
     normed = any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in distiller.student.modules())
     if normed and seen < FEW_IMAGES and fabric.is_global_zero:
@@ -191,7 +191,7 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def _snapshot(
-    state: Progress, distiller: Distiller, optimizer: Any, average: AveragedWeights | None, fabric: Any
+    state: Progress, distiller: Distiller, optimizer: Any, average: AveragedWeights[Segmenter] | None, fabric: Any
 ) -> dict[str, Any]:
     return {
         "progress": vars(state).copy(),
@@ -203,7 +203,7 @@ def _snapshot(
 
 
 def _restore(
-    saved: dict[str, Any], distiller: Distiller, optimizer: Any, average: AveragedWeights | None, fabric: Any
+    saved: dict[str, Any], distiller: Distiller, optimizer: Any, average: AveragedWeights[Segmenter] | None, fabric: Any
 ) -> Progress:
     distiller.load_state_dict(saved["distiller"])
     optimizer.load_state_dict(saved["optimizer"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -42,8 +42,8 @@ def learning_rate(step: int, steps: int, lr: float, schedule: ScheduleConfig) ->
     0.015
     """
     floor = min(schedule.floor, lr)
-    poly = floor + (lr - floor) * (1 - (step - 1) / steps) ** schedule.power
-    return poly * min(1.0, step / schedule.warmup) if schedule.warmup else poly
+    poly: float = floor + (lr - floor) * (1 - (step - 1) / steps) ** schedule.power
+    return float(poly * min(1.0, step / schedule.warmup)) if schedule.warmup else poly
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -52,15 +52,18 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["lr_factor"]
 
 
-class AveragedWeights:
+M = TypeVar("M", bound=nn.Module)
+
+
+class AveragedWeights(Generic[M]):
     """An exponential moving average of a model's weights and buffers.
 
     The decay is warmed up as ``min(decay, (1 + n) / (10 + n))``, so that a short run is not held back by its start.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: M, decay: float) -> None:
         self.decay = decay
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model: M = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:

@@ -192,7 +192,7 @@ def _field_lines(kind: type[BaseModel], prefix: str) -> list[str]:
     lines = []
     for name, info in kind.model_fields.items():
         section = _model_in(info.annotation)
-        if section is not None and info.annotation is section:
+        if section is not None and isinstance(info.annotation, type):
             lines += _field_lines(section, f"{prefix}{name}.")
             continue
         default = "required" if info.is_required() else f"{info.get_default(call_default_factory=True)}"
