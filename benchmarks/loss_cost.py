@@ -28,7 +28,7 @@ from torch import Tensor
 
 from published_kt import published_terms
 from segtailor.methods import Method, create_method
-from segtailor.methods.tailoring.features import FeatureTailoring
+from segtailor.methods.tailoring.recombination import FeatureTailoring
 from segtailor.models import SegOutput, Teacher, create_model
 
 ROOT = Path(__file__).parents[1]

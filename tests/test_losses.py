@@ -26,8 +26,10 @@ MODULES = [
     "segtailor.losses.maps",
     "segtailor.methods",
     "segtailor.methods.describe",
-    "segtailor.methods.tailoring.features",
+    "segtailor.methods.tailoring.features_clean",
+    "segtailor.methods.tailoring.features_published",
     "segtailor.methods.tailoring.logits",
+    "segtailor.methods.tailoring.recombination",
 ]
 
 
@@ -158,6 +160,13 @@ def test_standardise_leaves_void_out_and_is_finite_for_flat_channels() -> None:
     assert values.grad is not None
     assert values.grad.isfinite().all()
     assert not values.grad[1].any()
+
+
+def test_standardise_passes_gradcheck() -> None:
+    values = torch.randn(2, 3, 2, 4, dtype=torch.float64, requires_grad=True)
+    multiplicity = torch.randint(0, 3, (2, 8)).double()
+    assert torch.autograd.gradcheck(lambda item: standardise(item, multiplicity), values)
+    assert torch.autograd.gradcheck(standardise, values)
 
 
 def test_to_grid_returns_equal_sizes_untouched() -> None:

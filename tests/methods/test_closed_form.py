@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from segtailor.losses import channel_kl, pixel_kl
-from segtailor.methods.tailoring.features import cosines, published_contrast, published_matching, recombine
+from segtailor.methods.tailoring.features_published import contrast, matching
 from segtailor.methods.tailoring.logits import clean_terms, published_terms
+from segtailor.methods.tailoring.recombination import cosines, recombine
 
 
 def wave(shape: tuple[int, ...], slope: float, kind: str) -> Tensor:
@@ -60,7 +61,7 @@ def test_logit_tailoring(logits: tuple[Tensor, Tensor], target: Tensor) -> None:
 
 def test_feature_tailoring_with_identity_tailors() -> None:
     teacher = wave((2, 6, 4, 8), 0.11, "sin").relu()
-    for early, mixed, other, matching, norm in (
+    for early, mixed, other, figure, norm in (
         (True, 213.455254723529, 263.231411634560, 0.280243917144, 0.082612053214),
         (False, 252.255411303388, 256.823970737029, 0.059110718177, 0.021137513618),
     ):
@@ -69,12 +70,12 @@ def test_feature_tailoring_with_identity_tailors() -> None:
         close(mixing.sum(), 21.510253152816)
         close(recombine(mixing, feature).sum(), mixed)
         close(recombine(1 - mixing, feature).sum(), other)
-        value = published_matching(student, teacher, recombine, early, 4)
-        close(value, matching)
+        value = matching(student, teacher, recombine, early, 4)
+        close(value, figure)
         close(torch.autograd.grad(value, student)[0].norm(), norm)
-    contrast = published_contrast(student, student, teacher, recombine, False, 1.0)
-    close(contrast, 0.962001993918)
-    close(torch.autograd.grad(contrast, student)[0].norm(), 0.423846845110)
+    triplet = contrast(student, teacher, lambda feature: feature, recombine, False, 1.0)
+    close(triplet, 0.962001993918)
+    close(torch.autograd.grad(triplet, student)[0].norm(), 0.423846845110)
 
 
 def loop_channel_kl(student: Tensor, teacher: Tensor) -> Tensor:

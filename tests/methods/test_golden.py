@@ -12,8 +12,8 @@ from torch import Tensor
 
 from segtailor.losses import full_precision
 from segtailor.methods import Method, create_method
-from segtailor.methods.tailoring.features import FeatureTailoring
 from segtailor.methods.tailoring.logits import count_atoms, tailor
+from segtailor.methods.tailoring.recombination import FeatureTailoring
 from segtailor.models.output import SegOutput
 
 FILE = Path(__file__).parents[1] / "golden" / "case_a.safetensors"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def full_precision(values: Tensor) -> Tensor:
@@ -39,11 +43,32 @@ def standardise(values: Tensor, multiplicity: Tensor | None = None, eps: float =
     """
     flat = full_precision(values).flatten(2)
     if multiplicity is None:
-        weight = flat.new_full((1, 1, flat.shape[2]), 1 / flat.shape[2])
+        weight = flat.new_full((flat.shape[0], flat.shape[2]), 1 / flat.shape[2])
     else:
-        weight = multiplicity.to(flat.dtype).unsqueeze(1)
-        weight = weight / weight.sum(2, keepdim=True).clamp(min=1e-6)
-    # Void positions are zeroed as well, so that nothing they hold can reach a later sum.
-    centred = (flat - (flat * weight).sum(2, keepdim=True)) * (weight > 0)
-    variance = (centred.square() * weight).sum(2, keepdim=True)
-    return (centred * (variance + eps).rsqrt()).view_as(values)
+        weight = multiplicity.to(flat.dtype)
+        weight = weight / weight.sum(1, keepdim=True).clamp(min=1e-6)
+    result: Tensor = _Standardise.apply(flat, weight, eps)
+    return result.view(values.shape)
+
+
+class _Standardise(torch.autograd.Function):
+    """Keeps only its result for backward: with weights w, dx = r (m dy - w (sum dy + y sum (dy y)))."""
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, weight: Tensor, eps: float) -> Tensor:
+        column = weight.unsqueeze(2)
+        # Void positions are zeroed as well, so that nothing they hold can reach a later sum.
+        result = (flat - torch.bmm(flat, column)).mul_((weight > 0).unsqueeze(1))
+        rate = (torch.bmm(result.square(), column) + eps).rsqrt()
+        result.mul_(rate)
+        ctx.save_for_backward(result, weight, rate)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        result, weight, rate = ctx.saved_tensors
+        gradient = gradient * (weight > 0).unsqueeze(1)
+        slope = (gradient * result).sum(2, keepdim=True)
+        through_moments = torch.mul(result, slope).add_(gradient.sum(2, keepdim=True)).mul_(weight.unsqueeze(1))
+        return gradient.sub_(through_moments).mul_(rate), None, None

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from segtailor.losses import channel_kl, full_precision, to_grid, valid_counts
 from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, read_tap, width_of
-from segtailor.methods.tailoring import logits
-from segtailor.methods.tailoring.features import FeatureTailoring
+from segtailor.methods.tailoring import features_clean, features_published, logits
+from segtailor.methods.tailoring.recombination import FeatureTailoring, recomputed
 from segtailor.models.output import SegOutput
 
 DECODER = "decoder"
@@ -103,11 +103,8 @@ class KnowledgeTailoring(Method):
         terms = self._kd(student, teacher, target) | self._logit_tailoring(student, teacher, target)
         for tap in self.tap_names:
             suffix = f".{tap}" if len(self.tap_names) > 1 else ""
-            matching, contrast = self._feature_tailoring(student, teacher, target, tap, progress)
-            if matching is not None:
-                terms[f"ft{suffix}"] = self.options.ft * matching
-            if contrast is not None:
-                terms[f"contrastive{suffix}"] = self.options.contrastive * contrast
+            features = self._feature_tailoring(student, teacher, target, tap, progress)
+            terms |= {f"{term}{suffix}": value for term, value in features.items()}
         return terms
 
     def _valid(self, target: Tensor, size: tuple[int, int]) -> Tensor | None:
@@ -134,23 +131,35 @@ class KnowledgeTailoring(Method):
             return {}
         compute = logits.clean_terms if options.variant == "clean" else logits.published_terms
         guide = to_grid(teacher.logits, (student.logits.shape[-2], student.logits.shape[-1]))
-        values = compute(student.logits, guide, target, options.temperature)
+        values = recomputed(compute, student.logits, guide, target, options.temperature)
         return {name: weight * value for (name, weight), value in zip(weights.items(), values, strict=True) if weight}
 
     def _feature_tailoring(
         self, student: SegOutput, teacher: SegOutput, target: Tensor, tap: str, progress: float
-    ) -> tuple[Tensor | None, Tensor | None]:
+    ) -> dict[str, Tensor]:
         options, name = self.options, self.tap_names[tap]
         own = full_precision(read_tap(student, name, "student"))
         size = (own.shape[-2], own.shape[-1])
         guide = to_grid(read_tap(teacher, name, "teacher"), size)
         module = self.tailoring[tap.replace(".", "_")]
         assert isinstance(module, FeatureTailoring)
-        early, wanted = progress < options.tuning_point, (options.ft > 0, options.contrastive > 0)
-        valid = self._valid(target, size)
+        early = progress < options.tuning_point
+        tailor, anchor = module.tailor(early), module.anchor(early)
+        valid, terms = self._valid(target, size), {}
         if valid is None:
-            return module.published(own, guide, early, options.temperature, options.margin, wanted)
-        return module.clean(own, guide, valid, early, options.sharpness, options.margin, wanted)
+            if options.ft:
+                terms["ft"] = features_published.matching(own, guide, tailor, early, options.temperature)
+            if options.contrastive:
+                terms["contrastive"] = features_published.contrast(own, guide, anchor, tailor, early, options.margin)
+        else:
+            mixing = features_clean.mixing_weights(own, guide, valid, early, options.sharpness)
+            if options.ft:
+                terms["ft"] = features_clean.matching(own, guide, valid, tailor, mixing[0], early)
+            if options.contrastive:
+                terms["contrastive"] = features_clean.contrast(
+                    own, guide, valid, anchor, tailor, mixing, early, options.margin
+                )
+        return {name: getattr(options, name) * value for name, value in terms.items()}
 
 
 def _tap_width(channels: Channels, tap: str, role: str) -> int:
