@@ -77,3 +77,12 @@ def test_all_problems_are_told_at_once(tmp_path):
     assert "cannot be read" in message
     assert "not of the image's size" in message
     assert "neither class nor void: 99" in message
+
+
+def test_a_damaged_png_does_not_end_the_process(tmp_path):
+    write_camvid(tmp_path, NAMES)
+    path = tmp_path / "train" / "frame0.png"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    assert "1 file cannot be read: " in problem(tmp_path)

@@ -61,3 +61,9 @@ def test_resizing_agrees_with_torch():
         assert (resize_image(image, size).float() - expected).abs().max() <= 2
         nearest = F.interpolate(mask[None, None].float(), size, mode="nearest-exact")[0, 0]
         assert resize_mask(mask.numpy(), size).tolist() == nearest.tolist()
+
+
+def test_a_png_that_is_called_jpg_is_read(tmp_path):
+    Image.fromarray(np.full((4, 6, 3), 9, np.uint8)).save(tmp_path / "x.png")
+    (tmp_path / "x.png").rename(tmp_path / "x.jpg")
+    assert read_image(tmp_path / "x.jpg").unique().tolist() == [9]

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from segtailor.data.base import VOID, Color, Sample
 from segtailor.data.read import Size, nearest
 
-
 # Rows resampled at once: what a band needs stays in the processor's cache.
 BAND = 32
 
