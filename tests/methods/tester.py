@@ -87,6 +87,14 @@ class MethodTester:
         for key, value in (tensors(student) | dict(method.named_parameters())).items():
             assert value.grad is None or value.grad.isfinite().all(), key
 
+    @PHASES
+    def test_autocast_changes_nothing(self, progress: float) -> None:
+        method, (student, teacher) = self.method(), self.pair_of_outputs()
+        expected = method(student, teacher, labels(), progress)
+        with torch.autocast("cpu", torch.bfloat16):
+            terms = method(student, teacher, labels(), progress)
+        torch.testing.assert_close(terms, expected, rtol=0, atol=0)
+
     def test_gradient_reaches_student_and_projectors_never_the_teacher(self) -> None:
         method, (student, teacher) = self.method(), self.pair_of_outputs()
         trained = {key for key, value in method.named_parameters() if value.requires_grad}
