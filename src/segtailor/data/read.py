@@ -103,7 +103,7 @@ def _reason(path: Path, error: BaseException) -> str:
         return "no such file"
     except OSError as problem:
         return f"cannot be opened: {problem.strerror}"
-    text = str(error).lower()
+    text = str(error).replace(str(path), "").lower()
     if any(word in text for word in ("truncated", "premature", "out of bound read", "incomplete")):
         return "truncated"
     return "not a readable image"
