@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,9 @@ Image = NDArray[np.uint8]
 
 # What every surface has, whatever its class; so neither brightness nor colour tells the classes apart.
 GREY = (70.0, 185.0)  # brightness of a surface
-SATURATION = 45.0  # spread of a surface's colour
-CONTRAST = (12.0, 30.0)  # amplitude of the texture that tells the classes apart
-NOISE = (4.0, 11.0)  # standard deviation of the camera's noise
+SATURATION = 40.0  # spread of a surface's colour
+CONTRAST = (18.0, 38.0)  # amplitude of the texture that tells the classes apart
+NOISE = (3.0, 8.0)  # standard deviation of the camera's noise
 SHADE = 0.35  # how much the light varies over the frame
 BLUR = 0.5  # chance of a slightly blurred frame
 
@@ -44,21 +45,31 @@ class Canvas:
 
     def noise(self, cell_y: float, cell_x: float) -> Array:
         """Return smooth noise (H,W) of unit spread whose features are about that many pixels."""
-        rows, columns = _spread(self.h, cell_y * self.unit), _spread(self.w, cell_x * self.unit)
-        grid = self.rng.standard_normal((rows.shape[1], columns.shape[1]), dtype=np.float32)
-        return np.asarray(rows @ grid @ columns.T * 1.4, np.float32)
+        rows, columns = _between_points(self.h, cell_y * self.unit), _between_points(self.w, cell_x * self.unit)
+        grid = self.rng.standard_normal((rows.points, columns.points)).astype(np.float32)
+        return _lerp(_lerp(grid.T, columns).T, rows) * np.float32(1.4)
 
     def ragged(self, cell: float, far: float, length: int) -> Array:
         """Return how far a border wanders, in pixels, at each of ``length`` rows or columns (length,)."""
-        points = _spread(length, cell * self.unit)
-        wander = points @ self.rng.standard_normal(points.shape[1])
-        return np.asarray(wander * far * self.unit, np.float32)
+        between = _between_points(length, cell * self.unit)
+        points = self.rng.standard_normal((between.points, 1)).astype(np.float32)
+        return _lerp(points, between)[:, 0] * np.float32(far * self.unit)
 
-    def paint(self, mask: Mask, texture: NDArray[np.floating] | float, label: int) -> None:
-        """Cover ``mask`` with a surface of random colour, modulated by ``texture`` (about -1 to 1)."""
-        base = self.between(*GREY) + self.rng.uniform(-SATURATION, SATURATION, 3)
-        tint = self.rng.uniform(0.6, 1.0, 3) * self.between(*CONTRAST) * self.rng.choice((-1, 1))
+    def paint(self, mask: Mask, texture: NDArray[np.floating] | float, label: int, apart: float = 0.0) -> None:
+        """Cover ``mask`` with a surface of random colour, modulated by ``texture`` (about -1 to 1).
+
+        Its brightness is at least ``apart`` from that of what it covers, so that things can be seen.
+        """
         inside = np.flatnonzero(mask)
+        if inside.size == 0:
+            return
+        grey = self.between(*GREY)
+        if apart:
+            behind = float(self.image.reshape(-1, 3)[inside].mean())
+            if abs(grey - behind) < apart:
+                grey = behind + (apart if grey > behind else -apart)
+        base = grey + self.rng.uniform(-SATURATION, SATURATION, 3)
+        tint = self.rng.uniform(0.6, 1.0, 3) * self.between(*CONTRAST) * self.rng.choice((-1, 1))
         wave = np.broadcast_to(texture, self.size).reshape(-1, 1)[inside].astype(np.float32)
         self.image.reshape(-1, 3)[inside] = base.astype(np.float32) + wave * tint.astype(np.float32)
         self.target.reshape(-1)[inside] = label
@@ -80,10 +91,25 @@ def _grid(size: Size) -> tuple[Array, Array]:
     return np.arange(size[0], dtype=np.float32)[:, None] + 0, np.arange(size[1], dtype=np.float32)[None] + 0
 
 
+class _Between(NamedTuple):
+    points: int
+    lower: NDArray[np.int64]
+    weight: Array
+
+
 @lru_cache(maxsize=256)
-def _spread(length: int, cell: float) -> Array:
-    """Return weights (length, points) that interpolate random points ``cell`` pixels apart."""
+def _between_points(length: int, cell: float) -> _Between:
+    """Return where ``length`` pixels lie between points that are ``cell`` pixels apart."""
     points = max(2, int(np.ceil(length / max(cell, 1.0))) + 1)
-    place = np.linspace(0, points - 1, length, dtype=np.float32)
-    weights = 1 - np.abs(place[:, None] - np.arange(points, dtype=np.float32)[None])
-    return np.asarray(np.maximum(weights, 0), np.float32)
+    place = np.linspace(0, points - 1, length)
+    lower = np.minimum(place.astype(np.int64), points - 2)
+    return _Between(points, lower, (place - lower).astype(np.float32)[:, None])
+
+
+def _lerp(points: Array, between: _Between) -> Array:
+    # no matrix product: its threads would fight over the cores with those of training
+    lower, upper = points[between.lower], points[between.lower + 1]
+    upper -= lower
+    upper *= between.weight
+    upper += lower
+    return upper

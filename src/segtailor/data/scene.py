@@ -25,6 +25,7 @@ CLASSES: tuple[tuple[str, Color], ...] = (
 SKY, BUILDING, ROAD, PAVEMENT, VEGETATION, POLE, SIGN, CAR, PEDESTRIAN = range(9)
 
 # What makes the scenes hard; lengths are pixels at 96 rows and grow with the size.
+APART = 35.0  # least difference in brightness between a thing and what it covers
 RAGGED = 2.5  # how far a border wanders
 CARS, PEDESTRIANS, POLES, TREES, PATCHES = (0, 4), (1, 5), (1, 5), (0, 3), (0, 4)
 BONNET = 0.5  # chance of the own car's bonnet (void) at the bottom
@@ -132,7 +133,7 @@ class Scene(Canvas):
         """Draw a pole one to three pixels wide, some with a sign, some with an arm."""
         x, foot = self._on_pavement(0.05 + 0.7 * depth)
         height = (14 + 50 * depth) * self.unit * self.between(0.7, 1.3)
-        half = max(0.5, (0.45 + 0.9 * depth) * self.unit)
+        half = max(0.5, (0.6 + 1.2 * depth) * self.unit)
         top = foot - height
         lean = self.between(-0.03, 0.03)
         pole = (np.abs(self.x - x - lean * (self.y - top)) <= half) & (self.y < foot) & (self.y >= top)
@@ -141,13 +142,13 @@ class Scene(Canvas):
             arm = self.between(4, 10) * self.unit * self.rng.choice((-1, 1))
             along = (self.x - x) / arm
             pole |= (np.abs(self.y - top) <= half) & (along >= 0) & (along < 1)
-        self.paint(pole, 0.4, POLE)
+        self.paint(pole, 0.4, POLE, APART)
         if kind < 0.65:
-            radius = (2.2 + 5 * depth) * self.unit * self.between(0.8, 1.3)
+            radius = (3 + 5.5 * depth) * self.unit * self.between(0.8, 1.3)
             dx, dy = np.abs(self.x - x), self.y - top
             shapes = (np.hypot(dx, dy), np.maximum(dx, np.abs(dy)), np.maximum(2 * dx - dy, dy) * 0.8)
             away = shapes[int(self.rng.integers(3))]
-            self.paint(away < radius, np.where(away > radius * 0.65, 1.6, -0.4).astype(np.float32), SIGN)
+            self.paint(away < radius, np.where(away > radius * 0.65, 1.6, -0.4).astype(np.float32), SIGN, APART)
 
     def draw_car(self, depth: float) -> None:
         """Draw a car on the road: body, cabin with window band, wheels."""
@@ -165,7 +166,7 @@ class Scene(Canvas):
         stripe = np.sin(up * 9).astype(np.float32) * 0.5
         mask = body | cabin | round_wheels
         self._void_rim(mask)
-        self.paint(mask, stripe - 2.2 * band - 2.6 * round_wheels, CAR)
+        self.paint(mask, stripe - 2.2 * band - 2.6 * round_wheels, CAR, APART)
 
     def draw_pedestrian(self, depth: float) -> None:
         """Draw a pedestrian on the pavement, now and then on the road: head, body, legs."""
@@ -182,7 +183,7 @@ class Scene(Canvas):
         mask = head | body | legs
         self._void_rim(mask)
         folds = np.sin(self.x * (2 * np.pi / (self.between(2.5, 4) * self.unit))).astype(np.float32)
-        self.paint(mask, folds + 1.2 * (up < 0.42), PEDESTRIAN)
+        self.paint(mask, folds + 1.2 * (up < 0.42), PEDESTRIAN, APART)
 
     def _void_rim(self, mask: Mask) -> None:
         """Leave about half of the pixels around a thing unlabelled, as annotators do."""
