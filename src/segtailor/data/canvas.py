@@ -88,7 +88,7 @@ class Canvas:
 
 @lru_cache(maxsize=8)
 def _grid(size: Size) -> tuple[Array, Array]:
-    return np.arange(size[0], dtype=np.float32)[:, None] + 0, np.arange(size[1], dtype=np.float32)[None] + 0
+    return np.arange(size[0], dtype=np.float32)[:, None], np.arange(size[1], dtype=np.float32)[None]
 
 
 class _Between(NamedTuple):

@@ -115,7 +115,7 @@ def distinct_colors(count: int) -> tuple[Color, ...]:
     """Return ``count`` colours whose hues are far apart, never black.
 
     >>> distinct_colors(2)
-    ((217, 76, 76), (76, 112, 229))
+    ((217, 76, 76), (80, 124, 230))
     """
     colors = []
     for index in range(count):
