@@ -170,3 +170,23 @@ def test_mistakes_are_one_line_and_leave_no_run(
         segtailor.distill(tiny_distill(tmp_path, teacher_run), overrides)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "student" / "student.safetensors").exists()
+
+
+@pytest.mark.parametrize("settings", [{"train.precision": "bf16"}, {"train.clip": 0.5}, {"train.micro_batch": 2}])
+def test_precision_clipping_and_accumulation_train(
+    tmp_path: Path, teacher_run: Path, settings: dict[str, object]
+) -> None:
+    plain = segtailor.distill(tiny_distill(tmp_path, teacher_run, "plain")).folder
+    other = segtailor.distill(tiny_distill(tmp_path, teacher_run, "other"), settings).folder
+    assert not equal(weights(plain), weights(other))
+    assert all(torch.isfinite(value).all() for value in weights(other).values() if value.is_floating_point())
+    assert [line["step"] for line in read_metrics(other / "metrics.jsonl") if line["kind"] == "train"] == [1, 2, 3, 4]
+
+
+def test_averaged_weights_are_what_is_exported(tmp_path: Path) -> None:
+    folder = segtailor.train(tiny_train(tmp_path, "ema", ema=0.9)).folder
+    exported = segtailor.load_model(folder).state_dict()
+    average = load_checkpoint(folder / "checkpoints" / "last.ckpt")["average"]
+    assert equal(dict(exported), dict(average))
+    scored = [line["weights"] for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "evaluate"]
+    assert scored == ["ema", "ema", "student"]
