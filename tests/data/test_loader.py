@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -93,3 +95,19 @@ def test_a_file_that_turns_bad_while_training_is_one_line(tmp_path, workers):
     with pytest.raises(SegtailorError, match="is empty") as caught:
         batches(config, dataset)
     assert "\n" not in str(caught.value)
+
+
+def test_a_process_that_leaves_in_the_middle_ends(tmp_path):
+    """The workers ignore the signal with which Python ends them, so they have to be asked in time."""
+    script = tmp_path / "leave.py"
+    script.write_text(
+        "from segtailor.config import DataConfig\n"
+        "from segtailor.data import create_dataset\n"
+        "from segtailor.data.loader import train_batches\n"
+        "config = DataConfig(size=(24, 32), workers=1)\n"
+        "data = create_dataset(config, 'train', True)\n"
+        "batches = train_batches(data, config, seed=0, global_batch=2, micro_batch=2, steps=10000)\n"
+        "next(batches)\n"
+        "raise SystemExit(3)\n"
+    )
+    assert subprocess.run([sys.executable, str(script)], timeout=100, check=False).returncode == 3

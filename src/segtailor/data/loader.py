@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -89,10 +91,13 @@ def train_batches(
         for first in range(0, rows, micro_batch)
     ]
     plan = [list(range(first, first + micro_batch)) for first in firsts]
-    return _batches(TrainingPositions(dataset, config, seed), plan, config.workers)
+    batches = _batches(TrainingPositions(dataset, config, seed), plan, config.workers)
+    # The workers ignore SIGTERM, with which Python would end them on leaving: they are asked to stop before that.
+    atexit.register(_close, weakref.ref(batches))
+    return batches
 
 
-def _batches(positions: TrainingPositions, plan: Sequence[list[int]], workers: int) -> Iterator[Batch]:
+def _batches(positions: TrainingPositions, plan: Sequence[list[int]], workers: int) -> Generator[Batch, None, None]:
     loader: DataLoader[Sample] = DataLoader(
         positions,
         batch_sampler=plan,
@@ -108,6 +113,12 @@ def _batches(positions: TrainingPositions, plan: Sequence[list[int]], workers: i
         if isinstance(batch, SegtailorError):
             raise batch
         yield batch
+
+
+def _close(batches: weakref.ref[Generator[Batch, None, None]]) -> None:
+    generator = batches()
+    if generator is not None:
+        generator.close()
 
 
 def collate(samples: Sequence[Sample] | SegtailorError) -> Batch | SegtailorError:
