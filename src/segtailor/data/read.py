@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision.transforms.v2.functional as transforms
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
 from segtailor.errors import SegtailorError
@@ -72,7 +72,7 @@ def resize_image(image: Tensor, size: Size) -> Tensor:
     """Return ``image`` (3,H,W) at ``size``, bilinear and antialiased."""
     if tuple(image.shape[-2:]) == size:
         return image
-    return transforms.resize(image, list(size), antialias=True)  # type: ignore[no-any-return]
+    return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
 
 
 def resize_mask(mask: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
