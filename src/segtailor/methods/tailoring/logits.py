@@ -102,7 +102,8 @@ def clean_terms(student: Tensor, teacher: Tensor, target: Tensor, temperature: f
     raised, capped = tailor(teacher, atoms, trusted, atoms.outside.sum(2, keepdim=True).clamp(min=1))
     guide = torch.cat((raised, capped), 2)
     present = (atoms.inside.sum(2) > 0).float()
-    of_class = channel_divergence(student, raised, temperature, atoms.inside) * present
+    # Absent classes have no atoms, and so no divergence.
+    of_class = channel_divergence(student, raised, temperature, atoms.inside)
     return LogitTerms(
         channel_divergence(torch.cat((student, student), 2), guide, temperature, atoms.both()).mean(),
         (of_class.sum(1) / present.sum(1).clamp(min=1)).mean(),
