@@ -48,6 +48,7 @@ class DataConfig(Strict):
     scale: tuple[PositiveFloat, PositiveFloat] = Field((0.5, 2.0), description="random scale, in steps of 0.1")
     flip: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="probability of a horizontal flip")
     workers: NonNegativeInt = Field(2, description="data-loading processes")
+    check: bool = Field(True, description="open every image and mask once before training")
     length: PositiveInt | None = Field(None, description="number of training scenes (toy)")
 
     @model_validator(mode="after")

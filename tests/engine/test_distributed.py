@@ -1,22 +1,28 @@
 """Two processes train what one process trains, across Knowledge Tailoring's switch; so do two micro-batches."""
 
+import json
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from segtailor.config import OptimizerConfig, TrainConfig
 from segtailor.data.loader import Batch
 from segtailor.engine.distiller import Distiller
 from segtailor.engine.launch import launch
+from segtailor.engine.logging import read_metrics
 from segtailor.engine.loop import _train_step
 from segtailor.engine.optim import build_optimizer
 from segtailor.methods import create_method
 from segtailor.models.output import SegOutput
+from tiny import tiny_distill
 
 STEPS, BATCH, CLASSES = 4, 4, 3
 
@@ -95,3 +101,18 @@ def test_two_micro_batches_equal_one(variant: str) -> None:
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
     untrained = Plain(4).state_dict()
     assert any(not torch.equal(one[f"student.{name}"], value) for name, value in untrained.items())
+
+
+@pytest.mark.parametrize("launcher", [["torch.distributed.run", "--nproc-per-node", "2", "-m", "segtailor.cli"], []])
+def test_the_command_runs_on_two_processes(tmp_path: Path, teacher_run: Path, launcher: list[str]) -> None:
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text(yaml.safe_dump({**tiny_distill(tmp_path, teacher_run, "two", steps=8), "baseline": "train"}))
+    words = [sys.executable, "-m", *(launcher or ["segtailor.cli"]), "distill", str(recipe)]
+    words += [] if launcher else ["--train.devices", "2"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "two" / "results.json").read_text())
+    assert results["environment"]["processes"] == "2"
+    assert [row["role"] for row in results["rows"]] == ["teacher", "alone", "distilled"]
+    steps = [line["step"] for line in read_metrics(tmp_path / "two" / "metrics.jsonl") if line["kind"] == "train"]
+    assert steps == list(range(1, 9))

@@ -16,7 +16,7 @@ from segtailor.errors import SegtailorError
 
 # Settings that change where or how fast a run goes, not what it computes.
 FREE_TO_CHANGE = (
-    "description", "run", "data.root", "data.workers", "train.devices", "train.nodes", "train.threads",
+    "description", "run", "data.root", "data.workers", "data.check", "train.devices", "train.nodes", "train.threads",
     "train.accelerator", "train.log_every", "train.checkpoint_every", "evaluate.samples",
 )  # fmt: skip
 

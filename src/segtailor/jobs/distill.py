@@ -47,9 +47,10 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
     """
     checked = load_recipe(recipe, DistillRecipe, overrides)
     check_methods(checked.method)
-    data, val = open_data(checked.data)
+    # Which parameters a method leaves unused is known only once it is built; what it declares as a class is enough.
     phases = any(METHODS[config.name].phases for config in checked.method)
     fabric = launch(checked.train, find_unused_parameters=phases)
+    data, val = open_data(checked.data, fabric)
     teacher = make_teacher(checked.teacher, data).to(fabric.device)
     if checked.teacher.check:
         score_teacher(teacher, val, fabric.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,12 +42,13 @@ def on_first_process(fabric: Any, action: Callable[[], T]) -> T:
     return value  # type: ignore[no-any-return]
 
 
-def open_data(config: DataConfig) -> tuple[SegmentationDataset, SegmentationDataset]:
+def open_data(config: DataConfig, fabric: Any) -> tuple[SegmentationDataset, SegmentationDataset]:
     """Return the training and the validation data; every file is opened once first, so that a run fails early."""
     train = create_dataset(config, config.train_split, training=True)
     val = create_dataset(config, config.val_split, training=False)
-    for dataset in (train, val):
-        check_files(dataset)
+    if config.check:
+        for dataset in (train, val):
+            on_first_process(fabric, partial(check_files, dataset))
     return train, val
 
 

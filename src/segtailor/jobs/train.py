@@ -47,8 +47,8 @@ def train(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[st
     run folder. Raises ``SegtailorError`` for a mistake in recipe or data, ``RunStopped`` after Ctrl-C.
     """
     checked = load_recipe(recipe, TrainRecipe, overrides)
-    data, val = open_data(checked.data)
     fabric = launch(checked.train)
+    data, val = open_data(checked.data, fabric)
     model = make_student(checked.model, data.num_classes, checked.train.seed)
     name = checked.run.name or f"{checked.data.name}-{model.name}"
     plain = checked.model_dump(mode="json")

@@ -69,6 +69,7 @@ class KnowledgeTailoring(Method):
     formula: ClassVar[str] = "kd + logit tailoring (3 terms) + feature tailoring + triplet; two phases"
     source: ClassVar[str] = "Knowledge Tailoring, Pattern Recognition 2025, doi 10.1016/j.patcog.2025.112399"
     Options: ClassVar[type[MethodOptions]] = KnowledgeTailoringOptions
+    phases = True
     options: KnowledgeTailoringOptions
 
     def __init__(
