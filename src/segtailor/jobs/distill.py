@@ -69,7 +69,8 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
     task = Task(label, run.path, data, val, checked.data, checked.train, checked.evaluate, card)
     with resumable(run.path):
         alone, alone_row = _baseline(fabric, checked, run.path, data, val, size)
-        trained = fit(fabric, Distiller(student, methods, weights, checked.train.aux_weight), teacher, task)
+        guide = teacher if any(method.uses_teacher for method in methods.values()) else None
+        trained = fit(fabric, Distiller(student, methods, weights, checked.train.aux_weight), guide, task)
     if teacher.fingerprint() != fingerprint:
         raise SegtailorError("the teacher's weights changed during the run; this is a defect of the method, report it")
     scored = evaluate_model(

@@ -47,6 +47,8 @@ class Method(nn.Module):
     source: ClassVar[str]
     Options: ClassVar[type[MethodOptions]] = MethodOptions
 
+    uses_teacher: bool = True
+    """Whether it reads the teacher at all; where no method does, the teacher is not run."""
     needs: frozenset[str] = frozenset()
     """What it reads beside the logits: labels, aux_logits, feature. An instance may need less than its class."""
     reads: frozenset[str] = frozenset()

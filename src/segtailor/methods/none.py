@@ -17,6 +17,7 @@ class NoDistillation(Method):
     summary: ClassVar[str] = "the student alone: cross-entropy only, no term from the teacher"
     formula: ClassVar[str] = "no term"
     source: ClassVar[str] = "the baseline of every comparison"
+    uses_teacher = False
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
         """Return no terms."""
