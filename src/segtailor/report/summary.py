@@ -10,10 +10,12 @@ def format_results(results: dict[str, Any]) -> str:
     head = ("", "model", "parameters", "multiply-adds", "mIoU", "best", "time")
     lines = [head, *(_cells(row) for row in results["rows"])]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    table = [
-        "  ".join(cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
-        for line in lines
-    ]  # fmt: skip
+    table = []
+    for line in lines:
+        cells = [
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ]
+        table.append("  ".join(cells).rstrip())
     if results.get("gap_closed") is not None:
         table.append(f"gap closed: {100 * results['gap_closed']:.1f} %")
     return "\n".join(table)
