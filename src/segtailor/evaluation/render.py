@@ -1,0 +1,65 @@
+"""Masks as pictures: class colours, overlays, and where a prediction is wrong."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segtailor.evaluation.confusion import VOID
+
+Picture = NDArray[np.uint8]
+Palette = Sequence[Sequence[int]]
+
+VOID_COLOR = (0, 0, 0)
+WRONG_COLOR = (255, 51, 68)
+_LUMA = np.array([0.299, 0.587, 0.114])
+
+
+def default_palette(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Return ``count`` colours that differ from their neighbours: hues a golden angle apart, in three lightnesses."""
+    colors = []
+    for index in range(count):
+        lightness, saturation = ((0.55, 0.75), (0.38, 0.65), (0.72, 0.60))[index % 3]
+        red, green, blue = colorsys.hls_to_rgb((0.58 + index * 0.61803398875) % 1, lightness, saturation)
+        colors.append((round(red * 255), round(green * 255), round(blue * 255)))
+    return tuple(colors)
+
+
+def colorize(mask: NDArray[np.integer], palette: Palette) -> Picture:
+    """Return (H,W,3): each index of ``mask`` (H,W) in its colour of ``palette``; void and unknown indices black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[:] = VOID_COLOR
+    known = min(len(palette), VOID)
+    table[:known] = np.asarray(palette, np.uint8)[:known]
+    picture: Picture = table[mask]
+    return picture
+
+
+def overlay(image: Picture, mask: NDArray[np.integer], palette: Palette, alpha: float = 0.5) -> Picture:
+    """Return (H,W,3): ``image`` (H,W,3) with the classes' colours at opacity ``alpha``; void shows the image alone."""
+    opacity = np.where(mask == VOID, 0.0, alpha)[..., None]
+    blend = image * (1 - opacity) + colorize(mask, palette) * opacity
+    picture: Picture = np.round(blend).astype(np.uint8)
+    return picture
+
+
+def wrong_map(mask: NDArray[np.integer], target: NDArray[np.integer], image: Picture | None = None) -> Picture:
+    """Return (H,W,3): wrong pixels in red over the dimmed grey ``image``, void pixels hatched.
+
+    Shapes: ``mask`` and ``target`` (H,W) indices, ``image`` (H,W,3); without it right pixels are plain dark grey.
+    """
+    grey = np.full(mask.shape, 70.0) if image is None else 30 + 0.45 * (image @ _LUMA)
+    picture = np.repeat(grey[..., None], 3, axis=-1)
+    rows, columns = np.indices(mask.shape)
+    stripe = max(2, round(mask.shape[1] / 120))
+    hatched = ((rows + columns) // stripe) % 2 == 0
+    void = target == VOID
+    picture[void] *= 0.55
+    picture[void & hatched] += 45
+    wrong = ~void & (mask != target)
+    # a little of the image stays visible, so that the object that was missed can be recognised
+    picture[wrong] = np.asarray(WRONG_COLOR) * (0.72 + 0.28 * picture[wrong] / 145)
+    return np.clip(np.round(picture), 0, 255).astype(np.uint8)

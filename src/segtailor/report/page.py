@@ -1,0 +1,236 @@
+"""What the page says, gathered from a run: headline, tables, notes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from segtailor import __version__
+from segtailor.report.curves import loss_charts, score_chart
+from segtailor.report.pictures import sample_rows
+from segtailor.report.quantities import MISSING, duration, percent, points, ratio, scaled, unit_of
+from segtailor.report.read import Run
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Card:
+    """One headline number."""
+
+    label: str
+    value: str
+    unit: str = ""
+    note: str = ""
+    tone: str = ""
+
+
+def page(run: Run) -> dict[str, Any]:
+    """Return everything that the template needs."""
+    rows, classes = run.rows, [str(name) for name in run.results.get("classes", [])]
+    samples, left_out = sample_rows(run)
+    scores = score_chart(run)
+    return {
+        "version": __version__,
+        "name": run.name,
+        "method": run.method,
+        "variant": run.results.get("variant"),
+        "data": run.data,
+        "size": run.results.get("size"),
+        "description": str(run.recipe.get("description") or "").strip(),
+        "going": None if run.results else _progress(run),
+        "cards": _cards(run),
+        "scale": _scale(run),
+        "models": _model_table(run),
+        "classes": _class_table(run, classes),
+        "scores": scores,
+        "score_table": _score_table(run),
+        "losses": loss_charts(run),
+        "samples": samples,
+        "samples_left_out": left_out,
+        "legend": list(zip(classes, map(_css_color, _palette(run, len(classes))), strict=False)),
+        "recipe": run.recipe_text,
+        "environment": {str(key): str(value) for key, value in (run.results.get("environment") or {}).items()},
+        "notes": _notes(run, rows, len(classes)),
+        "compared": "teacher" in rows and len(rows) > 1,
+    }
+
+
+def _progress(run: Run) -> str:
+    steps = [record["step"] for records in run.curves.values() for record in records[-1:]]
+    of = run.recipe.get("train", {}).get("steps")
+    return f"step {max(steps, default=0):,}" + (f" of {of:,}" if of else "")
+
+
+def _difference(rows: dict[str, Row], role: str, other: str, key: str = "miou") -> float | None:
+    if role not in rows or other not in rows:
+        return None
+    return float(rows[role][key]) - float(rows[other][key])
+
+
+def _cards(run: Run) -> list[Card]:
+    rows = run.rows
+    cards = []
+    gain = _difference(rows, "distilled", "alone")
+    for role in ("alone", "distilled", "teacher", "model"):
+        if role not in rows:
+            continue
+        note = "validation mIoU"
+        if role == "distilled" and gain is not None:
+            note = f"{points(gain)} points over alone"
+        cards.append(Card(run.label(role), percent(rows[role]["miou"]), "%", note, role))
+    if not cards and (scores := score_chart(run)):
+        for line in scores.lines:
+            step, score = line.points[-1]
+            cards.append(Card(line.label, f"{score:.2f}", "%", f"mIoU so far, step {step:,.0f}", line.role.split()[0]))
+    if run.results.get("gap_closed") is not None:
+        closed = float(run.results["gap_closed"])
+        cards.append(Card("Gap closed", f"{100 * closed:.1f}".replace("-", "−"), "%", "alone 0 %, teacher 100 %"))
+    if "teacher" in rows and run.main in rows:
+        teacher, student = rows["teacher"], rows[run.main]
+        fewer = ratio(teacher.get("multiply_adds"), student.get("multiply_adds"))
+        note = f"and {fewer} fewer multiply-adds" if fewer != MISSING else ""
+        cards.append(Card("Smaller by", ratio(teacher.get("parameters"), student.get("parameters")), "", note))
+    elif "model" in rows:
+        unit, name = unit_of([rows["model"].get("parameters")])
+        cards.append(Card("Parameters", scaled(rows["model"].get("parameters"), unit), name))
+    return cards
+
+
+def _scale(run: Run) -> list[dict[str, Any]]:
+    """Return the three scores as places on one line from the lowest to the highest, in percent."""
+    rows = run.rows
+    if not {"teacher", "alone", "distilled"} <= set(rows):
+        return []
+    scores = {role: float(rows[role]["miou"]) for role in ("alone", "distilled", "teacher")}
+    low, high = min(scores.values()), max(scores.values())
+    if high - low < 1e-6:
+        return []
+    return [
+        {"role": role, "label": run.label(role), "value": percent(score, 1), "at": 100 * (score - low) / (high - low)}
+        for role, score in scores.items()
+    ]
+
+
+def _model_table(run: Run) -> dict[str, Any]:
+    rows = run.rows
+    parameter_unit, parameter_name = unit_of(row.get("parameters") for row in rows.values())
+    cost_unit, cost_name = unit_of(row.get("multiply_adds") for row in rows.values())
+    teacher = rows.get("teacher", {})
+    body = []
+    for role, row in rows.items():
+        best = percent(row.get("best_miou"))
+        body.append(
+            {
+                "role": role,
+                "label": run.label(role),
+                "model": row.get("model", ""),
+                "parameters": scaled(row.get("parameters"), parameter_unit),
+                "multiply_adds": scaled(row.get("multiply_adds"), cost_unit),
+                "smaller": ratio(teacher.get("parameters"), row.get("parameters")),
+                "miou": percent(row.get("miou")),
+                "miou_all": percent(row.get("miou_all")),
+                "pixel_accuracy": percent(row.get("pixel_accuracy")),
+                "mean_accuracy": percent(row.get("mean_accuracy")),
+                "mean_dice": percent(row.get("mean_dice")),
+                "best": best,
+                "best_step": f"{row['best_step']:,}" if row.get("best_step") is not None else "",
+                "steps": f"{row['steps']:,}" if row.get("steps") is not None else MISSING,
+                "time": duration(row.get("seconds")),
+            }
+        )
+    return {"rows": body, "parameter_unit": parameter_name, "cost_unit": cost_name, "has_teacher": bool(teacher)}
+
+
+def _class_table(run: Run, classes: list[str]) -> dict[str, Any]:
+    rows = {role: row for role, row in run.rows.items() if row.get("iou")}
+    compared = {"alone", "distilled"} <= set(rows)
+    colors = _palette(run, len(classes))
+    body, differences = [], []
+    for index, name in enumerate(classes if rows else []):
+        iou = {role: row["iou"][index] for role, row in rows.items()}
+        cells = [
+            {
+                "role": role,
+                "text": percent(value, 1),
+                "bar": 100 * (value or 0.0),
+                "sort": -1 if value is None else value,
+            }
+            for role, value in iou.items()
+        ]
+        both = compared and iou["alone"] is not None and iou["distilled"] is not None
+        difference = iou["distilled"] - iou["alone"] if both else None
+        differences.append(abs(difference or 0.0))
+        body.append({"name": name, "color": _css_color(colors[index]), "cells": cells, "difference": difference})
+    most = max(differences, default=0.0) or 1.0
+    for row in body:
+        row["difference_text"] = points(row["difference"], 1)
+        row["difference_bar"] = 50 * abs(row["difference"] or 0.0) / most
+    return {"rows": body, "roles": [(role, run.label(role)) for role in rows], "compared": compared}
+
+
+def _score_table(run: Run) -> dict[str, Any]:
+    """Return the validation scores by step, one column a curve: the chart as text."""
+    found: dict[int, dict[str, float]] = {}
+    columns = []
+    for role, records in run.curves.items():
+        for record in records:
+            if record.get("kind") == "evaluate" and record.get("miou") is not None:
+                label = run.label(role) + (" (averaged weights)" if record.get("weights") == "ema" else "")
+                found.setdefault(int(record["step"]), {})[label] = record["miou"]
+                columns += [label] if label not in columns else []
+    body = [(f"{step:,}", [percent(values.get(label)) for label in columns]) for step, values in sorted(found.items())]
+    return {"columns": columns, "rows": body}
+
+
+def _notes(run: Run, rows: dict[str, Row], num_classes: int) -> list[str]:
+    notes = [
+        "mIoU is the mean over classes of summed intersection over summed union, all validation images counted "
+        "together. A class absent from both prediction and target is left out; the all-classes figure counts it as 0.",
+        "Scores are taken at the masks' own size. Void pixels are not counted, neither right nor wrong.",
+        "The scores are those of the last checkpoint. The best score on the way stands beside it for information: it "
+        "was chosen on these same images, so it is optimistic.",
+    ]
+    seed = (run.results.get("environment") or {}).get("seed") or run.recipe.get("train", {}).get("seed")
+    which = f" (seed {seed})" if seed is not None else ""
+    notes.append(
+        f"This is a single run{which}: there is no spread, and differences of a point or so may be chance. "
+        "Compare several seeds before you rely on one."
+    )
+    if {"alone", "distilled"} <= set(rows):
+        alone, distilled = rows["alone"].get("steps"), rows["distilled"].get("steps")
+        if alone == distilled:
+            notes.append("Student alone and distilled student have had the same number of training steps.")
+        else:
+            notes.append(
+                f"Student alone and distilled student have had different numbers of steps ({alone or 'unknown'} and "
+                f"{distilled or 'unknown'}), so their difference is not the method's alone."
+            )
+    elif "distilled" in rows:
+        notes.append("No student was trained alone, so this page cannot say what the method gained.")
+    if rows and (size := run.results.get("size")):
+        notes.append(
+            f"Multiply-adds are counted by PyTorch's FLOP counter (half of it) for one {size[0]} × {size[1]} image."
+        )
+    absent = {role: sum(value is None for value in row.get("iou") or []) for role, row in rows.items()}
+    if any(absent.values()):
+        most = max(absent.values())
+        notes.append(
+            f"Of {num_classes} classes, up to {most} did not occur and have no IoU; they are shown as {MISSING}."
+        )
+    return notes
+
+
+def _palette(run: Run, count: int) -> list[tuple[int, int, int]]:
+    given = [tuple(color) for color in run.results.get("palette") or []]
+    if len(given) >= count:
+        return given  # type: ignore[return-value]
+    from segtailor.evaluation.render import (
+        default_palette,
+    )  # late: it brings torch, which reading a report rarely needs
+
+    return list(default_palette(count))
+
+
+def _css_color(color: tuple[int, int, int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*color)

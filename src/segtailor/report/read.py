@@ -1,0 +1,98 @@
+"""What a run folder holds, finished or still going."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from segtailor.engine.logging import read_metrics
+from segtailor.errors import SegtailorError
+
+Records = list[dict[str, Any]]
+
+ROLES = ("teacher", "alone", "distilled", "model")
+LABELS = {"teacher": "Teacher", "alone": "Student alone", "distilled": "Student distilled", "model": "Model"}
+
+
+@dataclass
+class Run:
+    """A run folder as read: ``results`` is empty until the run has finished."""
+
+    folder: Path
+    results: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, Records] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe_text: str = ""
+
+    @property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """The rows of the results by role, in reading order."""
+        rows = {row["role"]: row for row in self.results.get("rows", [])}
+        return {role: rows[role] for role in sorted(rows, key=_order)}
+
+    @property
+    def main(self) -> str:
+        """The role that the run is about."""
+        return "distilled" if self.results.get("kind") == "distill" or "student" in self.recipe else "model"
+
+    def label(self, role: str) -> str:
+        """Return the name that a reader sees for ``role``."""
+        if role == "distilled" and self.method:
+            return f"Student with {self.method}"
+        return str(self.rows.get(role, {}).get("label") or LABELS.get(role, role))
+
+    @property
+    def method(self) -> str:
+        """The method's name, several joined by a plus; empty for a plain training."""
+        if self.results.get("method"):
+            return str(self.results["method"])
+        listed = self.recipe.get("method") or []
+        return "+".join(str(entry.get("name")) for entry in listed if isinstance(entry, dict))
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.results.get("name") or self.folder.resolve().name)
+
+    @property
+    def data(self) -> str:
+        """The data set's name."""
+        return str(self.results.get("data") or self.recipe.get("data", {}).get("name") or "")
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder; raises SegtailorError when it holds no run, or a results.json that is damaged."""
+    results_path, recipe_path = folder / "results.json", folder / "recipe.yaml"
+    if not results_path.exists() and not (folder / "metrics.jsonl").exists():
+        raise SegtailorError(f"no run in {folder}: it has neither results.json nor metrics.jsonl")
+    run = Run(folder)
+    if results_path.exists():
+        try:
+            run.results = json.loads(results_path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise SegtailorError(f"{results_path} is damaged ({error}); run the recipe again to write it") from error
+    if recipe_path.exists():
+        run.recipe_text = recipe_path.read_text(encoding="utf-8")
+        run.recipe = _mapping(run.recipe_text)
+    paths = run.results.get("curves") or {run.main: "metrics.jsonl", "alone": "baseline/metrics.jsonl"}
+    for role in sorted(paths, key=_order):
+        records = read_metrics(folder / paths[role])  # an absolute path stays what it is
+        if records:
+            run.curves[role] = records
+    return run
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _order(role: str) -> int:
+    return ROLES.index(role) if role in ROLES else len(ROLES)
