@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-
 Size = tuple[int, int]
 
 
@@ -44,6 +42,7 @@ def predict(
 
     Raises SegtailorError when there is nothing to read, and, once all others are written, for unreadable images.
     """
+    from segtailor.data.read import UnreadableFile, read_image
     from segtailor.evaluation import evaluating
     from segtailor.evaluation.render import colorize, default_palette, overlay
 
@@ -62,14 +61,14 @@ def predict(
     with evaluating(network):
         for file, name in images.items():
             try:
-                picture = read_image(file)
-            except SegtailorError as error:
-                unreadable.append(str(error))
+                image = read_image(file)
+            except UnreadableFile as error:
+                unreadable.append(f"{file} ({error})")
                 continue
-            labels = _labels(network, picture, size, chosen, mode, window, stride)
+            labels = _labels(network, image, size, chosen, mode, window, stride)
             _save(labels, out / "index" / name)
             _save(colorize(labels, colors), out / "color" / name)
-            _save(overlay(picture, labels, colors, alpha), out / "overlay" / name)
+            _save(overlay(image.permute(1, 2, 0).numpy(), labels, colors, alpha), out / "overlay" / name)
             written.append(out / "index" / name)
     if unreadable:
         kept = f"; the other {len(written)} are in {out}" if written else ""
@@ -83,6 +82,8 @@ def find_images(path: Path, out: Path) -> tuple[dict[Path, str], list[str]]:
     Masks repeat the folders below ``path``; where two images differ in their suffix alone, it is kept in the names.
     What lies in ``out`` is passed over. Raises SegtailorError when there is no such path or no image in it.
     """
+    from segtailor.data.read import IMAGE_SUFFIXES
+
     if path.is_file():
         return {path: path.stem + ".png"}, []
     if not path.is_dir():
@@ -101,39 +102,23 @@ def find_images(path: Path, out: Path) -> tuple[dict[Path, str], list[str]]:
     return names, others
 
 
-def read_image(file: Path) -> NDArray[np.uint8]:
-    """Return the picture (H,W,3) RGB in ``file``; raises SegtailorError naming it when it cannot be read."""
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise SegtailorError(f"{file} (not an image, or damaged)") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise SegtailorError(f"{file} ({' '.join(str(error).split()) or type(error).__name__})") from error
-
-
 def _labels(
     network: nn.Module,
-    picture: NDArray[np.uint8],
+    image: torch.Tensor,
     size: Size | None,
     device: torch.device,
     mode: Literal["whole", "slide"],
     window: Size | None,
     stride: Size | None,
 ) -> NDArray[np.uint8]:
-    import numpy as np
     import torch
-    from torchvision.transforms.v2.functional import resize
 
+    from segtailor.data.read import resize_image
     from segtailor.evaluation import predict_logits
 
-    image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    own = image.shape[-2], image.shape[-1]
     if size is not None:
-        image = resize(image, list(size), antialias=True)
-    own = picture.shape[0], picture.shape[1]
+        image = resize_image(image, size)
     logits = predict_logits(network, image[None].to(device), own, mode=mode, window=window, stride=stride)
     labels: NDArray[np.uint8] = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
     return labels

@@ -81,7 +81,9 @@ def score_chart(run: Run) -> Chart | None:
                 lines.append(Line(variant, label, points))
     teacher = run.rows.get("teacher", {}).get("miou")
     levels = {"teacher": 100 * teacher} if teacher is not None else {}
-    chart = _chart("Validation mIoU", "%", lines, {run.label(role): (role, y) for role, y in levels.items()})
+    chart = _chart(
+        "Validation mIoU", "%", lines, {run.label(role): (role, y) for role, y in levels.items()}, _last_step(run)
+    )
     if chart is not None:
         ends = [f"{line.label} ends at {percent(line.points[-1][1] / 100)} %" for line in lines]
         ends += [f"the teacher scores {y:.2f} %" for y in levels.values()]
@@ -95,7 +97,7 @@ def loss_charts(run: Run) -> list[Chart]:
     for records in run.curves.values():
         for record in records:
             names += [name for name in record.get("terms", {}) if name not in names]
-    charts = []
+    charts, last = [], _last_step(run)
     for name in ["", *(names if len(names) > 1 else [])]:
         lines = []
         for role, records in run.curves.items():
@@ -103,12 +105,17 @@ def loss_charts(run: Run) -> list[Chart]:
             if points:
                 lines.append(Line(role, run.label(role), points))
         title = TERM_NAMES.get(name, name) if name else "Loss, all terms"
-        chart = _chart(title, "", lines, {}, smooth=True)
+        chart = _chart(title, "", lines, {}, last, smooth=True)
         if chart is not None:
             ends = [f"{line.label} ends at {line.points[-1][1]:.3g}" for line in lines]
             chart.summary = "; ".join(ends)
             charts.append(chart)
     return charts
+
+
+def _last_step(run: Run) -> float:
+    """Return the end of every chart's axis, the same for all so that they can be compared."""
+    return float(max((record["step"] for records in run.curves.values() for record in records), default=0) or 1)
 
 
 def _points(records: Records, kind: str, key: str, wanted: Any = None, scale: float = 1.0) -> list[Point]:
@@ -136,11 +143,10 @@ def _thinned(points: Iterable[tuple[Any, Any]]) -> list[Point]:
 
 
 def _chart(
-    title: str, unit: str, lines: list[Line], levels: dict[str, tuple[str, float]], smooth: bool = False
+    title: str, unit: str, lines: list[Line], levels: dict[str, tuple[str, float]], last: float, smooth: bool = False
 ) -> Chart | None:
     if not lines:
         return None
-    steps = [x for line in lines for x, _ in line.points]
     smoothed = {id(line): _moving_average(line.points) for line in lines} if smooth else {}
     drawn = [y for line in lines for _, y in smoothed.get(id(line), line.points)]
     if smooth:  # single spikes may leave the plot; the level they rise from may not
@@ -148,8 +154,8 @@ def _chart(
         drawn += ordered[len(ordered) // 50 : len(ordered) - len(ordered) // 50]
     drawn += [y for _, y in levels.values()]
     ticks = nice_ticks(min(drawn), max(drawn))
-    x_ticks = [tick for tick in nice_ticks(0, max(steps), 5) if tick <= max(steps)]
-    x_range, y_range = (0.0, max(steps) or 1.0), (ticks[0], ticks[-1])
+    x_ticks = [tick for tick in nice_ticks(0, last, 5) if tick <= last]
+    x_range, y_range = (0.0, last), (ticks[0], ticks[-1])
     for line in lines:
         line.path = _path(line.points, x_range, y_range)
         if smooth and len(line.points) > 10:

@@ -7,6 +7,7 @@ from typing import Any
 
 from segtailor import __version__
 from segtailor.report.curves import loss_charts, score_chart
+from segtailor.report.notes import notes
 from segtailor.report.pictures import sample_rows
 from segtailor.report.quantities import MISSING, duration, percent, points, ratio, scaled, unit_of
 from segtailor.report.read import Run
@@ -27,7 +28,7 @@ class Card:
 
 def page(run: Run) -> dict[str, Any]:
     """Return everything that the template needs."""
-    rows, classes = run.rows, [str(name) for name in run.results.get("classes", [])]
+    rows, classes = run.rows, run.classes
     samples, left_out = sample_rows(run)
     scores = score_chart(run)
     return {
@@ -51,7 +52,7 @@ def page(run: Run) -> dict[str, Any]:
         "legend": list(zip(classes, map(_css_color, _palette(run, len(classes))), strict=False)),
         "recipe": run.recipe_text,
         "environment": {str(key): str(value) for key, value in (run.results.get("environment") or {}).items()},
-        "notes": _notes(run, rows, len(classes)),
+        "notes": notes(run),
         "compared": "teacher" in rows and len(rows) > 1,
     }
 
@@ -106,9 +107,10 @@ def _scale(run: Run) -> list[dict[str, Any]]:
     low, high = min(scores.values()), max(scores.values())
     if high - low < 1e-6:
         return []
+    places = {role: 100 * (score - low) / (high - low) for role, score in scores.items()}
     return [
-        {"role": role, "label": run.label(role), "value": percent(score, 1), "at": 100 * (score - low) / (high - low)}
-        for role, score in scores.items()
+        {"role": role, "label": run.label(role), "value": percent(scores[role]), "at": places[role]}
+        for role in sorted(places, key=lambda role: places[role])
     ]
 
 
@@ -116,8 +118,8 @@ def _model_table(run: Run) -> dict[str, Any]:
     rows = run.rows
     parameter_unit, parameter_name = unit_of(row.get("parameters") for row in rows.values())
     cost_unit, cost_name = unit_of(row.get("multiply_adds") for row in rows.values())
-    teacher = rows.get("teacher", {})
-    body = []
+    teacher, closed = rows.get("teacher", {}), run.results.get("gap_closed")
+    body: list[dict[str, str]] = []
     for role, row in rows.items():
         best = percent(row.get("best_miou"))
         body.append(
@@ -127,7 +129,9 @@ def _model_table(run: Run) -> dict[str, Any]:
                 "model": row.get("model", ""),
                 "parameters": scaled(row.get("parameters"), parameter_unit),
                 "multiply_adds": scaled(row.get("multiply_adds"), cost_unit),
-                "smaller": ratio(teacher.get("parameters"), row.get("parameters")),
+                "smaller": _times(teacher.get("parameters"), row.get("parameters"), "smaller"),
+                "cheaper": _times(teacher.get("multiply_adds"), row.get("multiply_adds"), "fewer"),
+                "closed": percent(closed, 1).replace("-", "−") if role == "distilled" else MISSING,
                 "miou": percent(row.get("miou")),
                 "miou_all": percent(row.get("miou_all")),
                 "pixel_accuracy": percent(row.get("pixel_accuracy")),
@@ -135,18 +139,24 @@ def _model_table(run: Run) -> dict[str, Any]:
                 "mean_dice": percent(row.get("mean_dice")),
                 "best": best,
                 "best_step": f"{row['best_step']:,}" if row.get("best_step") is not None else "",
-                "steps": f"{row['steps']:,}" if row.get("steps") is not None else MISSING,
+                "steps": f"{row['steps']:,}" if row.get("steps") is not None else "",
                 "time": duration(row.get("seconds")),
             }
         )
-    return {"rows": body, "parameter_unit": parameter_name, "cost_unit": cost_name, "has_teacher": bool(teacher)}
+    return {"rows": body, "has_gap": closed is not None, "parameter_unit": parameter_name, "cost_unit": cost_name}
+
+
+def _times(whole: float | None, part: float | None, word: str) -> str:
+    """Return how many times smaller ``part`` is than the teacher's ``whole``; empty where it is not."""
+    return f"{ratio(whole, part)} {word}" if whole and part and part < whole else ""
 
 
 def _class_table(run: Run, classes: list[str]) -> dict[str, Any]:
     rows = {role: row for role, row in run.rows.items() if row.get("iou")}
     compared = {"alone", "distilled"} <= set(rows)
     colors = _palette(run, len(classes))
-    body, differences = [], []
+    body: list[dict[str, Any]] = []
+    differences: list[float] = []
     for index, name in enumerate(classes if rows else []):
         iou = {role: row["iou"][index] for role, row in rows.items()}
         cells = [
@@ -183,48 +193,10 @@ def _score_table(run: Run) -> dict[str, Any]:
     return {"columns": columns, "rows": body}
 
 
-def _notes(run: Run, rows: dict[str, Row], num_classes: int) -> list[str]:
-    notes = [
-        "mIoU is the mean over classes of summed intersection over summed union, all validation images counted "
-        "together. A class absent from both prediction and target is left out; the all-classes figure counts it as 0.",
-        "Scores are taken at the masks' own size. Void pixels are not counted, neither right nor wrong.",
-        "The scores are those of the last checkpoint. The best score on the way stands beside it for information: it "
-        "was chosen on these same images, so it is optimistic.",
-    ]
-    seed = (run.results.get("environment") or {}).get("seed") or run.recipe.get("train", {}).get("seed")
-    which = f" (seed {seed})" if seed is not None else ""
-    notes.append(
-        f"This is a single run{which}: there is no spread, and differences of a point or so may be chance. "
-        "Compare several seeds before you rely on one."
-    )
-    if {"alone", "distilled"} <= set(rows):
-        alone, distilled = rows["alone"].get("steps"), rows["distilled"].get("steps")
-        if alone == distilled:
-            notes.append("Student alone and distilled student have had the same number of training steps.")
-        else:
-            notes.append(
-                f"Student alone and distilled student have had different numbers of steps ({alone or 'unknown'} and "
-                f"{distilled or 'unknown'}), so their difference is not the method's alone."
-            )
-    elif "distilled" in rows:
-        notes.append("No student was trained alone, so this page cannot say what the method gained.")
-    if rows and (size := run.results.get("size")):
-        notes.append(
-            f"Multiply-adds are counted by PyTorch's FLOP counter (half of it) for one {size[0]} × {size[1]} image."
-        )
-    absent = {role: sum(value is None for value in row.get("iou") or []) for role, row in rows.items()}
-    if any(absent.values()):
-        most = max(absent.values())
-        notes.append(
-            f"Of {num_classes} classes, up to {most} did not occur and have no IoU; they are shown as {MISSING}."
-        )
-    return notes
-
-
 def _palette(run: Run, count: int) -> list[tuple[int, int, int]]:
     given = [tuple(color) for color in run.results.get("palette") or []]
     if len(given) >= count:
-        return given  # type: ignore[return-value]
+        return given
     from segtailor.evaluation.render import (
         default_palette,
     )  # late: it brings torch, which reading a report rarely needs

@@ -71,13 +71,13 @@ def _row(run: Run, sample: dict[str, Any], width: int) -> SampleRow:
     pairs.append(Pair("data", [picture for picture in first if picture]))
     for role in ROLES:
         label, share = run.label(role), wrong.get(role)
-        note = f"{percent(share, 1)} % wrong" if share is not None else ""
+        note = f"{percent(share, 1)} %" if share is not None else ""
         both = [
             _picture(run.folder, paths.get(role), label, f"{name}: classes predicted by {label}", width),
             _picture(
                 run.folder,
                 paths.get(f"{role}-wrong"),
-                f"{label}: wrong pixels",
+                "Wrong pixels",
                 f"{name}: where {label} is wrong" + (f", {note} of scored pixels" if note else ""),
                 width,
                 photo=True,

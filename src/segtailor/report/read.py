@@ -59,6 +59,11 @@ class Run:
         return str(self.results.get("name") or self.folder.resolve().name)
 
     @property
+    def classes(self) -> list[str]:
+        """The classes' names; empty until the run has finished."""
+        return [str(name) for name in self.results.get("classes", [])]
+
+    @property
     def data(self) -> str:
         """The data set's name."""
         return str(self.results.get("data") or self.recipe.get("data", {}).get("name") or "")

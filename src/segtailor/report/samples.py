@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from torchvision.transforms.v2.functional import resize
 
 from segtailor.config import EvaluateConfig
+from segtailor.data.read import resize_image
 from segtailor.evaluation.confusion import VOID
 from segtailor.evaluation.evaluate import LabelledImages
 from segtailor.evaluation.inference import Size, evaluating, predict_logits
@@ -53,7 +53,8 @@ def write_samples(
         sample = dataset[index]
         target = sample.target.numpy()
         # the image is shown at the mask's size, so that all pictures of a row lie on each other
-        image = resize(sample.image, list(target.shape), antialias=True).permute(1, 2, 0).numpy()
+        height, width = target.shape
+        image = resize_image(sample.image, (height, width)).permute(1, 2, 0).numpy()
         pictures: dict[str, Picture] = {"image": image, "target": colorize(target, dataset.palette)}
         wrong = {}
         for role, model in models.items():
