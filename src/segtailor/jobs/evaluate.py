@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from segtailor.config import DataConfig, EvaluateConfig
-from segtailor.errors import SegtailorError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,6 +32,7 @@ def evaluate(
     from segtailor.data import create_dataset
     from segtailor.evaluation import check_classes, evaluate_model, inference_settings
     from segtailor.jobs.network import choose_device, open_model
+    from segtailor.models.atomic import write_atomically
 
     config = config or EvaluateConfig.model_validate({})
     settings = inference_settings(config, data)
@@ -45,7 +45,8 @@ def evaluate(
     if json_path is not None:
         named = str(model) if isinstance(model, str | Path) else getattr(model, "name", type(model).__name__)
         origin = {"model": named, "data": data.name, "split": split, "mode": config.mode}
-        _write_json(Path(json_path), {**origin, **result.to_dict()})
+        text = json.dumps({**origin, **result.to_dict()}, indent=1) + "\n"
+        write_atomically(json_path, lambda file: file.write(text.encode()))
     return result
 
 
@@ -71,14 +72,3 @@ def format_result(result: EvaluationResult) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise SegtailorError(f"cannot write {path}: {error.strerror or error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segtailor.errors import SegtailorError
+from segtailor.models.atomic import write_atomically
 from segtailor.report.page import page
 from segtailor.report.read import read_run
 
@@ -27,11 +27,6 @@ def write_report(run_folder: str | Path) -> Path:
         lstrip_blocks=True,
     )  # fmt: skip
     text = environment.get_template("template.html").render(page(run))
-    path, part = folder / "report.html", folder / "report.html.part"
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise SegtailorError(f"cannot write {path}: {error.strerror or error}") from error
+    path = folder / "report.html"
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
     return path

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from evaluation.fakes import TinyModel
+from segtailor.config import DataConfig, EvaluateConfig
+from segtailor.data import create_dataset
+from segtailor.errors import SegtailorError
+from segtailor.evaluation import EvaluationResult
+from segtailor.jobs.evaluate import evaluate, format_result
+from tiny import TINY_DATA
+
+TOY = DataConfig.model_validate(TINY_DATA)
+
+
+def _toy_classes():
+    return create_dataset(TOY, "val", training=False).num_classes
+
+
+def test_scores_go_to_the_result_and_the_json_file_and_nothing_is_printed(tmp_path, capsys):
+    path = tmp_path / "deep/scores.json"
+    result = evaluate(TinyModel(num_classes=_toy_classes()), TOY, json_path=path, device="cpu")
+    assert capsys.readouterr().out == ""
+    written = json.loads(path.read_text())
+    assert written["miou"] == result.miou
+    assert written["data"] == "toy"
+    assert written["model"] == "TinyModel"
+    assert sum(map(sum, written["confusion"])) == int(result.confusion.sum())
+
+
+def test_sliding_window_defaults_to_the_training_window():
+    model = TinyModel(num_classes=_toy_classes())
+    data = TOY.model_copy(update={"crop": (16, 16)})
+    evaluate(model, data, config=EvaluateConfig.model_validate({"mode": "slide"}), device="cpu")
+    assert {shape[-2:] for shape in model.seen} == {(16, 16)}
+
+
+def test_another_class_count_and_an_unwritable_file_are_errors(tmp_path):
+    with pytest.raises(SegtailorError, match="the model has 2 classes"):
+        evaluate(TinyModel(num_classes=2), TOY)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SegtailorError, match="cannot write"):
+        evaluate(TinyModel(num_classes=_toy_classes()), TOY, json_path=tmp_path / "file/scores.json", device="cpu")
+
+
+def test_the_table_lists_classes_and_says_what_is_absent():
+    result = EvaluationResult(torch.tensor([[8, 2, 0], [0, 10, 0], [0, 0, 0]]), ("road", "pole", "tram"), 2, 4.0)
+    text = format_result(result)
+    assert "mIoU 81.67 %   all classes 54.44 %   pixel accuracy 90.00 %" in text
+    assert [line.split() for line in text.splitlines() if line.startswith("tram")] == [["tram", "-", "-", "-"]]
+    assert "2 images in 4.0 s (0.5 images/s)" in text
+    assert "leaves out 1" in text
