@@ -21,26 +21,26 @@ class KnowledgeTailoringOptions(VariantOptions):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "published": {
-            "lt_all": 1.0,
             "lt_class": 1.0,
             "lt_nonclass": 1.0,
             "ft": 1.0,
             "contrastive": 1.0,
             "margin": 1.0,
+            "tuning_point": 0.25,
             "tailors": "frozen",
         }
     }
     kd: NonNegativeFloat = Field(1.0, description="weight of the channel-wise KL on logits")
     kd_aux: NonNegativeFloat = Field(0.4, description="weight of the same on auxiliary logits, where both have them")
-    lt_all: NonNegativeFloat = Field(0.5, description="weight of logit tailoring over all pixels")
+    lt_all: NonNegativeFloat = Field(1.0, description="weight of logit tailoring over all pixels")
     lt_class: NonNegativeFloat = Field(0.1, description="weight of logit tailoring inside each class")
     lt_nonclass: NonNegativeFloat = Field(0.1, description="weight of logit tailoring outside each class")
-    ft: NonNegativeFloat = Field(2.0, description="weight of feature tailoring")
+    ft: NonNegativeFloat = Field(5.0, description="weight of feature tailoring")
     contrastive: NonNegativeFloat = Field(0.1, description="weight of the triplet on tailored features")
     temperature: PositiveFloat = Field(4.0, description="divides maps before a softmax over space")
     margin: PositiveFloat = Field(0.4, description="margin of the triplet")
     tuning_point: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.25, description="fraction of the run at which the teacher, not the student, begins to be recombined"
+        0.75, description="fraction of the run at which the teacher, not the student, begins to be recombined"
     )
     tailors: Literal["trained", "frozen"] = Field("trained", description="whether the tailors learn with the student")
     seed: NonNegativeInt = Field(0, description="seed of the tailors' first values, the same on every process")
@@ -61,7 +61,9 @@ class KnowledgeTailoring(Method):
     Terms ``kd``, ``kd_aux``, ``lt_all``, ``lt_class``, ``lt_nonclass``, ``ft``, ``contrastive``; with several taps
     ``ft.TAP`` and ``contrastive.TAP``. A term of weight 0 is left out; ``kd_aux`` also where a network has no auxiliary
     logits. ``published`` computes what the public code computes; ``clean`` leaves void out, recombines standardised
-    features by convex weights that carry no gradient, and trains the tailors.
+    features by convex weights that carry no gradient, and trains the tailors. Its later tuning point and its weights
+    come from short runs on the toy data, where feature tailoring helped while the student was recombined, and hurt
+    when the teacher was from the first step.
     """
 
     name: ClassVar[str] = "kt"
