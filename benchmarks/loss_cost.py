@@ -31,7 +31,7 @@ from segtailor.methods import Method, create_method
 from segtailor.methods.tailoring.recombination import FeatureTailoring
 from segtailor.models import SegOutput, Teacher, create_model
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 CLASSES = 19
 PROGRESS = {"early": 0.1, "late": 0.9}
 FORMS = ("published", "clean", "reference")
