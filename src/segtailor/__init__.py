@@ -25,7 +25,17 @@ _HOMES = {
     "SegtailorError": "segtailor.errors",
 }
 
-__all__ = ["SegOutput", "SegtailorError", "create_method", "create_model", "distill", "evaluate", "load_model", "predict", "train"]  # fmt: skip
+__all__ = [
+    "SegOutput",
+    "SegtailorError",
+    "create_method",
+    "create_model",
+    "distill",
+    "evaluate",
+    "load_model",
+    "predict",
+    "train",
+]
 
 if TYPE_CHECKING:
     from segtailor.errors import SegtailorError

@@ -69,7 +69,7 @@ def trained(world: int, rank: int, micro: int, variant: str) -> dict[str, Tensor
         local = BATCH // world
         parts = [slice(rank * local + i, rank * local + i + micro) for i in range(0, local, micro)]
         batches = [Batch(whole.images[p], whole.target[p], whole.names[p]) for p in parts]
-        _train_step(fabric, module, teacher, optimizer, batches, step / STEPS, None)  # type: ignore[arg-type]
+        _train_step(fabric, module, teacher, optimizer, batches, step / STEPS, None)
     return {name: value.clone() for name, value in distiller.state_dict().items()}
 
 

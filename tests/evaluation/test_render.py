@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segtailor.evaluation.render import colorize, default_palette, overlay, wrong_map
+from segtailor.data.palette import distinct_colors
+from segtailor.evaluation.render import colorize, overlay, wrong_map
 
 PALETTE = [(200, 0, 0), (0, 200, 0)]
 
@@ -32,7 +33,7 @@ def test_wrong_map_is_red_only_where_wrong(with_image):
     assert len({tuple(pixel) for pixel in picture[0, 2:]}) == 2  # hatched
 
 
-def test_default_palette_has_distinct_colours():
-    palette = default_palette(60)
+def test_made_up_colours_are_distinct():
+    palette = distinct_colors(60)
     assert len(set(palette)) == 60
     assert (0, 0, 0) not in palette

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from segtailor.config import DataConfig, SplitConfig, Strict
 from segtailor.data.base import Color, check_classes
 from segtailor.data.files import FileDataset, MaskValues
 from segtailor.data.pairs import Pair, pair_folders, pair_list, require_folder
+from segtailor.data.palette import distinct_colors
 from segtailor.errors import SegtailorError, unknown
 from segtailor.recipes import validate
 
@@ -109,20 +109,6 @@ def read_classes(path: Path) -> ClassesFile:
     if isinstance(names, list | dict):
         check_classes(str(path), tuple(map(str, names)))
     return validate(ClassesFile, content, str(path))
-
-
-def distinct_colors(count: int) -> tuple[Color, ...]:
-    """Return ``count`` colours whose hues are far apart, never black.
-
-    >>> distinct_colors(2)
-    ((217, 76, 76), (80, 124, 230))
-    """
-    colors = []
-    for index in range(count):
-        # the golden ratio spreads hues evenly however many there are
-        red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.65, (0.85, 0.9, 0.6)[index % 3])
-        colors.append((round(255 * red), round(255 * green), round(255 * blue)))
-    return tuple(colors)
 
 
 def _pairs(root: Path, split: str, splits: dict[str, SplitConfig] | None) -> tuple[Pair, ...]:

@@ -37,6 +37,11 @@ class Distiller(nn.Module):
         """Whether some parameters are used only part of the time."""
         return any(bool(method.phases) for method in self.methods.values())
 
+    def select(self, output: SegOutput) -> SegOutput:
+        """Return the teacher's ``output`` without what no method reads, so that the memory of the rest is free."""
+        methods = list(self.methods.values())
+        return methods[0].select(output) if len(methods) == 1 else output  # type: ignore[operator]
+
     def forward(self, images: Tensor, target: Tensor, teacher: SegOutput | None, progress: float) -> dict[str, Tensor]:
         """Return the terms, which sum to the loss, for raw ``images`` (B,3,H,W) and ``target`` (B,H,W)."""
         output = self.student(images)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from segtailor.config import DataConfig, EvaluateConfig, TrainConfig
 from segtailor.data.base import SegmentationDataset
@@ -23,6 +25,7 @@ from segtailor.engine.window import check_weights
 from segtailor.evaluation import EvaluationResult, evaluate_model, inference_settings
 from segtailor.losses import global_batch
 from segtailor.models import save_model
+from segtailor.models.output import SegOutput
 from segtailor.models.segmenter import Segmenter
 from segtailor.models.teacher import Teacher
 
@@ -81,6 +84,7 @@ def fit(fabric: Any, distiller: Distiller, teacher: Teacher | None, task: Task) 
     state = Progress()
     if checkpoint.exists():
         state = _restore(load_checkpoint(checkpoint), distiller, optimizer, average, fabric)
+    guide = None if teacher is None else _guide(fabric, distiller, teacher)
     recorder = Recorder(task.label, task.folder, train.steps, state.step, fabric)
     save_every = train.checkpoint_every or task.evaluate.every
     result: EvaluationResult | None = None
@@ -96,7 +100,7 @@ def fit(fabric: Any, distiller: Distiller, teacher: Teacher | None, task: Task) 
             set_learning_rate(optimizer, learning_rate(step, train.steps, train.optimizer.lr, train.schedule))
             with recorder.waiting():
                 step_batches = [_to_device(next(batches), device) for _ in range(accumulate)]
-            terms = _train_step(fabric, module, teacher, optimizer, step_batches, step / train.steps, train.clip)
+            terms = _train_step(fabric, module, guide, optimizer, step_batches, step / train.steps, train.clip)
             if average is not None:
                 average.update(distiller.student, step)
             state.step = step
@@ -146,10 +150,20 @@ def _placed(
     return distiller, teacher.to(fabric.device) if teacher is not None else None
 
 
+def _guide(fabric: Any, distiller: Distiller, teacher: Teacher) -> Callable[[Tensor, Tensor], SegOutput]:
+    """Return what gives the teacher's output for a batch: in the run's precision, and only what the methods read."""
+
+    def guide(images: Tensor, target: Tensor) -> SegOutput:
+        with fabric.autocast():
+            return distiller.select(teacher(images, target))
+
+    return guide
+
+
 def _train_step(
     fabric: Any,
     module: Any,
-    teacher: Teacher | None,
+    guide: Callable[[Tensor, Tensor], SegOutput] | None,
     optimizer: Any,
     batches: list[Batch],
     progress: float,
@@ -165,11 +179,8 @@ def _train_step(
             # Gradients are exchanged once a step, with the last micro-batch.
             waiting = fabric.no_backward_sync(module, enabled=index + 1 < count) if count > 1 else nullcontext()
             with waiting:
-                guide = None
-                if teacher is not None:
-                    with fabric.autocast():
-                        guide = teacher(batch.images, batch.target)
-                terms = module(batch.images, batch.target, guide, progress)
+                taught = None if guide is None else guide(batch.images, batch.target)
+                terms = module(batch.images, batch.target, taught, progress)
                 fabric.backward(torch.stack(list(terms.values())).sum() / count)
             for name, value in terms.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach() / count

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,16 +15,6 @@ Palette = Sequence[Sequence[int]]
 VOID_COLOR = (0, 0, 0)
 WRONG_COLOR = (255, 51, 68)
 _LUMA = np.array([0.299, 0.587, 0.114])
-
-
-def default_palette(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Return ``count`` colours that differ from their neighbours: hues a golden angle apart, in three lightnesses."""
-    colors = []
-    for index in range(count):
-        lightness, saturation = ((0.55, 0.75), (0.38, 0.65), (0.72, 0.60))[index % 3]
-        red, green, blue = colorsys.hls_to_rgb((0.58 + index * 0.61803398875) % 1, lightness, saturation)
-        colors.append((round(red * 255), round(green * 255), round(blue * 255)))
-    return tuple(colors)
 
 
 def colorize(mask: NDArray[np.integer], palette: Palette) -> Picture:

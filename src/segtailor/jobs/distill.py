@@ -73,9 +73,10 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
         trained = fit(fabric, Distiller(student, methods, weights, checked.train.aux_weight), guide, task)
     if teacher.fingerprint() != fingerprint:
         raise SegtailorError("the teacher's weights changed during the run; this is a defect of the method, report it")
+    settings = inference_settings(checked.evaluate, checked.data)
     scored = evaluate_model(
         teacher, val, device=fabric.device, batch=checked.evaluate.batch, workers=checked.data.workers,
-        rank=fabric.global_rank, world=fabric.world_size, **inference_settings(checked.evaluate, checked.data),
+        rank=fabric.global_rank, world=fabric.world_size, **settings,
     )  # fmt: skip
     if fabric.is_global_zero:
         steps = checked.train.steps
@@ -94,7 +95,7 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
             "rows": rows,
             "gap_closed": gap_closed(rows),
             "curves": {"distilled": "metrics.jsonl", **_baseline_curve(checked, run.path)},
-            "samples": write_samples(run.path, val, models, checked.evaluate, fabric.device),
+            "samples": write_samples(run.path, val, models, checked.evaluate, fabric.device, settings["window"]),
             "environment": environment(checked.train, fabric),
         }
         write_json(run.results, results)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,9 +43,11 @@ def predict(
 
     Raises SegtailorError when there is nothing to read, and, once all others are written, for unreadable images.
     """
+    from segtailor.data.palette import distinct_colors
     from segtailor.data.read import UnreadableFile, read_image
-    from segtailor.evaluation import evaluating
-    from segtailor.evaluation.render import colorize, default_palette, overlay
+    from segtailor.evaluation import evaluating, predict_logits
+    from segtailor.evaluation.inference import IMAGENET_COLOR
+    from segtailor.evaluation.render import colorize, overlay
 
     out = Path(out)
     images, others = find_images(Path(path), out)
@@ -52,10 +55,12 @@ def predict(
         note(f"skipped, not an image: {_listed(others)}")
     network = open_model(model)
     card = open_card(model)
-    colors = palette or card.get("palette") or default_palette(int(getattr(network, "num_classes", 255)))
+    colors = palette or card.get("palette") or distinct_colors(int(getattr(network, "num_classes", 255)))
     size = size or _trained_size(card)
     chosen = choose_device(device)
     network.to(chosen)
+    red, green, blue = card.get("mean_color", IMAGENET_COLOR)
+    segment = partial(predict_logits, network, mode=mode, window=window, stride=stride, fill=(red, green, blue))
     written: list[Path] = []
     unreadable: list[str] = []
     with evaluating(network):
@@ -65,7 +70,7 @@ def predict(
             except UnreadableFile as error:
                 unreadable.append(f"{file} ({error})")
                 continue
-            labels = _labels(network, image, size, chosen, mode, window, stride)
+            labels = _labels(segment, image, size, chosen)
             _save(labels, out / "index" / name)
             _save(colorize(labels, colors), out / "color" / name)
             _save(overlay(image.permute(1, 2, 0).numpy(), labels, colors, alpha), out / "overlay" / name)
@@ -103,23 +108,16 @@ def find_images(path: Path, out: Path) -> tuple[dict[Path, str], list[str]]:
 
 
 def _labels(
-    network: nn.Module,
-    image: torch.Tensor,
-    size: Size | None,
-    device: torch.device,
-    mode: Literal["whole", "slide"],
-    window: Size | None,
-    stride: Size | None,
+    segment: Callable[[torch.Tensor, Size], torch.Tensor], image: torch.Tensor, size: Size | None, device: torch.device
 ) -> NDArray[np.uint8]:
     import torch
 
     from segtailor.data.read import resize_image
-    from segtailor.evaluation import predict_logits
 
     own = image.shape[-2], image.shape[-1]
     if size is not None:
         image = resize_image(image, size)
-    logits = predict_logits(network, image[None].to(device), own, mode=mode, window=window, stride=stride)
+    logits = segment(image[None].to(device), own)
     labels: NDArray[np.uint8] = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
     return labels
 

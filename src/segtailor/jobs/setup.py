@@ -177,6 +177,7 @@ def model_card(data: SegmentationDataset, recipe: dict[str, Any]) -> dict[str, A
     return {
         "classes": list(data.classes),
         "palette": [list(color) for color in data.palette],
+        "mean_color": list(data.mean_color),
         "data_licence": data.licence,
         "recipe": recipe,
     }

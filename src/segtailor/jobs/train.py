@@ -14,6 +14,7 @@ from segtailor.engine.launch import launch
 from segtailor.engine.loop import Task, Trained, fit
 from segtailor.engine.preemption import resumable
 from segtailor.engine.runs import open_run, write_json
+from segtailor.evaluation import inference_settings
 from segtailor.jobs.setup import (
     card_with_metrics,
     environment,
@@ -65,7 +66,8 @@ def train(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[st
         row = result_row(
             "model", "Model", trained.student, trained.last, size, **training_facts(trained, checked.train.steps)
         )
-        samples = write_samples(run.path, val, {"model": trained.student}, checked.evaluate, fabric.device)
+        window = inference_settings(checked.evaluate, checked.data)["window"]
+        samples = write_samples(run.path, val, {"model": trained.student}, checked.evaluate, fabric.device, window)
         results = {
             **header(name, "train", checked.data.name, val, size),
             "rows": [row],

@@ -21,23 +21,27 @@ class KnowledgeTailoringOptions(VariantOptions):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "published": {
+            "kd": 1.0,
+            "kd_aux": 0.4,
+            "lt_all": 1.0,
             "lt_class": 1.0,
             "lt_nonclass": 1.0,
             "ft": 1.0,
             "contrastive": 1.0,
+            "temperature": 4.0,
             "margin": 1.0,
             "tuning_point": 0.25,
             "tailors": "frozen",
         }
     }
-    kd: NonNegativeFloat = Field(1.0, description="weight of the channel-wise KL on logits")
-    kd_aux: NonNegativeFloat = Field(0.4, description="weight of the same on auxiliary logits, where both have them")
-    lt_all: NonNegativeFloat = Field(1.0, description="weight of logit tailoring over all pixels")
+    kd: NonNegativeFloat = Field(6.0, description="weight of the channel-wise KL on logits")
+    kd_aux: NonNegativeFloat = Field(2.4, description="weight of the same on auxiliary logits, where both have them")
+    lt_all: NonNegativeFloat = Field(6.0, description="weight of logit tailoring over all pixels")
     lt_class: NonNegativeFloat = Field(0.1, description="weight of logit tailoring inside each class")
     lt_nonclass: NonNegativeFloat = Field(0.1, description="weight of logit tailoring outside each class")
-    ft: NonNegativeFloat = Field(5.0, description="weight of feature tailoring")
+    ft: NonNegativeFloat = Field(0.5, description="weight of feature tailoring")
     contrastive: NonNegativeFloat = Field(0.1, description="weight of the triplet on tailored features")
-    temperature: PositiveFloat = Field(4.0, description="divides maps before a softmax over space")
+    temperature: PositiveFloat = Field(1.0, description="divides maps before a softmax over space")
     margin: PositiveFloat = Field(0.4, description="margin of the triplet")
     tuning_point: Annotated[float, Field(ge=0, le=1)] = Field(
         0.75, description="fraction of the run at which the teacher, not the student, begins to be recombined"

@@ -197,11 +197,10 @@ def _palette(run: Run, count: int) -> list[tuple[int, int, int]]:
     given = [tuple(color) for color in run.results.get("palette") or []]
     if len(given) >= count:
         return given
-    from segtailor.evaluation.render import (
-        default_palette,
-    )  # late: it brings torch, which reading a report rarely needs
+    # Late: it brings torch, which reading a report rarely needs.
+    from segtailor.data.palette import distinct_colors
 
-    return list(default_palette(count))
+    return list(distinct_colors(count))
 
 
 def _css_color(color: tuple[int, int, int]) -> str:
