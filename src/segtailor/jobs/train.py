@@ -112,4 +112,6 @@ def finished(folder: Path) -> RunResult:
     import json
 
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    if not (folder / "report.html").exists():
+        write_report(folder)  # the run ended between the two
     return RunResult(folder, folder / "report.html", results)
