@@ -2,7 +2,6 @@
 
 import errno
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,15 +22,14 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path: Path, monkey
     path = tmp_path / "last.ckpt"
     save_checkpoint(path, {"progress": {"step": 1}})
 
-    def full(state: Any, file: Any) -> None:
-        file.write(b"half of it")
+    def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(SegtailorError, match=r"No space left.*previous checkpoint is whole") as caught:
-        save_checkpoint(path, {"progress": {"step": 2}})
+    with monkeypatch.context() as patch:
+        patch.setattr("segtailor.models.atomic.os.fsync", full)
+        with pytest.raises(SegtailorError, match=r"No space left.*previous file is whole") as caught:
+            save_checkpoint(path, {"progress": {"step": 2}})
     assert "\n" not in str(caught.value)
-    monkeypatch.undo()
     assert load_checkpoint(path)["progress"] == {"step": 1}
     assert list(tmp_path.iterdir()) == [path]
 

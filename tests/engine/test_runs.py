@@ -71,8 +71,8 @@ def test_a_failed_write_keeps_the_old_text(tmp_path: Path, monkeypatch: pytest.M
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("segtailor.engine.runs.os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr("segtailor.models.atomic.os.fsync", full)
+    with pytest.raises(SegtailorError, match="No space"):
         write_text(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from segtailor.errors import SegtailorError, reason
+from segtailor.models.atomic import write_atomically
 
 FORMAT = 1
 
@@ -18,18 +19,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
     Raises ``SegtailorError`` when the disk is full or the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        kept = "the previous checkpoint is whole" if path.exists() else "there is no earlier one"
-        raise SegtailorError(f"cannot save {path}: {reason(error)}; {kept}. Free some space, then resume") from error
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from segtailor.engine.ticker import Ticker
 from segtailor.engine.window import LossWindow
 from segtailor.evaluation import EvaluationResult
+from segtailor.models.atomic import write_atomically
 
 
 class MetricsLog:
@@ -22,9 +23,8 @@ class MetricsLog:
     def __init__(self, folder: Path, step: int = 0) -> None:
         self.path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(self.path) if line["step"] <= step] if step else []
-        part = self.path.with_name("metrics.jsonl.part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        part.replace(self.path)
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomically(self.path, lambda file: file.write(text.encode("utf-8")))
         self._file = self.path.open("a", encoding="utf-8")
         from torch.utils.tensorboard.writer import SummaryWriter
 

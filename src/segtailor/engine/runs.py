@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import yaml
 
 from segtailor.config import RunConfig
 from segtailor.errors import SegtailorError
+from segtailor.models.atomic import write_atomically
 
 # Settings that change where or how fast a run goes, not what it computes.
 FREE_TO_CHANGE = (
@@ -55,26 +55,13 @@ def open_run(config: RunConfig, name: str, recipe: dict[str, Any]) -> RunFolder:
             _check_same(path, yaml.safe_load(written.read_text(encoding="utf-8")), recipe)
             return RunFolder(path, finished=(path / "results.json").exists())
         shutil.rmtree(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        write_text(written, yaml.safe_dump(recipe, sort_keys=False))
-    except OSError as error:
-        raise SegtailorError(f"cannot write to {path}: {error.strerror}; choose another --run.folder") from error
+    write_text(written, yaml.safe_dump(recipe, sort_keys=False))
     return RunFolder(path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` atomically."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    """Write ``text`` to ``path`` atomically; raises ``SegtailorError`` when the disk is full or read-only."""
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def write_json(path: Path, value: Any) -> None:
