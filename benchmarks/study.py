@@ -47,9 +47,14 @@ def main() -> None:
                 print(f"{arm}, seed {seed}: failed with exit code {process.returncode}; run the study again")
                 continue
             collect(RUNS / run_name(name, arm, seed), raw(folder, arm, seed))
-            (folder / "table.md").write_text(table(study, folder), encoding="utf-8")
+            write_table(study, folder)
             print(f"{arm}, seed {seed}: done; {len(waiting)} runs wait", flush=True)
+    write_table(study, folder)
     print(table(study, folder))
+
+
+def write_table(study: dict[str, Any], folder: Path) -> None:
+    (folder / "table.md").write_text(table(study, folder), encoding="utf-8")
 
 
 def raw(folder: Path, arm: str, seed: int) -> Path:
