@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from segtailor.models.teacher import Teacher
 
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import evaluate_model, predict_logits
 from segtailor.models.output import SegOutput
+from segtailor.models.teacher import Teacher
 
 from .fakes import TinyData, TinyModel
 
