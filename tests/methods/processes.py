@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -13,12 +14,14 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from segtailor.losses import cross_entropy, global_batch
-from segtailor.methods import create_method
+from segtailor.methods import Method, create_method
 from segtailor.models.output import SegOutput
 
 from .cases import CLASSES, STUDENT, TEACHER
 
 Gradients = dict[str, Tensor]
+Prepare = Callable[[Method], object]
+"""Does to a method what its stage would; a function at module level, so that it can be sent to a process."""
 
 
 class TinyNet(nn.Module):
@@ -43,11 +46,13 @@ class TinyNet(nn.Module):
 class Distilling(nn.Module):
     """Student and method together, as data parallelism needs them."""
 
-    def __init__(self, name: str, options: dict[str, Any]) -> None:
+    def __init__(self, name: str, options: dict[str, Any], prepare: Prepare | None) -> None:
         super().__init__()
         self.student = TinyNet(STUDENT, 1)
         torch.manual_seed(2)
         self.method = create_method(name, CLASSES, STUDENT, TEACHER, **options)
+        if prepare is not None:
+            prepare(self.method)
 
     def forward(self, images: Tensor, teacher: SegOutput, target: Tensor, progress: float) -> Tensor:
         student = self.student(images)
@@ -65,12 +70,13 @@ def step_gradients(
     progress: float,
     target: Tensor,
     micro_batches: int,
+    prepare: Prepare | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> Gradients:
     """Return the gradients of one step over ``target`` (B,H,W), this rank's share of it in ``micro_batches`` parts."""
     images = torch.randn(len(target), 3, *target.shape[1:], generator=torch.Generator().manual_seed(3))
-    module, teacher = Distilling(name, options), TinyNet(TEACHER, 4)
+    module, teacher = Distilling(name, options, prepare), TinyNet(TEACHER, 4)
     runner: nn.Module = module
     if world > 1:
         runner = nn.parallel.DistributedDataParallel(

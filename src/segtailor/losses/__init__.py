@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from segtailor.losses.counts import class_counts, global_batch, global_count, valid_counts
+from segtailor.losses.counts import class_counts, global_batch, global_count, nearest_labels, pixel_mean, valid_counts
 from segtailor.losses.divergence import channel_divergence, channel_kl, cross_entropy, pixel_kl
 from segtailor.losses.maps import full_precision, standardise, to_grid
+from segtailor.losses.recompute import recomputed
 
 __all__ = [
     "channel_divergence",
@@ -14,7 +15,10 @@ __all__ = [
     "full_precision",
     "global_batch",
     "global_count",
+    "nearest_labels",
     "pixel_kl",
+    "pixel_mean",
+    "recomputed",
     "standardise",
     "to_grid",
     "valid_counts",

@@ -86,3 +86,29 @@ def valid_counts(target: Tensor, size: tuple[int, int], ignore: int = 255) -> Te
     [[2.0, 1.0]]
     """
     return class_counts((target == ignore).to(torch.uint8), 1, size)[:, 0].float()
+
+
+def pixel_mean(cells: Tensor, target: Tensor | None, ignore: int = 255) -> Tensor:
+    """Average ``cells`` (B,h,w) over the valid label pixels of the global batch; equally over all cells without labels.
+
+    Each cell weighs as many pixels as it has that are not ``ignore``.
+
+    >>> pixel_mean(torch.tensor([[[1.0, 5.0]]]), torch.tensor([[[0, 0, 1, 255]]])).item()
+    2.3333332538604736
+    """
+    if target is None:
+        return cells.mean()
+    weight = valid_counts(target, (cells.shape[-2], cells.shape[-1]), ignore)
+    return (cells.flatten(1) * weight).sum() / global_count(lambda labels: (labels != ignore).sum(), target)
+
+
+def nearest_labels(target: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return ``target`` (B,H,W) on a coarser (or equal) grid: each cell takes its top-left pixel; int64 (B,h,w).
+
+    >>> nearest_labels(torch.tensor([[[3, 0, 255, 1]]]), (1, 2)).tolist()
+    [[[3, 255]]]
+    """
+    height, width = target.shape[-2:]
+    row = torch.arange(size[0], device=target.device) * height // size[0]
+    column = torch.arange(size[1], device=target.device) * width // size[1]
+    return target[:, row.unsqueeze(1), column].long()

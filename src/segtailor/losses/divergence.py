@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from segtailor.losses.counts import global_count, valid_counts
+from segtailor.losses.counts import global_count, pixel_mean
 from segtailor.losses.maps import full_precision
 
 OUTSIDE = -1e30
@@ -104,11 +104,7 @@ def pixel_kl(
     >>> round(pixel_kl(torch.zeros(1, 2, 1, 1), torch.tensor([[[[0.0]], [[1.0]]]])).item(), 5)
     0.11094
     """
-    size = (student.shape[-2], student.shape[-1])
     log_student = F.log_softmax(full_precision(student) / temperature, dim=1)
     log_teacher = F.log_softmax(full_precision(teacher.detach()) / temperature, dim=1)
-    cells = (log_teacher.exp() * (log_teacher - log_student)).sum(1).flatten(1) * temperature**2
-    if target is None:
-        return cells.mean()
-    weight = valid_counts(target, size, ignore)
-    return (cells * weight).sum() / global_count(lambda labels: (labels != ignore).sum(), target)
+    cells = (log_teacher.exp() * (log_teacher - log_student)).sum(1) * temperature**2
+    return pixel_mean(cells, target, ignore)

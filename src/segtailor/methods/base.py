@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError, unknown
+from segtailor.methods.stage import Opponent, Stage
 from segtailor.models.output import SegOutput
+from segtailor.models.teacher import Teacher
 
 Channels = dict[str, int]
 """Width of every tap that a model offers: ``feature``, ``stages.N`` and named ones."""
@@ -20,6 +22,8 @@ class MethodOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    sources: ClassVar[dict[str, str]] = {}
+    """Where an option's default comes from, by option: a paper, a benchmark, or `our choice`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -44,7 +48,16 @@ class Method(nn.Module):
     name: ClassVar[str]
     summary: ClassVar[str]
     formula: ClassVar[str]
+    """One line for each term."""
     source: ClassVar[str]
+    widths: ClassVar[str] = "no widths to align: it compares logits"
+    """How networks of different width are brought together."""
+    extra_modules: ClassVar[str] = "none"
+    """What it adds to the training that the exported student does not carry."""
+    figures: ClassVar[str] = "none"
+    """Published figures, and whose."""
+    unsuited: ClassVar[str]
+    """When to choose another method."""
     Options: ClassVar[type[MethodOptions]] = MethodOptions
 
     uses_teacher: bool = True
@@ -59,6 +72,12 @@ class Method(nn.Module):
     """The value does not split over ranks and micro-batches."""
     minimal_at_teacher: frozenset[str] = frozenset()
     """Terms that are least where the student's output equals the teacher's."""
+    stage: Stage | None = None
+    """What must be learnt before the student is trained."""
+    teacher: Teacher | None = None
+    """A teacher of its own, instead of the recipe's; no part of the module."""
+    opponent: Opponent | None = None
+    """A network trained against the student; no part of the module, since it has an optimizer of its own."""
 
     def __init__(
         self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: MethodOptions
@@ -67,8 +86,24 @@ class Method(nn.Module):
         self.num_classes = num_classes
         self.options = options
 
-    def forward(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
-        """Return the weighted terms; ``target`` (B,H,W) holds class indices and 255 for void."""
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("teacher", "opponent"):
+            object.__setattr__(self, name, value)  # not registered
+        else:
+            super().__setattr__(name, value)
+
+    def forward(
+        self, student: SegOutput, teacher: SegOutput, target: Tensor | None, progress: float
+    ) -> dict[str, Tensor]:
+        """Return the weighted terms; ``target`` (B,H,W) holds class indices and 255 for void.
+
+        Raises :class:`SegtailorError` where ``target`` is None and the method needs labels.
+        """
+        if target is None:
+            if "labels" in self.needs:
+                raise SegtailorError(f"method {self.name} needs labels; give it a target, or choose another method")
+            height, width = student.logits.shape[-2:]
+            target = torch.zeros(len(student.logits), height, width, dtype=torch.uint8, device=student.logits.device)
         with torch.autocast(student.logits.device.type, enabled=False):
             return self.terms(student, teacher.detach(), target, progress)
 
@@ -106,3 +141,12 @@ def read_tap(output: SegOutput, tap: str, role: str) -> Tensor:
     if value is None:
         raise SegtailorError(f"the {role} returns no '{tap}'; choose another tap or method (`segtailor inspect MODEL`)")
     return value
+
+
+def projector(student_channels: Channels, teacher_channels: Channels, tap: str, always: bool = False) -> nn.Module:
+    """Return a 1x1 convolution without bias from the student's width of ``tap`` to the teacher's.
+
+    It is the identity where the widths are equal, unless ``always``.
+    """
+    own, guide = width_of(student_channels, tap, "student"), width_of(teacher_channels, tap, "teacher")
+    return nn.Conv2d(own, guide, 1, bias=False) if always or own != guide else nn.Identity()

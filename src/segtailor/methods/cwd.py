@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from segtailor.losses import channel_kl, full_precision, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, read_tap, width_of
+from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, projector, read_tap
 from segtailor.models.output import SegOutput
 
 
@@ -50,8 +50,7 @@ class ChannelWise(Method):
             self.tap = "feature" if options.variant == "clean" else "classifier_input"
             self.reads = frozenset({self.tap, "feature"})
             needs.add("feature")
-            widths = width_of(student_channels, "feature", "student"), width_of(teacher_channels, "feature", "teacher")
-            self.projector = nn.Conv2d(*widths, 1, bias=False) if widths[0] != widths[1] else nn.Identity()
+            self.projector = projector(student_channels, teacher_channels, "feature")
         self.needs = frozenset(needs)
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:

@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
-from segtailor.losses import channel_kl, full_precision, to_grid, valid_counts
+from segtailor.losses import channel_kl, full_precision, recomputed, to_grid, valid_counts
 from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, read_tap, width_of
 from segtailor.methods.tailoring import features_clean, features_published, logits
-from segtailor.methods.tailoring.recombination import FeatureTailoring, recomputed
+from segtailor.methods.tailoring.recombination import FeatureTailoring
 from segtailor.models.output import SegOutput
 
 DECODER = "decoder"

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from segtailor.losses import standardise
-from segtailor.methods.tailoring.recombination import Anchoring, Tailoring, cosines, recombine, recomputed
+from segtailor.losses import recomputed, standardise
+from segtailor.methods.tailoring.recombination import Anchoring, Tailoring, cosines, recombine
 
 
 def mixing_weights(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from segtailor.losses import channel_kl
-from segtailor.methods.tailoring.recombination import Anchoring, Tailoring, cosines, recomputed
+from segtailor.losses import channel_kl, recomputed
+from segtailor.methods.tailoring.recombination import Anchoring, Tailoring, cosines
 
 
 def matching(student: Tensor, teacher: Tensor, tailoring: Tailoring, early: bool, temperature: float) -> Tensor:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-
-R = TypeVar("R")
 
 Tailoring = Callable[[Tensor, Tensor], Tensor]
 """Takes a mixing matrix (B,C,D) and a feature (B,D,h,w), returns tailored maps (B,C,h,w)."""
@@ -73,12 +69,6 @@ def cosines(rows: Tensor, columns: Tensor) -> Tensor:
 def _lengths(vectors: Tensor) -> Tensor:
     lengths: Tensor = torch.linalg.vector_norm(vectors, dim=-1)
     return lengths.clamp(min=1e-12)
-
-
-def recomputed(term: Callable[..., R], *inputs: object) -> R:
-    """Return ``term(*inputs)``, keeping nothing for backward but the inputs."""
-    result: R = checkpoint(term, *inputs, use_reentrant=False, preserve_rng_state=False)
-    return result
 
 
 class FeatureTailoring(nn.Module):
