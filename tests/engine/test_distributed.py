@@ -17,8 +17,10 @@ from segtailor.config import OptimizerConfig, TrainConfig
 from segtailor.data.loader import Batch
 from segtailor.engine.distiller import Distiller
 from segtailor.engine.launch import launch
+from segtailor.engine.learner import Taught
 from segtailor.engine.logging import read_metrics
 from segtailor.engine.loop import _train_step
+from segtailor.engine.opponents import Opponents
 from segtailor.engine.optim import build_optimizer
 from segtailor.methods import create_method
 from segtailor.models.output import SegOutput
@@ -64,12 +66,16 @@ def trained(world: int, rank: int, micro: int, variant: str) -> dict[str, Tensor
     module, optimizer = fabric.setup(
         distiller, build_optimizer(distiller, OptimizerConfig(name="sgd", lr=0.05, weight_decay=0.0))
     )
+
+    def guide(images: Tensor, target: Tensor) -> Taught:
+        return {"kt": teacher(images, target)}
+
     for step in range(1, STEPS + 1):
         whole = batch(step)
         local = BATCH // world
         parts = [slice(rank * local + i, rank * local + i + micro) for i in range(0, local, micro)]
         batches = [Batch(whole.images[p], whole.target[p], whole.names[p]) for p in parts]
-        _train_step(fabric, module, teacher, optimizer, batches, step / STEPS, None)
+        _train_step(fabric, module, guide, optimizer, Opponents(fabric, {}), batches, step / STEPS, None)
     return {name: value.clone() for name, value in distiller.state_dict().items()}
 
 

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from segtailor.engine.learner import Learner, Taught
 from segtailor.losses import cross_entropy
 from segtailor.methods.base import Method
+from segtailor.methods.stage import Opponent
 from segtailor.models.output import SegOutput
 from segtailor.models.segmenter import Segmenter
+from segtailor.models.teacher import Teacher
 
 
-class Distiller(nn.Module):
+class Distiller(Learner):
     """One forward gives the task's and every method's weighted terms.
 
     They are one module because data parallelism refuses a method without parameters, and because a method's
@@ -31,28 +34,58 @@ class Distiller(nn.Module):
         self.methods = nn.ModuleDict(methods)
         self.weights = {name: (weights or {}).get(name, 1.0) for name in methods}
         self.aux_weight = aux_weight
+        self._seen: dict[str, SegOutput] = {}
+
+    @property
+    def subject(self) -> Segmenter:
+        """The student."""
+        return self.student
 
     @property
     def has_phases(self) -> bool:
         """Whether some parameters are used only part of the time."""
-        return any(bool(method.phases) for method in self.methods.values())
+        return any(method.phases for method in self._methods().values())
 
-    def select(self, output: SegOutput) -> SegOutput:
-        """Return the teacher's ``output`` without what no method reads, so that the memory of the rest is free."""
-        methods = list(self.methods.values())
-        return methods[0].select(output) if len(methods) == 1 else output  # type: ignore[operator]
+    @property
+    def teachers(self) -> dict[str, Teacher]:
+        """Methods' own teachers."""
+        return {name: method.teacher for name, method in self._methods().items() if method.teacher is not None}
 
-    def forward(self, images: Tensor, target: Tensor, teacher: SegOutput | None, progress: float) -> dict[str, Tensor]:
-        """Return the terms, which sum to the loss, for raw ``images`` (B,3,H,W) and ``target`` (B,H,W)."""
+    @property
+    def opponents(self) -> dict[str, Opponent]:
+        """Methods' opponents."""
+        return {name: method.opponent for name, method in self._methods().items() if method.opponent is not None}
+
+    @property
+    def seen(self) -> Taught:
+        """The last forward's student, as far as methods with an opponent read it."""
+        return self._seen
+
+    def _methods(self) -> dict[str, Method]:
+        return {name: method for name, method in self.methods.items() if isinstance(method, Method)}
+
+    def select(self, shared: SegOutput | None, own: Taught) -> Taught:
+        """Return for each method what it reads of its own teacher, or of the shared one."""
+        found = {name: (method, own.get(name, shared)) for name, method in self._methods().items()}
+        return {name: method.select(output) for name, (method, output) in found.items() if output is not None}
+
+    def forward(self, images: Tensor, target: Tensor, taught: Taught, progress: float) -> dict[str, Tensor]:
+        """Return the terms, which sum to the loss, for raw ``images`` (B,3,H,W) and ``target`` (B,H,W).
+
+        A method that is taught nothing gives no term.
+        """
         output = self.student(images)
         size = (target.shape[-2], target.shape[-1])
         terms = {"task": cross_entropy(self.student.upsample(output.logits, size), target)}
         if output.aux_logits is not None and self.aux_weight > 0:
             aux = cross_entropy(self.student.upsample(output.aux_logits, size), target)
             terms["task_aux"] = self.aux_weight * aux
-        for name, method in self.methods.items():
-            if teacher is None:
+        self._seen = {}
+        for name, method in self._methods().items():
+            if name not in taught:
                 continue
-            for term, value in method(output, teacher, target, progress).items():
+            for term, value in method(output, taught[name], target, progress).items():
                 terms[f"{name}.{term}"] = self.weights[name] * value
+            if method.opponent is not None:
+                self._seen[name] = method.select(output).detach()
         return terms

@@ -93,7 +93,9 @@ class Recorder:
         """Write the window's means; returns the seconds of training so far. Raises when a loss is not finite."""
         means = self._losses.means(self._fabric, last_good)
         spent = time.perf_counter() - self._began
-        rate, loss, total = self._images / spent, sum(means.values()), self._seconds + spent
+        rate, total = self._images / spent, self._seconds + spent
+        # An opponent's loss is its own, no part of the student's.
+        loss = sum(value for name, value in means.items() if not name.endswith(".opponent"))
         if self._log is not None:
             self._log.write({
                 "kind": "train", "step": step, "loss": loss, "terms": means, "lr": lr, "images_per_second": rate,

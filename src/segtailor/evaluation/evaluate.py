@@ -73,7 +73,7 @@ def evaluate_model(
     device = torch.device(device)
     model.to(device)
     indices = list(range(len(dataset)))[:limit][rank::world]
-    sees_target = _is_teacher(model)
+    sees_target = bool(getattr(model, "sees_target", False))
     counts = torch.zeros(num_classes * num_classes + 256, dtype=torch.int64, device=device)
     precision = nullcontext() if autocast is None else torch.autocast(device.type, autocast)
     with evaluating(model), precision:
@@ -115,12 +115,6 @@ def check_classes(model: nn.Module, num_classes: int) -> None:
         raise SegtailorError(
             f"the model has {own} classes but the data set has {num_classes}; use weights trained on these classes"
         )
-
-
-def _is_teacher(model: nn.Module) -> bool:
-    from segtailor.models.teacher import Teacher  # late: models bring timm, which takes seconds to import
-
-    return isinstance(model, Teacher)
 
 
 def _read(dataset: LabelledImages, indices: Sequence[int], workers: int) -> Iterator[LabelledImage]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch  # noqa: F401
 from torch.utils.checkpoint import checkpoint
 
 R = TypeVar("R")

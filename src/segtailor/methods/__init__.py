@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from segtailor.errors import SegtailorError, unknown
+from segtailor.methods.adversarial import Adversarial
 from segtailor.methods.base import Channels, Method, MethodOptions
 from segtailor.methods.cwd import ChannelWise
 from segtailor.methods.kd import PixelKD
@@ -18,6 +19,7 @@ METHODS: dict[str, type[Method]] = {
     "none": NoDistillation,
     "kd": PixelKD,
     "cwd": ChannelWise,
+    "adversarial": Adversarial,
     "kt": KnowledgeTailoring,
 }
 

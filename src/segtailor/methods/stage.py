@@ -73,8 +73,8 @@ class Opponent(nn.Module, ABC):
     """
 
     @abstractmethod
-    def forward(self, student: SegOutput, teacher: SegOutput) -> Tensor:
-        """Return the opponent's own, weighted loss for two detached outputs."""
+    def forward(self, student: SegOutput, teacher: SegOutput, target: Tensor) -> Tensor:
+        """Return the opponent's own, weighted loss for two detached outputs and ``target`` (B,H,W)."""
 
     @abstractmethod
     def build_optimizer(self, parameters: Any) -> Any:

@@ -15,6 +15,8 @@ from segtailor.models.segmenter import Segmenter
 class Teacher(nn.Module):
     """Wraps ``model``: always in eval mode, without gradients, called with the target beside the images."""
 
+    sees_target = True
+
     def __init__(self, model: Segmenter) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)

@@ -80,8 +80,6 @@ def _predict(
     device: torch.device,
     window: Size | None,
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    from segtailor.models.teacher import Teacher  # late: models take seconds to import
-
     window = evaluate.window or window or (image.shape[-2], image.shape[-1])
     model.to(device)
     with evaluating(model):
@@ -93,6 +91,6 @@ def _predict(
             window=window,
             stride=evaluate.stride,
             fill=dataset.mean_color,
-            target=target[None].to(device) if isinstance(model, Teacher) else None,
+            target=target[None].to(device) if getattr(model, "sees_target", False) else None,
         )
         return logits[0].argmax(0).to(torch.uint8).cpu().numpy()
