@@ -24,6 +24,32 @@ class TestPixelKDPublished(MethodTester):
     terms = frozenset({"kd"})
 
 
+class TestPixelKDStandardised(MethodTester):
+    name = "kd"
+    options: ClassVar = {"temperature": 2, "standardise": True}
+    terms = frozenset({"kd"})
+
+
+def test_equals_plain_loops_over_standardised_cells() -> None:
+    student, teacher, target = output(STUDENT), output(TEACHER, seed=2), labels()
+    target[target == 4] = 255
+    height, width = target.shape[1:]
+    values = []
+    for image, i, j in (target != 255).nonzero().tolist():
+        logs = []
+        for logits in (student.logits, teacher.logits):
+            cell = logits[image, :, i * 6 // height, j * 8 // width].double()
+            logs.append(((cell - cell.mean()) / cell.std() / 2).log_softmax(0))
+        values.append(4 * (logs[1].exp() * (logs[1] - logs[0])).sum().item())
+    method = create_method("kd", CLASSES, STUDENT, TEACHER, temperature=2, standardise=True)
+    value = method(student, teacher, target, 0.5)["kd"]
+    torch.testing.assert_close(value.item(), sum(values) / len(values), rtol=1e-5, atol=0)
+
+
+def test_a_weight_of_0_drops_the_term() -> None:
+    assert not create_method("kd", CLASSES, STUDENT, TEACHER, kd=0)(output(STUDENT), output(TEACHER), labels(), 0.5)
+
+
 @pytest.mark.parametrize("variant", ["published", "clean"])
 def test_equals_plain_loops(variant: str) -> None:
     student, teacher, target = output(STUDENT), output(TEACHER, seed=2), labels()

@@ -10,7 +10,10 @@ from pydantic import ValidationError
 from segtailor.errors import SegtailorError, unknown
 from segtailor.methods.adversarial import Adversarial
 from segtailor.methods.base import Channels, Method, MethodOptions
+from segtailor.methods.bpkd import BoundaryPrivileged
 from segtailor.methods.cwd import ChannelWise
+from segtailor.methods.dist import DIST
+from segtailor.methods.feature import FeatureRegression
 from segtailor.methods.kd import PixelKD
 from segtailor.methods.kt import KnowledgeTailoring
 from segtailor.methods.none import NoDistillation
@@ -20,6 +23,9 @@ METHODS: dict[str, type[Method]] = {
     "kd": PixelKD,
     "cwd": ChannelWise,
     "adversarial": Adversarial,
+    "dist": DIST,
+    "bpkd": BoundaryPrivileged,
+    "feature": FeatureRegression,
     "kt": KnowledgeTailoring,
 }
 

@@ -9,40 +9,64 @@ from torch import Tensor
 
 from segtailor.losses import pixel_kl, to_grid
 from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions
+from segtailor.methods.standardised import DESCRIPTION, check_classes, standardised
 from segtailor.models.output import SegOutput
 
 
 class PixelKDOptions(VariantOptions):
     """Options of ``kd``."""
 
+    sources: ClassVar[dict[str, str]] = {
+        "kd": "CIRKD benchmark",
+        "temperature": "CIRKD benchmark",
+        "standardise": "off in the CIRKD benchmark",
+    }
     kd: NonNegativeFloat = Field(1.0, description="weight of the term")
     temperature: PositiveFloat = Field(1.0, description="divides the logits before the softmax")
+    standardise: bool = Field(False, description=DESCRIPTION)
 
 
 class PixelKD(Method):
     """KL divergence between the class probabilities of each cell of the student's logit grid (Hinton et al., 2015).
 
     Term ``kd``. ``published`` averages over all cells, as the CIRKD benchmark does; ``clean`` weighs each cell by its
-    valid label pixels and averages over the global batch.
+    valid label pixels and averages over the global batch. ``standardise`` (Sun et al., CVPR 2024) was published for
+    image classification, with the temperature 2 and the weight 9; we know of no report for segmentation.
     """
 
     name: ClassVar[str] = "kd"
     summary: ClassVar[str] = "pixel-wise: KL over classes at each cell of the logit grid"
     formula: ClassVar[str] = "kd = T^2 mean_x sum_k p_t(k,x) (log p_t(k,x) - log p_s(k,x)), p = softmax_k(logits / T)"
     source: ClassVar[str] = "Hinton et al. 2015 (arXiv 1503.02531), as run in the CIRKD benchmark"
+    extra_modules: ClassVar[str] = "none"
+    figures: ClassVar[str] = (
+        "DeepLabV3-R101 to DeepLabV3-R18, from Af-DCD's README: ADE20K 34.88 mIoU (student alone 33.91), "
+        "COCO-Stuff-164k 32.88 (32.60); none for Cityscapes"
+    )
+    unsuited: ClassVar[str] = (
+        "it says nothing of how pixels relate or of features; a teacher that is nearly certain everywhere adds little "
+        "to the labels (raise the temperature)"
+    )
     Options: ClassVar[type[MethodOptions]] = PixelKDOptions
-    minimal_at_teacher: frozenset[str] = frozenset({"kd"})
     options: PixelKDOptions
 
     def __init__(
         self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: PixelKDOptions
     ) -> None:
         super().__init__(num_classes, student_channels, teacher_channels, options)
+        if options.standardise:
+            check_classes(self.name, num_classes)
         self.needs = frozenset({"labels"} if options.variant == "clean" else ())
+        self.minimal_at_teacher = frozenset({"kd"} if options.kd else ())
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
-        """Return ``{"kd": ...}``."""
+        """Return ``{"kd": ...}``, or nothing where its weight is 0."""
         options = self.options
-        guide = to_grid(teacher.logits, (student.logits.shape[-2], student.logits.shape[-1]))
+        if not options.kd:
+            return {}
+        own = student.logits
+        guide = to_grid(teacher.logits, (own.shape[-2], own.shape[-1]))
+        if options.standardise:
+            own, guide = standardised(own), standardised(guide)
         labels = target if options.variant == "clean" else None
-        return {"kd": options.kd * pixel_kl(student.logits, guide, options.temperature, labels)}
+        return {"kd": options.kd * pixel_kl(own, guide, options.temperature, labels)}
