@@ -1,0 +1,134 @@
+"""Canonical feature distillation: the projected student regresses the teacher's last feature."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor, nn
+
+from segtailor.errors import SegtailorError
+from segtailor.losses import full_precision, pixel_mean, recomputed, standardise, to_grid, valid_counts
+from segtailor.methods.base import Channels, Method, MethodOptions, projector, read_tap, width_of
+from segtailor.models.output import SegOutput
+
+STUDY = "arXiv 2604.25530"
+
+
+class FeatureOptions(MethodOptions):
+    """Options of ``feature``."""
+
+    sources: ClassVar[dict[str, str]] = {
+        "feature": "our choice, not tuned",
+        "normalise": "our choice; the standardisation is PKD's, per image instead of per batch",
+        "projector": f"{STUDY}; FitNet in the CIRKD benchmark",
+        "tap": STUDY,
+    }
+    feature: NonNegativeFloat = Field(1.0, description="weight of the term; 0 turns it off")
+    normalise: Literal["standardised", "unit", "none"] = Field(
+        "standardised",
+        description="both features at mean 0 and variance 1 per channel and image, at unit norm per position, or raw",
+    )
+    projector: Literal["trained", "none"] = Field(
+        "trained", description="a 1x1 convolution on the student, also between equal widths; `none` needs equal widths"
+    )
+    tap: str = Field("feature", description="`feature` (in front of the classifier) or `stages.N`")
+
+
+class FeatureRegression(Method):
+    """Squared error between the projected student's feature and the teacher's.
+
+    Term ``feature``. ``standardised`` compares every channel of an image at mean 0 and variance 1 over its valid
+    pixels: the term is twice 1 minus their correlation, averaged over channels, then over images; neither scale nor
+    offset of the teacher matters. ``unit`` compares the vectors of each position at unit norm (twice 1 minus the
+    cosine), ``none`` the raw features averaged over channels; both average over the valid pixels of the global batch.
+    """
+
+    name: ClassVar[str] = "feature"
+    summary: ClassVar[str] = "canonical feature regression: a 1x1 projector and the squared error on the last feature"
+    formula: ClassVar[str] = "feature = mean_bx mean_c (n(P s) - n(t))^2, P a 1x1 convolution, n the normalisation"
+    source: ClassVar[str] = (
+        "FitNets (arXiv 1412.6550) with the standardisation of PKD (arXiv 2207.02039); as a baseline: " + STUDY
+    )
+    widths: ClassVar[str] = "a trained 1x1 convolution without bias lifts the student to the teacher's width"
+    extra_modules: ClassVar[str] = "the projector"
+    figures: ClassVar[str] = (
+        "the study's, with long schedules: PSPNet-R18 79.0 on Cityscapes under a teacher of 79.8, and 92 % of the "
+        f"teacher's mIoU on ADE20K (abstract of {STUDY})"
+    )
+    unsuited: ClassVar[str] = (
+        "a teacher that gives only logits (then `kd`); short runs, since the projector must first be learnt; "
+        "`standardised` on crops of a few cells, where moments over one image say little"
+    )
+    Options: ClassVar[type[MethodOptions]] = FeatureOptions
+    options: FeatureOptions
+    projector: nn.Module | None
+
+    def __init__(
+        self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: FeatureOptions
+    ) -> None:
+        super().__init__(num_classes, student_channels, teacher_channels, options)
+        self.projector = None
+        if not options.feature:
+            return
+        tap = options.tap
+        own, guide = width_of(student_channels, tap, "student"), width_of(teacher_channels, tap, "teacher")
+        if options.projector == "none" and own != guide:
+            raise SegtailorError(
+                f"method 'feature', option 'projector': '{tap}' has {own} channels in the student and {guide} in the "
+                "teacher; only equal widths go without a projector"
+            )
+        trained = options.projector == "trained"
+        self.projector = projector(student_channels, teacher_channels, tap, always=trained)
+        self.reads = frozenset({tap})
+        self.needs = frozenset({"labels", "feature"} if tap == "feature" else {"labels"})
+        self.minimal_at_teacher = frozenset() if trained else frozenset({"feature"})
+
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+        """Return ``{"feature": ...}``, or nothing at weight 0."""
+        options, lift = self.options, self.projector
+        if lift is None:
+            return {}
+        own = full_precision(read_tap(student, options.tap, "student"))
+        size = (own.shape[-2], own.shape[-1])
+        guide = to_grid(read_tap(teacher, options.tap, "teacher"), size)
+        valid = valid_counts(target, size)
+
+        def cells(own: Tensor, guide: Tensor) -> Tensor:
+            return squares(lift(own), guide, valid, options.normalise)
+
+        errors = recomputed(cells, own, guide)
+        by_image = options.normalise == "standardised"
+        value = image_mean(errors, valid) if by_image else pixel_mean(errors, target)
+        return {"feature": options.feature * value}
+
+
+def squares(student: Tensor, teacher: Tensor, valid: Tensor, normalise: str) -> Tensor:
+    """Return the squared error of each position, (B,C,h,w) to (B,h,w); ``valid`` (B,h*w) weighs the moments.
+
+    The mean over channels; at unit norm their sum, so that the width does not matter.
+
+    >>> import torch
+    >>> student, teacher = torch.tensor([[[[3.0]], [[4.0]]]]), torch.tensor([[[[4.0]], [[3.0]]]])
+    >>> [round(squares(student, teacher, torch.ones(1, 1), kind).item(), 4) for kind in ("none", "unit")]
+    [1.0, 0.08]
+    """
+    if normalise == "standardised":
+        student, teacher = standardise(student, valid), standardise(teacher, valid)
+    elif normalise == "unit":
+        student, teacher = _unit(student), _unit(teacher)
+    errors = (student - teacher).square()
+    return errors.sum(1) if normalise == "unit" else errors.mean(1)
+
+
+def image_mean(cells: Tensor, valid: Tensor) -> Tensor:
+    """Average ``cells`` (B,h,w) over each image's pixels, ``valid`` (B,h*w) of them a cell, then over images.
+
+    A wholly void image gives 0.
+    """
+    return ((cells.flatten(1) * valid).sum(1) / valid.sum(1).clamp(min=1)).mean()
+
+
+def _unit(values: Tensor, eps: float = 1e-6) -> Tensor:
+    """Scale the vector of each position to length 1; the constant keeps the root's slope finite at 0."""
+    return values * (values.square().sum(1, keepdim=True) + eps).rsqrt()
