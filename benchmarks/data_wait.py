@@ -26,6 +26,7 @@ TARGET = Path(__file__).parent / "results" / "data_wait.json"
 
 def main() -> None:
     recipe = load_recipe("camvid-cpu-kt", DistillRecipe)
+    assert recipe.teacher is not None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_model(create_model(recipe.teacher.model, 11), folder / "teacher.safetensors")

@@ -175,7 +175,7 @@ class DistillRecipe(Strict):
 
     description: str = ""
     data: DataConfig = Field(default_factory=DataConfig)
-    teacher: TeacherConfig
+    teacher: TeacherConfig | None = Field(None, description="not needed by methods that bring their own (lad)")
     student: ModelConfig
     method: Annotated[list[MethodConfig], BeforeValidator(_as_list), Field(min_length=1)]
     baseline: str = Field("none", description="the student alone in the report: a run folder, `train` or `none`")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from segtailor.engine.preemption import resumable
 from segtailor.engine.runs import open_run, write_json
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import evaluate_model, inference_settings
+from segtailor.jobs.alignment import align
 from segtailor.jobs.setup import (
     card_with_metrics,
     check_methods,
@@ -29,10 +31,12 @@ from segtailor.jobs.setup import (
     result_row,
     score_teacher,
 )  # fmt: skip
+from segtailor.jobs.stages import run_stages
 from segtailor.jobs.train import RunResult, finished, header, training_facts
 from segtailor.methods import METHODS
 from segtailor.models import load_model, save_model
 from segtailor.models.segmenter import Segmenter
+from segtailor.models.teacher import Teacher
 from segtailor.recipes import load_recipe
 from segtailor.report import write_report
 from segtailor.report.samples import write_samples
@@ -51,11 +55,13 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
     phases = any(METHODS[config.name].phases for config in checked.method)
     fabric = launch(checked.train, find_unused_parameters=phases)
     data, val = open_data(checked.data, fabric)
-    teacher = make_teacher(checked.teacher, data).to(fabric.device)
-    if checked.teacher.check:
-        score_teacher(teacher, val, fabric.device)
+    teacher = make_teacher(checked.teacher, data)
+    if teacher is not None and checked.teacher is not None:
+        teacher.to(fabric.device)
+        if checked.teacher.check:
+            score_teacher(teacher, val, fabric.device)
     student = make_student(checked.student, data.num_classes, checked.train.seed)
-    methods, weights = make_methods(checked.method, student, teacher, data.num_classes, checked.train.seed)
+    methods, weights = make_methods(checked.method, student, teacher, checked.student, checked.train.seed)
     label = "+".join(methods)
     name = checked.run.name or f"{checked.data.name}-{student.name}-{label}"
     plain = checked.model_dump(mode="json")
@@ -64,29 +70,40 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
         return finished(run.path)
 
     size = profile_size(checked.data, val)
-    fingerprint = teacher.fingerprint()
+    alignment = align(student, teacher, methods, checked.data.crop or checked.data.size or size)
+    if fabric.is_global_zero:
+        print("\n".join(alignment), file=sys.stderr)
+    own = {name: method.teacher for name, method in methods.items() if method.teacher is not None}
     card = model_card(data, plain)
     task = Task(label, run.path, data, val, checked.data, checked.train, checked.evaluate, card)
     with resumable(run.path):
         alone, alone_row = _baseline(fabric, checked, run.path, data, val, size)
+        stages = run_stages(fabric, checked, methods, teacher, data, val)
+        watched = [item for item in (teacher, *own.values()) if item is not None]
+        fingerprints = [item.fingerprint() for item in watched]
         guide = teacher if any(method.uses_teacher for method in methods.values()) else None
         trained = fit(fabric, Distiller(student, methods, weights, checked.train.aux_weight), guide, task)
-    if teacher.fingerprint() != fingerprint:
+    if [item.fingerprint() for item in watched] != fingerprints:
         raise SegtailorError("the teacher's weights changed during the run; this is a defect of the method, report it")
     settings = inference_settings(checked.evaluate, checked.data)
-    scored = evaluate_model(
-        teacher, val, device=fabric.device, batch=checked.evaluate.batch, workers=checked.data.workers,
-        rank=fabric.global_rank, world=fabric.world_size, **settings,
-    )  # fmt: skip
+
+    def row(role: str, name: str, guide: Teacher) -> dict[str, Any]:
+        scored = evaluate_model(
+            guide, val, device=fabric.device, batch=checked.evaluate.batch, workers=checked.data.workers,
+            rank=fabric.global_rank, world=fabric.world_size, **settings,
+        )  # fmt: skip
+        return result_row(role, name, guide.model, scored, size)
+
+    rows = [] if teacher is None else [row("teacher", "Teacher", teacher)]
+    rows += [row("assisted", f"Teacher of {name}, shown the labels", item) for name, item in own.items()]
     if fabric.is_global_zero:
         steps = checked.train.steps
         save_model(trained.student, run.path / "student.safetensors", card_with_metrics(card, trained.last, steps))
-        rows = [result_row("teacher", "Teacher", teacher.model, scored, size), *([alone_row] if alone_row else [])]
+        rows += [alone_row] if alone_row else []
         facts = training_facts(trained, steps)
         rows.append(result_row("distilled", f"Student with {label}", trained.student, trained.last, size, **facts))
-        models: dict[str, Any] = {"teacher": teacher, "distilled": trained.student}
-        if alone is not None:
-            models = {"teacher": teacher, "alone": alone, "distilled": trained.student}
+        shown = {"teacher": teacher, "alone": alone, "distilled": trained.student}
+        models = {role: model for role, model in shown.items() if model is not None}
         first = methods[checked.method[0].name]
         results = {
             **header(name, "distill", checked.data.name, val, size),
@@ -94,6 +111,8 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
             "variant": getattr(first.options, "variant", None),
             "rows": rows,
             "gap_closed": gap_closed(rows),
+            "alignment": alignment,
+            "stages": stages,
             "curves": {"distilled": "metrics.jsonl", **_baseline_curve(checked, run.path)},
             "samples": write_samples(run.path, val, models, checked.evaluate, fabric.device, settings["window"]),
             "environment": environment(checked.train, fabric),
@@ -105,14 +124,14 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
 
 
 def gap_closed(rows: list[dict[str, Any]]) -> float | None:
-    """Return (distilled - alone) / (teacher - alone), or None without a baseline or a positive gap.
+    """Return (distilled - alone) / (teacher - alone), or None without baseline, teacher or a positive gap.
 
     >>> scores = {"teacher": 0.8, "alone": 0.6, "distilled": 0.7}
     >>> gap_closed([{"role": role, "miou": miou} for role, miou in scores.items()])
     0.5
     """
     miou = {row["role"]: float(row["miou"]) for row in rows}
-    if "alone" not in miou or miou["teacher"] <= miou["alone"]:
+    if not {"alone", "teacher"} <= miou.keys() or miou["teacher"] <= miou["alone"]:
         return None
     return round((miou["distilled"] - miou["alone"]) / (miou["teacher"] - miou["alone"]), 6)
 

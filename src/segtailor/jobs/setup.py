@@ -17,7 +17,7 @@ from segtailor.data.base import SegmentationDataset
 from segtailor.data.check import check_files
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import EvaluationResult, evaluate_model
-from segtailor.methods import check_options, create_method
+from segtailor.methods import METHODS, check_options, create_method
 from segtailor.methods.base import Method
 from segtailor.models import create_model, load_model
 from segtailor.models.profile import count_multiply_adds, count_parameters
@@ -60,8 +60,10 @@ def make_student(config: ModelConfig, num_classes: int, seed: int) -> Segmenter:
     return create_model(config.model, num_classes, pretrained=config.pretrained, **config.options())
 
 
-def make_teacher(config: TeacherConfig, data: SegmentationDataset) -> Teacher:
-    """Load the teacher; raises ``SegtailorError`` when its classes differ from the data's."""
+def make_teacher(config: TeacherConfig | None, data: SegmentationDataset) -> Teacher | None:
+    """Load the teacher, if the recipe has one; raises ``SegtailorError`` when its classes differ from the data's."""
+    if config is None:
+        return None
     if config.weights is not None:
         model = check_name(load_model(config.weights, num_classes=data.num_classes), config)
     elif config.model:
@@ -92,23 +94,40 @@ def score_teacher(teacher: Teacher, data: SegmentationDataset, device: torch.dev
 
 
 def make_methods(
-    configs: list[MethodConfig], student: Segmenter, teacher: Teacher | None, num_classes: int, seed: int
+    configs: list[MethodConfig],
+    student: Segmenter,
+    teacher: Teacher | None,
+    built_as: ModelConfig,
+    seed: int,
 ) -> tuple[dict[str, Method], dict[str, float]]:
-    """Build the recipe's methods; their initial projectors are a function of ``seed``."""
+    """Build the recipe's methods for a ``student`` that was ``built_as`` its config says.
+
+    Their initial projectors are a function of ``seed``. Raises ``SegtailorError`` for a method listed twice, or without
+    the teacher that it needs.
+    """
+    num_classes = student.num_classes
     names = [config.name for config in configs]
     for name in names:
         if names.count(name) > 1:
             raise SegtailorError(f"the recipe names the method {name} {names.count(name)} times; list it once")
     methods: dict[str, Method] = {}
     for config in configs:
+        kind = METHODS[config.name]
+        if kind.uses_teacher and teacher is None:
+            raise SegtailorError(f"method {config.name} needs a teacher; set teacher.weights (a run folder or a file)")
+        own = kind.own_teacher(check_options(config.name, config.options()), built_as, num_classes, seed)
+        guide = own or teacher
         torch.manual_seed(seed + 1)
-        methods[config.name] = create_method(
+        method = create_method(
             config.name,
             num_classes=num_classes,
             student_channels=student.tap_channels,
-            teacher_channels=teacher.tap_channels if teacher is not None else student.tap_channels,
+            teacher_channels=guide.tap_channels if guide is not None else student.tap_channels,
             **config.options(),
         )
+        if own is not None:
+            method.adopt(own)
+        methods[config.name] = method
     return methods, {config.name: config.weight for config in configs}
 
 

@@ -16,6 +16,7 @@ from segtailor.methods.dist import DIST
 from segtailor.methods.feature import FeatureRegression
 from segtailor.methods.kd import PixelKD
 from segtailor.methods.kt import KnowledgeTailoring
+from segtailor.methods.lad import LabelAssistedDistillation
 from segtailor.methods.none import NoDistillation
 
 METHODS: dict[str, type[Method]] = {
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "kd": PixelKD,
     "cwd": ChannelWise,
     "adversarial": Adversarial,
+    "lad": LabelAssistedDistillation,
     "dist": DIST,
     "bpkd": BoundaryPrivileged,
     "feature": FeatureRegression,

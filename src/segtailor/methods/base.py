@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
+from segtailor.config import ModelConfig
 from segtailor.errors import SegtailorError, unknown
 from segtailor.methods.stage import Opponent, Stage
 from segtailor.models.output import SegOutput
@@ -85,6 +86,15 @@ class Method(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.options = options
+
+    @classmethod
+    def own_teacher(cls, options: MethodOptions, student: ModelConfig, num_classes: int, seed: int) -> Teacher | None:
+        """Return the teacher that a method with ``options`` brings for a student built as ``student`` says, if any."""
+        return None
+
+    def adopt(self, teacher: Teacher) -> None:
+        """Take what :meth:`own_teacher` returned."""
+        self.teacher = teacher
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("teacher", "opponent"):

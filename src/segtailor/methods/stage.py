@@ -15,12 +15,12 @@ from segtailor.models.teacher import Teacher
 
 
 class Lesson(nn.Module, ABC):
-    """What a stage trains: one forward gives named, weighted losses; its trainable parameters are what is learnt.
+    """What a stage trains: one forward gives named, weighted losses; its trainable parameters are what is learnt."""
 
-    ``subject`` is the network that is scored while it trains, or None where there is nothing to score.
-    """
-
-    subject: nn.Module | None = None
+    @property
+    def subject(self) -> nn.Module | None:
+        """The network that is scored, or None where there is nothing to score."""
+        return None
 
     @abstractmethod
     def forward(self, images: Tensor, target: Tensor, teacher: SegOutput | None, progress: float) -> dict[str, Tensor]:
@@ -40,9 +40,12 @@ class Stage(ABC):
     """What is trained, for one printed line."""
     uses_teacher: ClassVar[bool]
     """Whether each batch comes with the output of the recipe's teacher."""
-    steps: int
-    optimizer: OptimizerConfig
-    schedule: ScheduleConfig
+    steps: int | None = None
+    """Training steps; None takes the run's, as for the two below."""
+    optimizer: OptimizerConfig | None = None
+    schedule: ScheduleConfig | None = None
+    file: str | None = None
+    """What was learnt earlier, to be loaded instead of training."""
 
     @abstractmethod
     def key(self) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def run_on_meta(model: Segmenter, size: tuple[int, int]) -> SegOutput:
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        inputs = torch.empty(1, 3, *size, device="meta")
+        inputs = torch.empty(1, model.planes, *size, device="meta")
         output: SegOutput = run_without_values(_Normalised(model), inputs)
         return output
     finally:

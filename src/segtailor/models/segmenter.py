@@ -17,7 +17,8 @@ class Segmenter(nn.Module):
     """A backbone with a head and, for most heads, an auxiliary FCN head on the last map but one.
 
     Built by `create_model`. ``tap_channels`` names every tap that a method may ask for; ``options`` are the
-    construction options that were set; ``licences`` are those of weights and data, for the card.
+    construction options that were set; ``licences`` are those of weights and data, for the card; ``planes`` is how many
+    its first convolution takes.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Segmenter(nn.Module):
         self.name = name
         self.num_classes = num_classes
         self.options = options
+        self.planes = 3
         self.preprocess = preprocess
         self.backbone = backbone
         self.head = head

@@ -81,6 +81,8 @@ def find_weights(uri: str | Path) -> Path:
 def _load_own(path: Path) -> Segmenter:
     card = _read_card(path)
     spec = card.get("model")
+    if "label_assisted" in card:
+        raise SegtailorError(f"{path} holds a label-assisted teacher, which needs labels; method lad reads it")
     if not isinstance(spec, dict) or not {"name", "num_classes"} <= spec.keys():
         raise SegtailorError(f"{path} has no model in its card; it was not written by segtailor")
     try:

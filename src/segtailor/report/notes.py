@@ -38,6 +38,18 @@ def notes(run: Run) -> list[str]:
             "Multiply-adds are counted by PyTorch's FLOP counter, two FLOPs to one, "
             f"for one {size[0]} × {size[1]} image."
         )
+    for stage in run.results.get("stages") or []:
+        spent = f" in {stage['seconds']:.0f} s" if stage.get("seconds") is not None else ""
+        said.append(
+            f"Before the student, {stage['about']} was trained for the method {stage['method']}{spent}; the student's "
+            "own time does not contain it."
+        )
+    if "assisted" in rows:
+        said.append(
+            "The label-assisted teacher was scored with the labels as an input; that figure says nothing of images "
+            "without labels, and no gap is measured against it."
+        )
+    said += [f"Alignment of {line}." for line in run.results.get("alignment") or []]
     absent = sum(value is None for value in rows.get(run.main, {}).get("iou") or [])
     if absent:
         said.append(

@@ -15,7 +15,13 @@ from segtailor.errors import SegtailorError
 Records = list[dict[str, Any]]
 
 ROLES = ("teacher", "alone", "distilled", "model")
-LABELS = {"teacher": "Teacher", "alone": "Student alone", "distilled": "Student distilled", "model": "Model"}
+LABELS = {
+    "teacher": "Teacher",
+    "assisted": "Label-assisted teacher",
+    "alone": "Student alone",
+    "distilled": "Student distilled",
+    "model": "Model",
+}
 
 
 @dataclass

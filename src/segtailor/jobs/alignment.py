@@ -1,0 +1,76 @@
+"""How student and teacher are brought together: which tap meets which, on what grid, at what width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from segtailor.errors import SegtailorError
+from segtailor.methods.base import Method
+from segtailor.models.output import SegOutput
+from segtailor.models.profile import run_on_meta
+from segtailor.models.segmenter import Segmenter
+from segtailor.models.teacher import Teacher
+
+MOST_SKEW = 1.5
+"""How much the two grids' proportions may differ; more means that the tensors do not show the same image."""
+
+
+def align(
+    student: Segmenter, teacher: Teacher | None, methods: Mapping[str, Method], size: tuple[int, int]
+) -> list[str]:
+    """Return one line for each tensor that a method compares, for training windows of ``size``.
+
+    Raises :class:`SegtailorError` when a method needs what a network does not return, or when two grids cannot be laid
+    on each other.
+    """
+    own = run_on_meta(student, size)
+    outputs: dict[int, SegOutput] = {}
+    lines = []
+    for name, method in methods.items():
+        guide = method.teacher or (teacher if method.uses_teacher else None)
+        if guide is None:
+            continue
+        if id(guide) not in outputs:
+            outputs[id(guide)] = run_on_meta(guide.model, size)
+        lines += align_method(name, method, own, outputs[id(guide)])
+    return lines
+
+
+def align_method(name: str, method: Method, student: SegOutput, teacher: SegOutput) -> list[str]:
+    """Return the lines of one method for two outputs; see :func:`align`."""
+    lines = []
+    taps = ["logits", *(["aux_logits"] if "aux_logits" in method.needs else []), *sorted(method.reads)]
+    if {"feature", "classifier_input"} <= set(taps):
+        taps.remove("feature")  # it stands in where a network has no dropout
+    for tap in taps:
+        own, guide = student.tap(tap), teacher.tap(tap)
+        own, guide = (
+            output.feature if value is None and tap == "classifier_input" else value
+            for value, output in ((own, student), (guide, teacher))
+        )
+        if tap == "aux_logits" and (own is None or guide is None):
+            lines.append(f"{name}, aux_logits: left out, the {'student' if own is None else 'teacher'} has none")
+            continue
+        if own is None or guide is None:
+            continue  # stages.N may belong to one network alone
+        how = _grids(name, tap, own.shape[-2:], guide.shape[-2:])
+        if own.shape[1] != guide.shape[1]:
+            how += f"; {method.widths}"
+        lines.append(f"{name}, {tap}: student {_shape(own)}, teacher {_shape(guide)}: {how}")
+    return lines
+
+
+def _grids(name: str, tap: str, own: tuple[int, ...], guide: tuple[int, ...]) -> str:
+    if own == guide:
+        return "equal grids"
+    skew = (own[0] / own[1]) / (guide[0] / guide[1])
+    if not 1 / MOST_SKEW <= skew <= MOST_SKEW:
+        raise SegtailorError(
+            f"method {name} cannot align {tap}: the student's grid is {own[0]} x {own[1]}, the teacher's {guide[0]} x "
+            f"{guide[1]}; they do not show the same image, choose a larger data.crop or another tap"
+        )
+    return f"teacher resized to {own[0]} x {own[1]}, bilinear"
+
+
+def _shape(tensor: object) -> str:
+    return " x ".join(str(side) for side in tensor.shape[1:])  # type: ignore[attr-defined]
