@@ -9,25 +9,43 @@ from pydantic import ValidationError
 
 from segtailor.errors import SegtailorError, unknown
 from segtailor.methods.adversarial import Adversarial
+from segtailor.methods.afdcd import DenseContrast
+from segtailor.methods.at import AttentionTransfer
 from segtailor.methods.base import Channels, Method, MethodOptions
 from segtailor.methods.bpkd import BoundaryPrivileged
+from segtailor.methods.cirkd import CIRKD
 from segtailor.methods.cwd import ChannelWise
+from segtailor.methods.diffkd import DiffKD
 from segtailor.methods.dist import DIST
+from segtailor.methods.dsd import DoubleSimilarity
 from segtailor.methods.feature import FeatureRegression
+from segtailor.methods.fitnet import FitNet
+from segtailor.methods.ifvd import ClassVariation
 from segtailor.methods.kd import PixelKD
 from segtailor.methods.kt import KnowledgeTailoring
 from segtailor.methods.lad import LabelAssistedDistillation
+from segtailor.methods.maskd import MaskedDistillation
 from segtailor.methods.none import NoDistillation
+from segtailor.methods.skd import Pairwise
 
 METHODS: dict[str, type[Method]] = {
     "none": NoDistillation,
     "kd": PixelKD,
+    "fitnet": FitNet,
+    "at": AttentionTransfer,
+    "skd": Pairwise,
+    "ifvd": ClassVariation,
+    "dsd": DoubleSimilarity,
     "cwd": ChannelWise,
     "adversarial": Adversarial,
     "lad": LabelAssistedDistillation,
     "dist": DIST,
+    "maskd": MaskedDistillation,
     "bpkd": BoundaryPrivileged,
     "feature": FeatureRegression,
+    "afdcd": DenseContrast,
+    "diffkd": DiffKD,
+    "cirkd": CIRKD,
     "kt": KnowledgeTailoring,
 }
 
