@@ -17,7 +17,7 @@ lint: install
 	$(BIN)/mypy
 
 docs: install
-	$(BIN)/python -m segtailor.methods.describe > docs/methods.md
+	$(BIN)/python -m segtailor.methods.describe docs/methods
 	$(BIN)/python benchmarks/results_table.py > docs/results.md
 
 install: .venv/.installed

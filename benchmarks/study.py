@@ -66,7 +66,7 @@ def run_name(study: str, arm: str, seed: int) -> str:
 
 
 def train_teacher(name: str, study: dict[str, Any], folder: Path, threads: int) -> Path:
-    run = RUNS / f"study-{name}-teacher"
+    run = RUNS / f"study-{study['teacher'].get('study', name)}-teacher"
     settings = {**study.get("shared", {}), **study["teacher"].get("set", {}), "train.threads": threads}
     settings |= {"run.name": run.name, "run.exists": "resume"}
     subprocess.run(command("train", study["teacher"]["recipe"], settings), check=True)

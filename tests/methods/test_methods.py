@@ -9,7 +9,7 @@ import pytest
 
 from segtailor.errors import SegtailorError
 from segtailor.methods import METHODS, check_options, create_method, list_methods
-from segtailor.methods.describe import describe, page
+from segtailor.methods.describe import describe, pages
 
 from .cases import CLASSES, STUDENT, TEACHER
 
@@ -71,4 +71,15 @@ def test_describe_shows_both_variants_defaults_and_refuses_unknown_names() -> No
 
 
 def test_the_documentation_is_up_to_date() -> None:
-    assert (Path(__file__).parents[2] / "docs" / "methods.md").read_text() == page()
+    folder = Path(__file__).parents[2] / "docs" / "methods"
+    assert {path.name: path.read_text() for path in folder.glob("*.md")} == pages()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_default_has_a_source_and_every_page_its_facts(name: str) -> None:
+    method = METHODS[name]
+    assert method.Options.sources.keys() == method.Options.model_fields.keys() - {"variant"}
+    text = describe(name)
+    for fact in ("taps", "widths", "extra modules", "cost", "published figures", "unsuited", "source"):
+        assert f"\n- {fact}: " in text, fact
+    assert max(map(len, text.splitlines())) < 700
