@@ -20,6 +20,7 @@ from segtailor.methods.dist import DIST
 from segtailor.methods.dsd import DoubleSimilarity
 from segtailor.methods.feature import FeatureRegression
 from segtailor.methods.fitnet import FitNet
+from segtailor.methods.heteroakd import Heterogeneous
 from segtailor.methods.ifvd import ClassVariation
 from segtailor.methods.kd import PixelKD
 from segtailor.methods.kt import KnowledgeTailoring
@@ -46,6 +47,7 @@ METHODS: dict[str, type[Method]] = {
     "afdcd": DenseContrast,
     "diffkd": DiffKD,
     "cirkd": CIRKD,
+    "heteroakd": Heterogeneous,
     "kt": KnowledgeTailoring,
 }
 
