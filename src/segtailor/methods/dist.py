@@ -50,8 +50,8 @@ class DIST(Method):
     summary: ClassVar[str] = "DIST: probabilities correlate with the teacher's, over classes and over pixels"
     formula: ClassVar[str] = (
         "inter = 1 - mean_x corr_k(p_s(k,x), p_t(k,x)), p = softmax_k(logits / T)\n"
-        "    intra = 1 - mean_k corr_x(p_s(k,x), p_t(k,x))\n"
-        "    inter_aux, intra_aux = 0.4 times the same on auxiliary logits"
+        "intra = 1 - mean_k corr_x(p_s(k,x), p_t(k,x))\n"
+        "inter_aux, intra_aux = 0.4 times the same on auxiliary logits"
     )
     source: ClassVar[str] = "Huang et al., NeurIPS 2022 (arXiv 2205.10536), as in hunto/DIST_KD, segmentation"
     extra_modules: ClassVar[str] = "none"
