@@ -1,0 +1,103 @@
+"""Attention transfer: where the student's feature is active follows the teacher's."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor
+
+from segtailor.losses import full_precision, to_grid, valid_counts
+from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, read_tap, width_of
+from segtailor.models.output import SegOutput
+
+
+class AttentionTransferOptions(VariantOptions):
+    """Options of ``at``."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"published": {"at": 10000.0}}
+    sources: ClassVar[dict[str, str]] = {
+        "at": "our choice: near the published 10000 at its grid of 64 x 128, where the mean is the sum over 8192; "
+        "published: CIRKD benchmark",
+        "taps": "CIRKD benchmark",
+    }
+    at: NonNegativeFloat = Field(1.0, description="weight of the term, for each tap")
+    taps: str | Annotated[list[str], Field(min_length=1)] = Field(
+        "feature", description="`feature` (in front of the classifier), `stages.N`, or a list of taps"
+    )
+
+    def chosen(self) -> list[str]:
+        """Return the taps without repeats, in order; `decoder` is another word for `feature`, as in ``kt``."""
+        taps = [self.taps] if isinstance(self.taps, str) else self.taps
+        return list(dict.fromkeys("feature" if tap == "decoder" else tap for tap in taps))
+
+
+def attention(feature: Tensor, multiplicity: Tensor | None = None) -> Tensor:
+    """Return the mean square over channels of ``feature`` (B,C,h,w) at each position, brought to L2 norm 1: (B, h*w).
+
+    ``multiplicity`` (B, h*w) says how often a position counts: its entry is multiplied by the square root, so that
+    products of two results are sums over that many equal positions. Void positions and silent features give zeros.
+
+    >>> import torch
+    >>> attention(torch.tensor([[[[1.0, 2.0, 9.0]]]]), torch.tensor([[9.0, 1.0, 0.0]])).tolist()
+    [[0.6000000238418579, 0.800000011920929, 0.0]]
+    """
+    energy = full_precision(feature).square().mean(1).flatten(1)
+    if multiplicity is not None:
+        energy = energy * multiplicity.sqrt()
+    return F.normalize(energy, dim=1, eps=1e-12)
+
+
+class AttentionTransfer(Method):
+    """Squared error between maps of activity, one for each image and tap (Zagoruyko and Komodakis, ICLR 2017).
+
+    Term ``at``; with several taps ``at.TAP``. ``published`` reads the feature after dropout and averages over all
+    cells, so that the term shrinks as the crop grows; ``clean`` reads it before dropout, lets each cell count as often
+    as it has valid label pixels, in the norm and in the sum, and does not divide by their number.
+    """
+
+    name: ClassVar[str] = "at"
+    summary: ClassVar[str] = "attention transfer: the map of mean squared activations, at norm 1, follows the teacher's"
+    formula: ClassVar[str] = "at = mean_b sum_x (q_s(x) - q_t(x))^2, q = a / |a|, a(x) = mean_c f(c,x)^2"
+    source: ClassVar[str] = "Zagoruyko and Komodakis, ICLR 2017 (arXiv 1612.03928), as run in the CIRKD benchmark"
+    widths: ClassVar[str] = "nothing to align: the maps have no channels"
+    unsuited: ClassVar[str] = (
+        "it passes one number for each position, and nothing of which class is there; positions of little activity, as "
+        "small or thin objects often are, hardly count"
+    )
+    Options: ClassVar[type[MethodOptions]] = AttentionTransferOptions
+    options: AttentionTransferOptions
+
+    def __init__(
+        self,
+        num_classes: int,
+        student_channels: Channels,
+        teacher_channels: Channels,
+        options: AttentionTransferOptions,
+    ) -> None:
+        super().__init__(num_classes, student_channels, teacher_channels, options)
+        clean = options.variant == "clean"
+        self.tap_of: dict[str, str] = {}
+        taps = options.chosen() if options.at else []
+        for tap in taps:
+            width_of(student_channels, tap, "student")
+            width_of(teacher_channels, tap, "teacher")
+            term = f"at.{tap}" if len(taps) > 1 else "at"
+            self.tap_of[term] = "classifier_input" if tap == "feature" and not clean else tap
+        self.reads = frozenset([*self.tap_of.values(), *({"feature"} & set(taps))])
+        conditions = {"labels": clean and bool(taps), "feature": "feature" in taps}
+        self.needs = frozenset(name for name, needed in conditions.items() if needed)
+        self.minimal_at_teacher = frozenset(self.tap_of)
+
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+        """Return the term of each tap, or nothing where the weight is 0."""
+        terms = {}
+        for term, tap in self.tap_of.items():
+            own = read_tap(student, tap, "student")
+            size = (own.shape[-2], own.shape[-1])
+            counts = valid_counts(target, size) if self.options.variant == "clean" else None
+            guide = attention(to_grid(read_tap(teacher, tap, "teacher"), size), counts)
+            errors = (attention(own, counts) - guide).square()
+            terms[term] = self.options.at * (errors.mean() if counts is None else errors.sum(1).mean())
+        return terms
