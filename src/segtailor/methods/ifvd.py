@@ -1,0 +1,96 @@
+"""Intra-class feature variation: how far each pixel lies from its class's mean follows the teacher."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor
+
+from segtailor.losses import full_precision, global_count, nearest_labels, to_grid
+from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, read_tap, width_of
+from segtailor.models.output import SegOutput
+
+
+class ClassVariationOptions(VariantOptions):
+    """Options of ``ifvd``."""
+
+    sources: ClassVar[dict[str, str]] = {"ifvd": "CIRKD benchmark (the paper: 50; its code: 200)"}
+    ifvd: NonNegativeFloat = Field(20.0, description="weight of the term")
+
+
+def class_variation(feature: Tensor, membership: Tensor, eps: float = 1e-8) -> Tensor:
+    """Return the cosine between each position's vector and the mean vector of its class in that image: (B,n).
+
+    ``feature`` (B,C,n); ``membership`` (B,K,n) is 1 where a position is of a class, 0 elsewhere. Positions of no class
+    enter no mean and give 0. No centre is copied to its positions: all cosines come from one product of matrices.
+
+    >>> class_variation(torch.tensor([[[1.0, 0.0, 5.0], [0.0, 1.0, 5.0]]]), torch.tensor([[[1.0, 1.0, 0.0]]])).tolist()
+    [[0.7071067690849304, 0.7071067690849304, 0.0]]
+    """
+    centres = torch.bmm(feature, membership.mT) / (membership.sum(2) + 1e-6).unsqueeze(1)
+    along = torch.bmm(F.normalize(centres, dim=1, eps=eps).mT, feature)
+    lengths = torch.linalg.vector_norm(feature, dim=1).clamp(min=eps)
+    cosines: Tensor = (along * membership).sum(1) / lengths
+    return cosines
+
+
+class ClassVariation(Method):
+    """Squared error between maps of each pixel's cosine to the mean of its class (Wang et al., ECCV 2020).
+
+    Term ``ifvd``; means are taken in each image by itself, and the gradient flows through the student's. A cell of the
+    grid has the class of its top-left label pixel. ``published`` reads the feature after dropout and counts void cells
+    in the mean, where they add 0; ``clean`` reads it before dropout and averages over the cells with a class.
+    """
+
+    name: ClassVar[str] = "ifvd"
+    summary: ClassVar[str] = "intra-class feature variation: pixels' cosines to their class's mean follow the teacher"
+    formula: ClassVar[str] = "ifvd = mean_x (m_s(x) - m_t(x))^2, m(x) = cos(f(x), mean of f over the class of x)"
+    source: ClassVar[str] = "Wang et al., ECCV 2020 (IFVD), as run in the CIRKD benchmark"
+    widths: ClassVar[str] = "nothing to align: cosines have no channels"
+    figures: ClassVar[str] = (
+        "by CIRKD's authors, together with kd and adversarial, student alone in brackets, Cityscapes val: "
+        "DeepLabV3-R101 to DeepLabV3-R18 75.59 (74.21), to DeepLabV3-MobileNetV2 73.50 (73.12), SegFormer B4 to B0 "
+        "76.30 (75.58); to PSPNet-R18 73.71 (72.55), from later READMEs"
+    )
+    unsuited: ClassVar[str] = (
+        "small crops, where a class's mean comes from few pixels (a lone one is its own mean and adds nothing); images "
+        "without labels; it says nothing of how classes lie to one another"
+    )
+    Options: ClassVar[type[MethodOptions]] = ClassVariationOptions
+    needs: frozenset[str] = frozenset({"feature", "labels"})
+    minimal_at_teacher: frozenset[str] = frozenset({"ifvd"})
+    options: ClassVariationOptions
+
+    def __init__(
+        self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: ClassVariationOptions
+    ) -> None:
+        super().__init__(num_classes, student_channels, teacher_channels, options)
+        self.tap = "feature" if options.variant == "clean" else "classifier_input"
+        if options.ifvd:
+            width_of(student_channels, "feature", "student")
+            width_of(teacher_channels, "feature", "teacher")
+            self.reads = frozenset({self.tap, "feature"})
+        else:
+            self.needs = self.minimal_at_teacher = frozenset()
+
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+        """Return ``{"ifvd": ...}``, or nothing where its weight is 0."""
+        options = self.options
+        if not options.ifvd:
+            return {}
+        own = full_precision(read_tap(student, self.tap, "student"))
+        size = (own.shape[-2], own.shape[-1])
+        guide = to_grid(read_tap(teacher, self.tap, "teacher"), size)
+        classes = torch.arange(self.num_classes, device=own.device).view(1, -1, 1)
+        membership = (nearest_labels(target, size).flatten(1).unsqueeze(1) == classes).to(own.dtype)
+        # A larger floor for clean, so that a silent position does not send back a gradient of 1e8.
+        eps = 1e-4 if options.variant == "clean" else 1e-8
+        maps = [class_variation(feature.flatten(2), membership, eps) for feature in (own, guide)]
+        errors = (maps[0] - maps[1]).square()
+        if options.variant == "published":
+            return {"ifvd": options.ifvd * errors.mean()}
+        count = global_count(lambda labels: (nearest_labels(labels, size) < self.num_classes).sum(), target)
+        return {"ifvd": options.ifvd * errors.sum() / count}
