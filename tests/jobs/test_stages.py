@@ -78,7 +78,7 @@ def test_tokens_are_learnt_once_for_each_teacher(tmp_path: Path, teacher_run: Pa
     with pytest.raises(SegtailorError, match="another teacher") as error:
         segtailor.distill(recipe(tmp_path, teacher_run, "fifth", {**MASKD, "tokens_file": str(foreign)}))
     assert "\n" not in str(error.value)
-    with pytest.raises(SegtailorError, match="(?i)no such file"):
+    with pytest.raises(SegtailorError, match=r"(?i)no such file"):
         segtailor.distill(recipe(tmp_path, teacher_run, "sixth", {**MASKD, "tokens_file": "nowhere"}))
 
 

@@ -121,7 +121,7 @@ class MethodTester:
                 assert any(item is not None and item.abs().sum() > 0 for item in gradients), (
                     f"{term} leaves the student"
                 )
-                value.backward()
+                value.backward(retain_graph=True)
         reached = {key for key, value in method.named_parameters() if value.grad is not None and value.grad.abs().sum()}
         assert reached == trained
         assert all(value.grad is None for value in tensors(teacher).values())

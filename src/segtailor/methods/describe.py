@@ -19,8 +19,8 @@ from segtailor.methods.base import Method, MethodOptions
 HEADING = """# Methods
 
 These pages are written by `python -m segtailor.methods.describe docs/methods`; `segtailor methods NAME` prints one.
-Choose a method in a recipe with `method: {name: kt, variant: clean}`, its options beside the name, or list several, each
-with a `weight`: `method: [{name: kd}, {name: skd, weight: 0.5}]`. `variant: published` computes what the published code
+Choose a method in a recipe with `method: {name: kt, variant: clean}`, its options beside the name, or list several,
+each with a `weight`: `method: [{name: kd}, {name: skd, weight: 0.5}]`. `variant: published` computes what the published code
 computes, which golden figures check where there are any; `variant: clean`, the default, mends its known defects and
 leaves void out. A weight of 0 drops a term. In formulas `T` is a temperature, `s` the student, `t` the teacher, `x` a
 position, `c` a channel. Where the grids differ, the teacher is brought to the student's by bilinear resizing, before
