@@ -1,0 +1,182 @@
+"""DiffKD: the student is a noisy teacher, and a diffusion model trained on the teacher denoises it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationInfo, field_validator
+from torch import Tensor, nn
+
+from segtailor.losses import full_precision, pixel_mean, to_grid, valid_counts
+from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, read_tap, width_of
+from segtailor.methods.diffusion.distances import DISTANCES
+from segtailor.methods.diffusion.pair import DiffusedPair, PairSettings
+from segtailor.models.output import SegOutput
+
+SUFFIXES = {"logits": "", "aux": "_aux", "feature": "_feature"}
+AUTHORS = "authors' classification code"
+DERIVED = "reconstructed from code derived from the authors'"
+
+
+class DiffKDOptions(VariantOptions):
+    """Options of ``diffkd``."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"published": {"mixing": "linear"}}
+    sources: ClassVar[dict[str, str]] = {
+        "logits": DERIVED,
+        "aux": f"{DERIVED}; 0.4 is DIST's",
+        "feature": f"{DERIVED}, where it is optional",
+        "distance": DERIVED,
+        "ddim": AUTHORS,
+        "rec": AUTHORS,
+        "steps": AUTHORS,
+        "kernel": DERIVED,
+        "mixing": f"our choice; published: {AUTHORS}",
+        "start": AUTHORS,
+        "denoiser_gradient": AUTHORS,
+        "encoder_width": DERIVED,
+        "freeze_encoder_after": f"never, as in the {AUTHORS}",
+    }
+    logits: NonNegativeFloat = Field(1.0, description="weight of `kd`; 0 drops all terms on the logits")
+    aux: NonNegativeFloat = Field(
+        0.4, description="weight of `kd_aux`, where both networks have auxiliary logits; 0 drops all terms on them"
+    )
+    feature: NonNegativeFloat = Field(
+        0.0, description="weight of `kd_feature`; 0 drops all terms on the feature in front of the classifier"
+    )
+    distance: Literal["dist", "kl", "mse"] = Field(
+        "dist", description="how denoised logits are compared; the feature by its squared error"
+    )
+    ddim: NonNegativeFloat = Field(1.0, description="weight of the denoiser's own term; 0 turns it off")
+    rec: PositiveFloat = Field(1.0, description="weight of the auto-encoder's term")
+    steps: int = Field(5, ge=1, le=100, description="denoising steps, gradient kept through all of them")
+    kernel: Literal[1, 3] = Field(3, description="whether the denoiser sees neighbours (3) or one position (1)")
+    mixing: Literal["linear", "variance_preserving"] = Field(
+        "variance_preserving",
+        description="noise mixed in as g s + (1 - g) e, or that over sqrt(g^2 + (1 - g)^2), as a chain expects it",
+    )
+    start: Literal["fixed", "from_noise"] = Field(
+        "fixed", description="whether the chain starts at the same time always, or at the one that fits each image's g"
+    )
+    denoiser_gradient: Literal["shared", "ddim_only"] = Field(
+        "shared", description="whether `kd` trains the denoiser too, or its own term alone does"
+    )
+    encoder_width: PositiveInt | None = Field(
+        256, description="width to which an auto-encoder brings the teacher's feature, at most its own; null: none"
+    )
+    freeze_encoder_after: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="fraction of the run after which the auto-encoder is trained no more"
+    )
+
+    @field_validator("denoiser_gradient")
+    @classmethod
+    def _somebody_trains_the_denoiser(cls, value: str, info: ValidationInfo) -> str:
+        if value == "ddim_only" and info.data.get("ddim") == 0:
+            raise ValueError("Input should be 'shared' where ddim is 0, or nothing trains the denoiser")
+        return value
+
+
+class DiffKD(Method):
+    """The student's map, taken for the teacher's with noise in it, is denoised and then compared (Huang et al., 2023).
+
+    Reconstructed: the official segmentation code is in no public repository. ``published`` has the parts of the
+    authors' classification code at the settings of a third party's segmentation code; no published figure checks it.
+
+    For each pair of taps a 1x1 convolution brings the student to the teacher's width, an adapter says how much noise to
+    mix in (g, one number for each image), a small network denoises in a few deterministic steps, and one more 1x1
+    convolution refines. ``kd`` compares the result with the teacher: DIST on logits (or the KL over classes, or the
+    squared error), the squared error on the feature. ``ddim`` teaches the denoiser alone to find the noise in the
+    teacher's map; ``rec`` teaches alone the auto-encoder that narrows the teacher's feature. Terms on auxiliary logits
+    end in ``_aux`` (left out where a network has none), those on the feature in ``_feature``.
+
+    ``published`` counts void like any pixel, mixes linearly, so that the variance does not fit the chain's start, and
+    reads the feature after dropout. ``clean`` zeroes void positions before any module mixes positions, leaves them out
+    of the adapter's average and of every loss, keeps the variance, and reads the feature before dropout. Zeroed
+    positions still count in the batch norms' statistics.
+    """
+
+    name: ClassVar[str] = "diffkd"
+    summary: ClassVar[str] = "DiffKD: the student's logits are denoised by a diffusion model of the teacher's"
+    formula: ClassVar[str] = (
+        "kd = d(P(chain(g f + (1 - g) e)), t), f = projected s, e noise, g learned, chain of DDIM steps, P refiner\n"
+        "ddim = mean_x mean_c (D(sqrt(a) t + sqrt(1 - a) e, time) - e)^2, a of a random time, D the denoiser\n"
+        "rec = mean_x mean_c (t - decoded(encoded(t)))^2; then t is encoded(t) in kd and ddim"
+    )
+    source: ClassVar[str] = (
+        "Huang et al., NeurIPS 2023 (arXiv 2305.15712); reconstructed, the official segmentation code is not public"
+    )
+    widths: ClassVar[str] = "a trained 1x1 convolution lifts the student to the teacher's, or the auto-encoder's, width"
+    extra_modules: ClassVar[str] = (
+        "for each pair projector, noise adapter, denoiser with a table of times, refiner; for a feature an auto-encoder"
+    )
+    figures: ClassVar[str] = (
+        "Cityscapes val, DeepLabV3-R101 (78.07): DeepLabV3-R18 77.78, as quoted by the README of KT; from code that is "
+        "not public, so the reconstruction is not checked against it"
+    )
+    unsuited: ClassVar[str] = (
+        "tiny batches of small crops, since its batch norms see one batch at a time; two classes, where the logits' "
+        "denoiser is one channel wide inside and `dist` has no gradient within a pixel; where training time counts: "
+        "every step runs each denoiser six times"
+    )
+    Options: ClassVar[type[MethodOptions]] = DiffKDOptions
+    couples_images = True
+    options: DiffKDOptions
+
+    def __init__(
+        self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: DiffKDOptions
+    ) -> None:
+        super().__init__(num_classes, student_channels, teacher_channels, options)
+        settings = PairSettings(options.steps, options.kernel, options.mixing, options.start, options.denoiser_gradient)
+        clean = options.variant == "clean"
+        self.pairs = nn.ModuleDict()
+        for key in ("logits", "aux"):
+            if getattr(options, key):
+                self.pairs[key] = DiffusedPair(num_classes, num_classes, settings)
+        self.tap = "feature" if clean else "classifier_input"
+        if options.feature:
+            widths = (
+                width_of(student_channels, "feature", "student"),
+                width_of(teacher_channels, "feature", "teacher"),
+            )
+            self.pairs["feature"] = DiffusedPair(*widths, settings, options.encoder_width)
+            self.reads = frozenset({self.tap, "feature"})
+        conditions = {"labels": clean and self.pairs, "aux_logits": options.aux, "feature": options.feature}
+        self.needs = frozenset(name for name, needed in conditions.items() if needed)
+        # A network may turn out to have no auxiliary logits; then that pair's parameters are never used.
+        freezes = options.feature and options.encoder_width is not None and options.freeze_encoder_after < 1
+        self.phases = bool(options.aux or freezes)
+
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+        """Return the terms of every pair that both networks have."""
+        terms: dict[str, Tensor] = {}
+        for key, pair in self.pairs.items():
+            own, guide = self._tensors(student, key, "student"), self._tensors(teacher, key, "teacher")
+            if own is not None and guide is not None:
+                terms |= self._pair(key, pair, own, guide, target, progress)
+        return terms
+
+    def _tensors(self, output: SegOutput, key: str, role: str) -> Tensor | None:
+        if key == "feature":
+            return read_tap(output, self.tap, role)
+        return output.logits if key == "logits" else output.aux_logits
+
+    def _pair(
+        self, key: str, pair: nn.Module, student: Tensor, teacher: Tensor, target: Tensor, progress: float
+    ) -> dict[str, Tensor]:
+        options, suffix = self.options, SUFFIXES[key]
+        size = (student.shape[-2], student.shape[-1])
+        counted = target if options.variant == "clean" else None
+        result = pair(
+            full_precision(student),
+            to_grid(teacher, size),
+            None if counted is None else valid_counts(counted, size),
+            train_denoiser=options.ddim > 0,
+            train_encoder=progress <= options.freeze_encoder_after,
+        )
+        distance = DISTANCES["mse" if key == "feature" else options.distance]
+        terms = {f"kd{suffix}": getattr(options, key) * distance(result.refined, result.goal, counted)}
+        if result.ddim is not None:
+            terms[f"ddim{suffix}"] = options.ddim * pixel_mean(result.ddim, counted)
+        if result.rec is not None:
+            terms[f"rec{suffix}"] = options.rec * pixel_mean(result.rec, counted)
+        return terms
