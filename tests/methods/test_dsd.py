@@ -137,6 +137,16 @@ def test_clean_weights_are_near_the_published_at_the_published_grid() -> None:
     assert 0.5 < clean["csd"] / published["csd"] < 2
 
 
+def test_rounding_is_not_made_a_direction() -> None:
+    # Even maps have equal attentions, whatever their values, so every residual is 0 up to rounding.
+    method = create_method("dsd", CLASSES, STUDENT, TEACHER, psd=1, csd=0)
+    even = [
+        SegOutput(*(torch.full((2, width, 6, 8), value) for width, value in zip((6, 6, 9), values, strict=True)))
+        for values in ((0.3, 0.7, 1.1), (1.3, 0.9, 0.17))
+    ]
+    assert method(*even, labels(), 0.5)["psd"] < 1e-3
+
+
 def test_layers_on_finer_grids_are_brought_to_the_logits() -> None:
     student, teacher = output(STUDENT), output(TEACHER, seed=2)
     assert student.feature is not None

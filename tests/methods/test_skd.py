@@ -97,13 +97,17 @@ def test_equals_plain_loops(variant: str, options: dict[str, Any], window: tuple
     torch.testing.assert_close(value.item(), 10 * total, rtol=1e-5, atol=0)
 
 
-def test_blocks_of_rows_give_the_value_and_gradient_of_the_whole() -> None:
+@pytest.mark.parametrize("rows", [512, 7])
+def test_blocks_of_rows_give_the_value_and_gradient_of_the_whole(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     student = torch.randn(2, 3, 1300, dtype=torch.float64, requires_grad=True)
     teacher = torch.randn(2, 5, 1300, dtype=torch.float64)
     weight = torch.tensor([1.0, -2.0], dtype=torch.float64)
     whole = (student.mT @ student - teacher.mT @ teacher).square().sum((1, 2))
-    blocks = pair_differences(student, teacher)
+    if rows < 512:
+        monkeypatch.setattr("segtailor.methods.skd.ENTRIES", 2 * rows * 1300)
+    with NoSyncNoFullSize(2 * rows * 1300 + 1):
+        blocks = pair_differences(student, teacher)
     torch.testing.assert_close(blocks, whole)
     gradients = [torch.autograd.grad((weight * value).sum(), student)[0] for value in (blocks, whole)]
     torch.testing.assert_close(*gradients)

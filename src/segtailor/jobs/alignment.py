@@ -39,7 +39,11 @@ def align(
 def align_method(name: str, method: Method, student: SegOutput, teacher: SegOutput) -> list[str]:
     """Return the lines of one method for two outputs; see :func:`align`."""
     lines = []
-    taps = ["logits", *(["aux_logits"] if "aux_logits" in method.needs else []), *sorted(method.reads)]
+    taps = [
+        *(["logits"] if method.compares_logits else []),
+        *(["aux_logits"] if "aux_logits" in method.needs else []),
+        *sorted(method.reads),
+    ]
     if {"feature", "classifier_input"} <= set(taps):
         taps.remove("feature")  # it stands in where a network has no dropout
     for tap in taps:

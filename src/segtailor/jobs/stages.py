@@ -63,7 +63,7 @@ def run_stages(
             {"method": name, "about": stage.about, "file": str(path), "reused": reused, "seconds": card.get("seconds")}
         )
         if fabric.is_global_zero:
-            print(f"{name}: {stage.about} {'read from' if reused else 'is in'} {path}", file=sys.stderr)
+            print(f"{name}: {stage.about}: {'read from' if reused else 'written to'} {path}", file=sys.stderr)
     return records
 
 

@@ -124,6 +124,7 @@ class DenseContrast(Method):
             self.reads = frozenset(self.taps)
             needs |= {"feature"} & self.reads
         self.needs = frozenset(needs)
+        self.compares_logits = bool(options.kd)
         self.minimal_at_teacher = frozenset({"kd"} if options.kd else ())
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:

@@ -67,6 +67,8 @@ class Method(nn.Module):
     """What it reads beside the logits: labels, aux_logits, feature. An instance may need less than its class."""
     reads: frozenset[str] = frozenset()
     """Taps that it reads beside the two kinds of logits, by their names in :class:`SegOutput`."""
+    compares_logits: bool = True
+    """Whether it compares the logits, too; only told, not acted on."""
     phases: bool = False
     """Some parameters are used only part of the time."""
     couples_images: bool = False

@@ -111,6 +111,7 @@ class CIRKD(Method):
         "memory weights to 0, which cost most and gained least (+0.13 mIoU in a user's report)"
     )
     Options: ClassVar[type[MethodOptions]] = CIRKDOptions
+    compares_logits = False
     couples_images = True
     options: CIRKDOptions
     projector: RelationProjector | None

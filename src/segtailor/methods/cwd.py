@@ -67,6 +67,7 @@ class ChannelWise(Method):
             needs.add("feature")
             self.projector = projector(student_channels, teacher_channels, "feature")
         self.needs = frozenset(needs)
+        self.compares_logits = bool(options.logits)
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
         """Return the terms whose weight is not 0."""

@@ -53,12 +53,16 @@ def describe(name: str) -> str:
 
 def _facts(name: str, method: type[Method]) -> dict[str, str]:
     default = create_method(name, 2, student_channels=WIDTHS, teacher_channels=WIDTHS)
-    taps = ["logits", *(["aux_logits"] if "aux_logits" in default.needs else []), *sorted(default.reads)]
+    taps = [
+        *(["logits"] if default.compares_logits else []),
+        *(["aux_logits"] if "aux_logits" in default.needs else []),
+        *sorted(default.reads),
+    ]
     needs = sorted(default.needs - {"aux_logits", "feature"})
     if method.stage is not None or default.stage is not None or name == "lad":
         needs.append("a stage of its own before the student's training")
     return {
-        "taps": ", ".join(taps) if method.uses_teacher or default.reads or name == "lad" else "none",
+        "taps": ", ".join(taps) or "none",
         "needs beside them": ", ".join(needs) or "nothing",
         "widths": method.widths,
         "extra modules": method.extra_modules,

@@ -142,6 +142,7 @@ class DiffKD(Method):
             self.reads = frozenset({self.tap, "feature"})
         conditions = {"labels": clean and self.pairs, "aux_logits": options.aux, "feature": options.feature}
         self.needs = frozenset(name for name, needed in conditions.items() if needed)
+        self.compares_logits = bool(options.logits)
         # A network may turn out to have no auxiliary logits; then that pair's parameters are never used.
         freezes = options.feature and options.encoder_width is not None and options.freeze_encoder_after < 1
         self.phases = bool(options.aux or freezes)

@@ -28,9 +28,7 @@ class Discriminator(nn.Module):
         super().__init__()
         widths = [num_classes, width, 2 * width, 4 * width, 8 * width]
         self.norm = nn.BatchNorm2d(num_classes) if normalised else nn.Identity()
-        self.layers = nn.ModuleList(
-            spectral_norm(nn.Conv2d(before, after, 4)) for before, after in pairwise(widths)
-        )
+        self.layers = nn.ModuleList(spectral_norm(nn.Conv2d(before, after, 4)) for before, after in pairwise(widths))
         self.attention = nn.ModuleDict({"2": SelfAttention(widths[3]), "3": SelfAttention(widths[4])})
         self.score = nn.Conv2d(widths[4], 1, SMALLEST)
 

@@ -97,6 +97,7 @@ class Heterogeneous(Method):
                 self.projectors[role] = ClassProjector(width_of(channels, "feature", role), num_classes)
             self.reads = frozenset({"feature"})
         self.needs = frozenset({"labels", "feature"} if options.hybrid else {"labels"})
+        self.compares_logits = bool(options.kd)
         self.couples_images = bool(options.hybrid)
         self.minimal_at_teacher = frozenset({"kd"} if options.kd else ())
 

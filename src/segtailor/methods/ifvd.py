@@ -60,6 +60,7 @@ class ClassVariation(Method):
         "without labels; it says nothing of how classes lie to one another"
     )
     Options: ClassVar[type[MethodOptions]] = ClassVariationOptions
+    compares_logits = False
     needs: frozenset[str] = frozenset({"feature", "labels"})
     minimal_at_teacher: frozenset[str] = frozenset({"ifvd"})
     options: ClassVariationOptions

@@ -129,6 +129,7 @@ class KnowledgeTailoring(Method):
         labels = options.variant == "clean" or options.lt_all or options.lt_class or options.lt_nonclass
         conditions = {"labels": labels, "aux_logits": options.kd_aux, "feature": DECODER in self.tap_names}
         self.needs = frozenset(name for name, needed in conditions.items() if needed)
+        self.compares_logits = bool(options.kd or options.lt_all or options.lt_class or options.lt_nonclass)
         self.phases = options.tailors == "trained" and bool(self.tap_names)
         self.minimal_at_teacher = frozenset(
             {"kd", "kd_aux"} | ({"lt_class", "lt_nonclass"} if options.variant == "published" else set())

@@ -108,6 +108,7 @@ class LabelAssistedDistillation(Method):
         super().__init__(num_classes, student_channels, teacher_channels, options)
         self.base = self._base(num_classes, student_channels, teacher_channels)
         self.reads = self.base.reads
+        self.compares_logits = self.base.compares_logits
         self.needs = self.base.needs | {"labels"}
         self.phases = self.base.phases
         self.couples_images = self.base.couples_images

@@ -121,6 +121,7 @@ class MaskedDistillation(Method):
             names.add("maskd_aux")
             needs.add("aux_logits")
         self.needs = frozenset(needs)
+        self.compares_logits = on_logits
         self.minimal_at_teacher = frozenset() if isinstance(self.projector, nn.Conv2d) else frozenset(names)
         self.stage = self._stage() if names else None
         if self.stage is not None and self.stage.file is not None:

@@ -23,6 +23,7 @@ class NoDistillation(Method):
         "decay 1e-4); DeepLabV3-R18 retrained by others 76.2 to 76.3"
     )
     uses_teacher = False
+    compares_logits = False
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
         """Return no terms."""
