@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,7 @@ def networks_seconds(bench: Bench, repeats: int) -> dict[str, list[float]]:
         bench.teach()
 
     def run_student() -> None:
+        bench.student.zero_grad(set_to_none=True)
         bench.backward(bench.learn())
 
     runs = {"teacher": run_teacher, "student": run_student}
@@ -148,11 +149,20 @@ def wait_for_device() -> None:
 
 
 def peak_bytes(device: str = "cpu") -> int:
-    """Return the largest resident set of this process so far, or the most that was allocated on the GPU."""
+    """Return the largest resident set, or the most that was allocated on the GPU, since `forget_peak`."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status").read_text()
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+def forget_peak(device: str = "cpu") -> None:
+    """Let the peak start from what is alive now, so that what was built before it does not count."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # some containers do not allow it
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_in_child(script: str, arguments: argparse.Namespace, options: Sequence[str]) -> int:
