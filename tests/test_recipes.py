@@ -86,8 +86,8 @@ def test_all_problems_are_named_at_once() -> None:
 
 
 def test_a_missing_section_is_named() -> None:
-    with pytest.raises(SegtailorError, match="'teacher' is missing"):
-        load_recipe({"student": {"model": "b"}, "method": "kt"}, DistillRecipe)
+    with pytest.raises(SegtailorError, match="'student' is missing"):
+        load_recipe({"teacher": {"model": "b"}, "method": "kt"}, DistillRecipe)
 
 
 def test_a_recipe_of_the_other_command_says_so() -> None:

@@ -20,10 +20,10 @@ HEADING = """# Methods
 
 These pages are written by `python -m segtailor.methods.describe docs/methods`; `segtailor methods NAME` prints one.
 Choose a method in a recipe with `method: {name: kt, variant: clean}`, its options beside the name, or list several,
-each with a `weight`: `method: [{name: kd}, {name: skd, weight: 0.5}]`. `variant: published` computes what the published code
-computes, which golden figures check where there are any; `variant: clean`, the default, mends its known defects and
-leaves void out. A weight of 0 drops a term. In formulas `T` is a temperature, `s` the student, `t` the teacher, `x` a
-position, `c` a channel. Where the grids differ, the teacher is brought to the student's by bilinear resizing, before
+each with a `weight`: `method: [{name: kd}, {name: skd, weight: 0.5}]`. `variant: published` computes what the published
+code computes, which golden figures check where there are any; `variant: clean`, the default, mends its known defects
+and leaves void out. A weight of 0 drops a term. In formulas `T` is a temperature, `s` the student, `t` the teacher, `x`
+a position, `c` a channel. Where the grids differ, the teacher is brought to the student's by bilinear resizing, before
 any softmax.
 """
 WIDTHS = {"feature": 8, **{f"stages.{index}": 8 for index in range(4)}}
@@ -53,11 +53,8 @@ def describe(name: str) -> str:
 
 def _facts(name: str, method: type[Method]) -> dict[str, str]:
     default = create_method(name, 2, student_channels=WIDTHS, teacher_channels=WIDTHS)
-    taps = [
-        *(["logits"] if default.compares_logits else []),
-        *(["aux_logits"] if "aux_logits" in default.needs else []),
-        *sorted(default.reads),
-    ]
+    maps = {"logits": default.compares_logits, "aux_logits": "aux_logits" in default.needs}
+    taps = [*(name for name, read in maps.items() if read), *sorted(default.reads)]
     needs = sorted(default.needs - {"aux_logits", "feature"})
     if method.stage is not None or default.stage is not None or name == "lad":
         needs.append("a stage of its own before the student's training")
