@@ -11,6 +11,8 @@ from torch import Tensor
 from segtailor.errors import SegtailorError
 
 VOID = 255
+SCALE = 2**30
+"""Sums of fractions are kept as integers, so that batches and processes add up to the same last bit."""
 MIOU_RULE = (
     "mIoU is the mean over classes of summed intersection over summed union, all images counted together; "
     "a class absent from both prediction and target is left out (miou_all counts it as 0)"
@@ -35,6 +37,24 @@ def count_pixels(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor
     rows = target.reshape(-1).long()
     bins = torch.where(rows < num_classes, rows * num_classes + prediction.reshape(-1), rows + cells)
     return torch.bincount(bins, minlength=cells + 256)
+
+
+def tally(index: Tensor, bins: int, values: Tensor | None = None) -> Tensor:
+    """Count how often each of ``bins`` occurs in ``index``, or sum the integer ``values`` there; int64 (bins,).
+
+    ``index`` has any shape and values below ``bins``. Unlike ``bincount`` on a GPU, which looks for the largest index
+    first, it waits for no value of the device; on a CPU it is ``bincount``, which is faster there.
+
+    >>> tally(torch.tensor([0, 2, 2]), 4).tolist()
+    [1, 0, 2, 0]
+    """
+    index = index.flatten()
+    if index.device.type == "cpu":  # weights are summed in double precision: exact for integers below 2**53
+        weights = None if values is None else values.flatten().double()
+        return torch.bincount(index, weights, bins).long()
+    sums = torch.zeros(bins, dtype=torch.int64, device=index.device)
+    values = torch.ones((), dtype=torch.int64, device=index.device).expand_as(index) if values is None else values
+    return sums.scatter_add_(0, index.long(), values.flatten())
 
 
 def check_counts(counts: Tensor, num_classes: int, where: str) -> None:
@@ -78,22 +98,22 @@ class EvaluationResult:
     @property
     def iou(self) -> list[float | None]:
         """Intersection over union of each class."""
-        return _ratios(self._hits, self._target + self._predicted - self._hits)
+        return ratios(self._hits, self._target + self._predicted - self._hits)
 
     @property
     def dice(self) -> list[float | None]:
         """Dice coefficient (F1) of each class."""
-        return _ratios(2 * self._hits, self._target + self._predicted)
+        return ratios(2 * self._hits, self._target + self._predicted)
 
     @property
     def accuracy(self) -> list[float | None]:
         """Share of each class's pixels that were found; None for a class absent from the target."""
-        return _ratios(self._hits, self._target)
+        return ratios(self._hits, self._target)
 
     @property
     def miou(self) -> float:
         """Mean IoU over the classes present in prediction or target; 0 when nothing was scored."""
-        return _mean(self.iou)
+        return mean_present(self.iou)
 
     @property
     def miou_all(self) -> float:
@@ -108,12 +128,12 @@ class EvaluationResult:
     @property
     def mean_accuracy(self) -> float:
         """Mean of the classes' accuracies over the classes present in the target."""
-        return _mean(self.accuracy)
+        return mean_present(self.accuracy)
 
     @property
     def mean_dice(self) -> float:
         """Mean Dice over the classes present in prediction or target."""
-        return _mean(self.dice)
+        return mean_present(self.dice)
 
     def to_dict(self) -> dict[str, Any]:
         """Return every figure as plain JSON values."""
@@ -135,11 +155,13 @@ class EvaluationResult:
         }
 
 
-def _ratios(numerator: Tensor, denominator: Tensor) -> list[float | None]:
+def ratios(numerator: Tensor, denominator: Tensor) -> list[float | None]:
+    """Divide element by element; None where the denominator is 0."""
     pairs = zip(numerator.tolist(), denominator.tolist(), strict=True)
     return [above / below if below > 0 else None for above, below in pairs]
 
 
-def _mean(values: list[float | None]) -> float:
+def mean_present(values: list[float | None]) -> float:
+    """Average what is not None; 0 when nothing is left."""
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present else 0.0
