@@ -13,15 +13,13 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from segtailor.config import OptimizerConfig, TrainConfig
+from segtailor.config import DataConfig, EvaluateConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from segtailor.data.loader import Batch
+from segtailor.engine.arm import Arm, Task
 from segtailor.engine.distiller import Distiller
 from segtailor.engine.launch import launch
-from segtailor.engine.learner import Taught
 from segtailor.engine.logging import read_metrics
-from segtailor.engine.loop import _train_step
-from segtailor.engine.opponents import Opponents
-from segtailor.engine.optim import build_optimizer
+from segtailor.losses import global_batch
 from segtailor.methods import create_method
 from segtailor.models.output import SegOutput
 from tiny import tiny_distill
@@ -56,26 +54,29 @@ def batch(step: int) -> Batch:
     return Batch(images, target, [str(index) for index in range(BATCH)])
 
 
-def trained(world: int, rank: int, micro: int, variant: str) -> dict[str, Tensor]:
+def trained(world: int, rank: int, micro: int, variant: str, folder: Path) -> dict[str, Tensor]:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     student, teacher = Plain(4), Plain(6).eval().requires_grad_(False)
     method = create_method("kt", CLASSES, {"feature": 4}, {"feature": 6}, variant=variant, tuning_point=0.6)
     distiller: Any = Distiller(student, {"kt": method})  # type: ignore[arg-type]
-    fabric = launch(TrainConfig(accelerator="cpu"), find_unused_parameters=True)
-    module, optimizer = fabric.setup(
-        distiller, build_optimizer(distiller, OptimizerConfig(name="sgd", lr=0.05, weight_decay=0.0))
-    )
-
-    def guide(images: Tensor, target: Tensor) -> Taught:
-        return {"kt": teacher(images, target)}
-
+    optimizer = OptimizerConfig(name="sgd", lr=0.05, weight_decay=0.0)
+    schedule = ScheduleConfig(power=0.0)
+    config = TrainConfig(accelerator="cpu", steps=STEPS, batch=BATCH, optimizer=optimizer, schedule=schedule)
+    fabric = launch(config, find_unused_parameters=True)
+    data: Any = None  # the arm is given its batches here, and is not scored
+    arm = Arm(fabric, distiller, Task("kt", folder, data, data, DataConfig(), config, EvaluateConfig()), quiet=True)
     for step in range(1, STEPS + 1):
         whole = batch(step)
         local = BATCH // world
         parts = [slice(rank * local + i, rank * local + i + micro) for i in range(0, local, micro)]
         batches = [Batch(whole.images[p], whole.target[p], whole.names[p]) for p in parts]
-        _train_step(fabric, module, guide, optimizer, Opponents(fabric, {}), batches, step / STEPS, None)
+        arm.begin(step)
+        with global_batch([part.target for part in batches]):
+            for index, part in enumerate(batches):
+                arm.accumulate(part, teacher(part.images), step / STEPS, index, len(batches))
+        arm.finish(step)
+    arm.close()
     return {name: value.clone() for name, value in distiller.state_dict().items()}
 
 
@@ -84,7 +85,7 @@ def worker(rank: int, port: int, variant: str, folder: str) -> None:
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
     }  # fmt: skip
-    torch.save(trained(2, rank, 2, variant), Path(folder) / f"{rank}.pt")
+    torch.save(trained(2, rank, 2, variant, Path(folder) / f"run{rank}"), Path(folder) / f"{rank}.pt")
 
 
 @pytest.mark.parametrize("variant", ["published", "clean"])
@@ -93,7 +94,7 @@ def test_two_processes_equal_one(tmp_path: Path, variant: str) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     torch.multiprocessing.spawn(worker, (port, variant, str(tmp_path)), nprocs=2)
-    one = trained(1, 0, BATCH, variant)
+    one = trained(1, 0, BATCH, variant, tmp_path / "one")
     for rank in range(2):
         both = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, value in one.items():
@@ -101,8 +102,8 @@ def test_two_processes_equal_one(tmp_path: Path, variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["published", "clean"])
-def test_two_micro_batches_equal_one(variant: str) -> None:
-    one, two = trained(1, 0, BATCH, variant), trained(1, 0, 2, variant)
+def test_two_micro_batches_equal_one(tmp_path: Path, variant: str) -> None:
+    one, two = (trained(1, 0, micro, variant, tmp_path / str(micro)) for micro in (BATCH, 2))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
     untrained = Plain(4).state_dict()

@@ -82,10 +82,13 @@ def split_batch(batch: int, micro_batch: int | None, world: int) -> tuple[int, i
     return micro, local // micro
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed every generator as a function of (seed, step, rank) alone, so that a resumed run draws the same."""
+def seed_step(seed: int, step: int, rank: int, part: int = 0) -> None:
+    """Seed every generator as a function of (seed, step, rank, micro-batch) alone.
+
+    So a resumed run draws the same, and a learner among others draws what it would alone.
+    """
     value = (seed * 1_000_003 + step) * 1_009 + rank
-    torch.manual_seed(value % (2**63))
+    torch.manual_seed((value + (part << 48)) % (2**63))
 
 
 def any_process(fabric: Any, flag: bool, device: torch.device) -> bool:

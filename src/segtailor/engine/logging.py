@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,54 +60,67 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class Recorder:
     """Keeps the losses and times since the last line, and writes them to all three places.
 
-    Only the first process writes. The time of evaluation and saving is not counted as training.
+    Only the first process writes. Time is what it is told of: evaluation and saving are no training. ``seconds`` is the
+    time that was trained before; ``quiet`` says nothing on the terminal.
     """
 
-    def __init__(self, label: str, folder: Path, steps: int, start: int, fabric: Any) -> None:
+    def __init__(
+        self, label: str, folder: Path, steps: int, start: int, fabric: Any, seconds: float = 0.0, quiet: bool = False
+    ) -> None:
         self._fabric = fabric
         self._log = MetricsLog(folder, start) if fabric.is_global_zero else None
-        self._ticker = Ticker(label, steps, start, enabled=fabric.is_global_zero)
+        self._ticker = Ticker(label, steps, start, enabled=fabric.is_global_zero and not quiet)
         self._losses = LossWindow()
-        self.restart(0.0)
+        self.seconds, self.teacher_seconds = seconds, 0.0
+        self._window()
 
-    def restart(self, seconds: float) -> None:
-        """Begin a window of time; ``seconds`` of training lie before it."""
-        self._seconds, self._began, self._waited, self._images = seconds, time.perf_counter(), 0.0, 0
+    def _window(self) -> None:
+        self._began, self._waited, self._images = self.seconds, 0.0, 0
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time inside as waiting for data."""
-        began = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - began
+    def spend(self, seconds: float) -> None:
+        """Count ``seconds`` of the learner's own work."""
+        self.seconds += seconds
+
+    def wait(self, seconds: float, share: float) -> None:
+        """Count a ``share`` of waiting for data."""
+        self.seconds += seconds * share
+        self._waited += seconds * share
+
+    def teach(self, seconds: float, share: float) -> None:
+        """Count a ``share`` of the common teacher's pass."""
+        self.seconds += seconds * share
+        self.teacher_seconds += seconds * share
 
     def step(self, step: int, terms: dict[str, Tensor], images: int) -> None:
         """Note the terms of a step on ``images`` images, without waiting for the device."""
         self._losses.add(step, terms)
         self._images += images
 
-    def flush(self, step: int, lr: float, last_good: int) -> float:
-        """Write the window's means; returns the seconds of training so far. Raises when a loss is not finite."""
-        means = self._losses.means(self._fabric, last_good)
-        spent = time.perf_counter() - self._began
-        rate, total = self._images / spent, self._seconds + spent
+    def losses(self, last_good: int) -> dict[str, float]:
+        """Return the window's mean of each term; waits for the device. Raises when one is not finite."""
+        return self._losses.means(self._fabric, last_good)
+
+    def flush(self, step: int, means: dict[str, float], lr: float) -> float:
+        """Write the window; returns the seconds of training so far."""
+        spent = max(self.seconds - self._began, 1e-9)
         # An opponent's loss is its own, no part of the student's.
         loss = sum(value for name, value in means.items() if not name.endswith(".opponent"))
+        rate = self._images / spent
         if self._log is not None:
             self._log.write({
                 "kind": "train", "step": step, "loss": loss, "terms": means, "lr": lr, "images_per_second": rate,
-                "data_wait": self._waited / spent, "seconds": total,
+                "data_wait": self._waited / spent, "seconds": self.seconds,
             })  # fmt: skip
         self._ticker.train(step, loss, means, rate)
-        self.restart(total)
-        return total
+        self._window()
+        return self.seconds
 
     def evaluated(self, step: int, result: EvaluationResult, weights: str) -> None:
         """Write the scores of ``weights`` (``student`` or ``ema``) after ``step``."""
         if self._log is not None:
             self._log.write({
                 "kind": "evaluate", "step": step, "miou": result.miou, "miou_all": result.miou_all,
-                "pixel_accuracy": result.pixel_accuracy, "iou": result.iou, "seconds": self._seconds,
+                "pixel_accuracy": result.pixel_accuracy, "iou": result.iou, "seconds": self.seconds,
                 "weights": weights,
             })  # fmt: skip
         self._ticker.evaluated(step, result.miou)
