@@ -1,0 +1,28 @@
+"""A comparison's folder read, its statistics, and its leaderboard as a table."""
+
+from __future__ import annotations
+
+from segtailor.comparison.bootstrap import ImageBootstrap, ImageCounts, bootstrap_difference
+from segtailor.comparison.leaderboard import ArmResult, Leaderboard, summarise
+from segtailor.comparison.outcome import ArmRun, Comparison, read_comparison
+from segtailor.comparison.record import Outcome
+from segtailor.comparison.sheet import csv_table
+from segtailor.comparison.table import latex_table, markdown_table, text_table, write_tables
+
+__all__ = [
+    "ArmResult",
+    "ArmRun",
+    "Comparison",
+    "ImageBootstrap",
+    "ImageCounts",
+    "Leaderboard",
+    "Outcome",
+    "bootstrap_difference",
+    "csv_table",
+    "latex_table",
+    "markdown_table",
+    "read_comparison",
+    "summarise",
+    "text_table",
+    "write_tables",
+]
