@@ -36,6 +36,8 @@ def t_two_sided(t: float, df: float) -> float:
         raise ValueError(f"degrees of freedom must be positive, got {df}")
     if math.isinf(t):
         return 0.0
+    if t * t < df:  # df / (df + t * t) would round a small t away
+        return 1 - incomplete_beta(t * t / (df + t * t), 0.5, df / 2)
     return incomplete_beta(df / (df + t * t), df / 2, 0.5)
 
 
