@@ -19,6 +19,7 @@ _HOMES = {
     "create_method": "segtailor.methods",
     "train": "segtailor.jobs.train",
     "distill": "segtailor.jobs.distill",
+    "compare": "segtailor.jobs.compare",
     "evaluate": "segtailor.jobs.evaluate",
     "predict": "segtailor.jobs.predict",
     "SegOutput": "segtailor.models.output",
@@ -28,6 +29,7 @@ _HOMES = {
 __all__ = [
     "SegOutput",
     "SegtailorError",
+    "compare",
     "create_method",
     "create_model",
     "distill",
@@ -39,6 +41,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from segtailor.errors import SegtailorError
+    from segtailor.jobs.compare import compare
     from segtailor.jobs.distill import distill
     from segtailor.jobs.evaluate import evaluate
     from segtailor.jobs.predict import predict

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import sys
+from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +34,13 @@ ModelName = Annotated[
 ]
 
 
+class Executor(str, Enum):
+    """Who trains the seeds of a comparison."""
+
+    local = "local"
+    ray = "ray"
+
+
 @app.command(context_settings=FREE, epilog="Example: segtailor train toy-teacher --train.steps 300 --run.name teacher")
 def train(context: typer.Context, recipe: RecipeName) -> None:
     """Train one model (a teacher, say); any field of the recipe can be set: --section.key VALUE."""
@@ -56,6 +65,8 @@ def evaluate(
     model: ModelName,
     split: Annotated[str | None, typer.Option(help="split to score; default: the recipe's val split")] = None,
     json: Annotated[Path | None, typer.Option(help="write all scores to this file")] = None,
+    boundary: Annotated[bool, typer.Option("--boundary", help="also Boundary IoU, F1, scores by distance")] = False,
+    calibration: Annotated[bool, typer.Option("--calibration", help="also calibration error and Brier score")] = False,
 ) -> None:
     """Score a model: mIoU, per-class IoU, accuracy, Dice. Set the data by --data.KEY VALUE (default: the run's own)."""
     from segtailor.jobs.evaluate import evaluate as job
@@ -64,8 +75,40 @@ def evaluate(
     from segtailor.recipes import parse_overrides
 
     data, settings = data_of(model, parse_overrides(context.args))
-    result = job(model, data, split=split or data.val_split, config=settings, json_path=json)
+    split = split or data.val_split
+    result = job(model, data, split, config=settings, json_path=json, boundary=boundary, calibration=calibration)
     print(format_result(result))
+
+
+@app.command(context_settings=FREE, epilog="Example: segtailor compare camvid-cpu-compare --seeds '[0, 1]'")
+def compare(
+    context: typer.Context,
+    recipe: RecipeName,
+    executor: Annotated[Executor, typer.Option(help="local, or ray for a Ray cluster (extra ray)")] = Executor.local,
+) -> None:
+    """Train several methods side by side on the same batches, over seeds, and compare them in one table and report."""
+    from segtailor.comparison import text_table
+    from segtailor.jobs.compare import compare as job
+    from segtailor.recipes import parse_overrides
+
+    result = _stoppable("compare", partial(job, executor=executor.value), recipe, parse_overrides(context.args))
+    print(text_table(result.board))
+    print(f"report: {result.report}")
+
+
+@app.command(context_settings=FREE, epilog="Example: segtailor repro benchmarks/results/NAME/arms/kt/seed0")
+def repro(
+    context: typer.Context,
+    row: Annotated[str, typer.Argument(metavar="ROW", help="COMPARISON/arms/ARM/seedN of a recorded comparison")],
+) -> None:
+    """Train a recorded row of a comparison anew, and say whether it falls within the spread over seeds."""
+    from segtailor.jobs.repro import repro as job
+    from segtailor.recipes import parse_overrides
+
+    found = job(row, parse_overrides(context.args))
+    print(found.text())
+    if not found.within:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: segtailor predict runs/toy-kt photos/ --out predictions")

@@ -50,6 +50,8 @@ class Progress:
     seconds: float = 0.0
     best_miou: float = -1.0
     best_step: int = 0
+    teacher_seconds: float = 0.0
+    teacher_seconds_alone: float = 0.0
 
 
 class Arm:
@@ -74,6 +76,8 @@ class Arm:
         self.recorder = Recorder(
             task.label, task.folder, train.steps, self.state.step, fabric, self.state.seconds, quiet
         )
+        self.recorder.teacher_seconds = self.state.teacher_seconds
+        self.recorder.teacher_seconds_alone = self.state.teacher_seconds_alone
         self.result: EvaluationResult | None = None
         self._sums: dict[str, Tensor] = {}
 
@@ -143,6 +147,8 @@ class Arm:
         if saving:
             check_weights(self.learner, step, self.state.saved)
             self.state.saved = step
+            self.state.teacher_seconds = self.recorder.teacher_seconds
+            self.state.teacher_seconds_alone = self.recorder.teacher_seconds_alone
             if self.fabric.is_global_zero:
                 save_checkpoint(self.checkpoint, self._snapshot())
             self.fabric.barrier()

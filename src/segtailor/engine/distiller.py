@@ -47,6 +47,11 @@ class Distiller(Learner):
         return any(method.phases for method in self._methods().values())
 
     @property
+    def uses_shared(self) -> bool:
+        """Whether a method learns from the recipe's teacher."""
+        return any(method.uses_teacher for method in self._methods().values())
+
+    @property
     def teachers(self) -> dict[str, Teacher]:
         """Methods' own teachers."""
         return {name: method.teacher for name, method in self._methods().items() if method.teacher is not None}

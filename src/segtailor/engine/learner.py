@@ -34,6 +34,11 @@ class Learner(nn.Module, ABC):
         return {}
 
     @property
+    def uses_shared(self) -> bool:
+        """Whether it learns from the recipe's teacher."""
+        return True
+
+    @property
     def seen(self) -> Taught:
         """What each opponent is shown of the last forward's student, detached, by the method's name."""
         return {}

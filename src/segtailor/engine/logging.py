@@ -71,7 +71,8 @@ class Recorder:
         self._log = MetricsLog(folder, start) if fabric.is_global_zero else None
         self._ticker = Ticker(label, steps, start, enabled=fabric.is_global_zero and not quiet)
         self._losses = LossWindow()
-        self.seconds, self.teacher_seconds = seconds, 0.0
+        self.seconds = seconds
+        self.teacher_seconds = self.teacher_seconds_alone = 0.0
         self._window()
 
     def _window(self) -> None:
@@ -90,6 +91,7 @@ class Recorder:
         """Count a ``share`` of the common teacher's pass."""
         self.seconds += seconds * share
         self.teacher_seconds += seconds * share
+        self.teacher_seconds_alone += seconds
 
     def step(self, step: int, terms: dict[str, Tensor], images: int) -> None:
         """Note the terms of a step on ``images`` images, without waiting for the device."""

@@ -30,8 +30,9 @@ FEW_IMAGES = 8
 class Trained:
     """The trained subject, its score after the last step (if it is scored), and the best score on the way.
 
-    ``seconds`` is the training time: the learner's own, and its share of reading data and of the common teacher's pass,
-    which alone is ``teacher_seconds``. ``problem`` says why the training of a learner among others failed.
+    ``seconds`` is the training time: the learner's own, and its share of reading data and of the common teacher's
+    passes. ``teacher_seconds`` is that last share, ``teacher_seconds_alone`` the whole of these passes. ``problem``
+    says why the training of a learner among others failed.
     """
 
     student: Any
@@ -40,6 +41,7 @@ class Trained:
     best_step: int
     seconds: float
     teacher_seconds: float = 0.0
+    teacher_seconds_alone: float = 0.0
     problem: str | None = None
 
     @property
@@ -95,16 +97,17 @@ def fit_together(
             with global_batch([batch.target for batch in step_batches]):
                 for part, batch in enumerate(step_batches):
                     began = time.perf_counter()
-                    seed_step(train.seed, step, rank, part)
+                    taught = [index for index in active if arms[index].learner.uses_shared]
                     shared = None
-                    if teacher is not None:
+                    if teacher is not None and taught:
                         with fabric.autocast():
                             shared = teacher(batch.images, batch.target)
-                    if several and device.type == "cuda":
-                        torch.cuda.synchronize(device)
-                    spent = time.perf_counter() - began
+                        if several and device.type == "cuda":
+                            torch.cuda.synchronize(device)
+                        spent = time.perf_counter() - began
+                        for index in taught:
+                            arms[index].recorder.teach(spent, 1 / len(taught))
                     for index in list(active):
-                        arms[index].recorder.teach(spent, 1 / len(active))
                         seed_step(train.seed, step, rank, part)
                         with _surviving(keep_going, problems, index, active), arms[index].timed(wait=several):
                             arms[index].accumulate(batch, shared, step / train.steps, part, count)
@@ -144,10 +147,9 @@ class _surviving:  # noqa: N801 - used as a function
 
 def _trained(arm: Arm, problem: str | None) -> Trained:
     score = None if problem is not None else arm.score()
-    state, recorder = arm.state, arm.recorder
-    return Trained(
-        arm.subject, score, state.best_miou, state.best_step, state.seconds, recorder.teacher_seconds, problem
-    )
+    state, spent = arm.state, arm.recorder
+    times = state.seconds, spent.teacher_seconds, spent.teacher_seconds_alone
+    return Trained(arm.subject, score, state.best_miou, state.best_step, *times, problem)
 
 
 def _note_few_images(fabric: Any, entries: Sequence[tuple[Learner, Task]], micro: int) -> None:

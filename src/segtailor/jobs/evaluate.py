@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from segtailor.config import DataConfig, EvaluateConfig
 
@@ -22,15 +22,18 @@ def evaluate(
     json_path: str | Path | None = None,
     *,
     device: str = "auto",
+    boundary: bool = False,
+    calibration: bool = False,
 ) -> EvaluationResult:
     """Score ``model`` (a network, a run folder, a .safetensors file or a URI) on ``split`` of ``data``.
 
-    Prints nothing: see :func:`format_result`. ``json_path`` receives every figure and the confusion matrix. Raises
+    Prints nothing: see :func:`format_result`. ``json_path`` receives every figure and the confusion matrix;
+    ``boundary`` and ``calibration`` add their sections to it and to the result. Raises
     SegtailorError when the model's class count differs from the data's, when a mask holds a value that is no class,
     or when the JSON file cannot be written.
     """
     from segtailor.data import create_dataset
-    from segtailor.evaluation import check_classes, evaluate_model, inference_settings
+    from segtailor.evaluation import BoundarySettings, check_classes, evaluate_model, inference_settings
     from segtailor.jobs.network import choose_device, open_model
     from segtailor.models.atomic import write_atomically
 
@@ -40,7 +43,14 @@ def evaluate(
     network = open_model(model)
     check_classes(network, dataset.num_classes)
     result = evaluate_model(
-        network, dataset, device=choose_device(device), batch=config.batch, workers=data.workers, **settings
+        network,
+        dataset,
+        device=choose_device(device),
+        batch=config.batch,
+        workers=data.workers,
+        boundary=BoundarySettings() if boundary else None,
+        calibration=calibration,
+        **settings,
     )
     if json_path is not None:
         named = str(model) if isinstance(model, str | Path) else getattr(model, "name", type(model).__name__)
@@ -51,8 +61,19 @@ def evaluate(
 
 
 def format_result(result: EvaluationResult) -> str:
-    """Return the scores as a short plain table for the terminal; percentages, ``-`` for a class that is absent."""
-    width = max(12, *(len(name) for name in result.classes))
+    """Return the scores as short plain tables for the terminal; percentages, ``-`` for a class that is absent."""
+    parts = [_format_scores(result)]
+    if result.boundary is not None:
+        parts.append(_format_boundary(result.boundary, result.classes))
+    if result.calibration is not None:
+        bins, brier = len(result.calibration["bins"]), result.calibration["brier"]
+        brier = "-" if brier is None else f"{brier:.4f}"
+        parts.append(f"calibration error {_percent(result.calibration['ece'])} % ({bins} bins)   Brier score {brier}")
+    return "\n\n".join(parts)
+
+
+def _format_scores(result: EvaluationResult) -> str:
+    width = _name_width(result.classes)
     lines = [
         f"mIoU {_percent(result.miou)} %   all classes {_percent(result.miou_all)} %   "
         f"pixel accuracy {_percent(result.pixel_accuracy)} %",
@@ -68,6 +89,27 @@ def format_result(result: EvaluationResult) -> str:
     if absent:
         lines.append(f"mIoU leaves out {absent} absent from prediction and target (-); all classes counts them as 0")
     return "\n".join(lines)
+
+
+def _format_boundary(boundary: dict[str, Any], classes: tuple[str, ...]) -> str:
+    width = _name_width(classes)
+    titles = ["Boundary IoU %", *(f"F1 at {row['tolerance']} px %" for row in boundary["f1"])]
+    columns = [[boundary["miou"], *boundary["iou"]], *([row["mean_f1"], *row["f1"]] for row in boundary["f1"])]
+    lines = [f"{'class':{width}}  " + "  ".join(titles)]
+    for name, *values in zip(("mean", *classes), *columns, strict=True):
+        cells = [f"{_percent(value):>{len(title)}}" for value, title in zip(values, titles, strict=True)]
+        lines.append(f"{name:{width}}  " + "  ".join(cells))
+    lines += ["", "pixels from a boundary of the target: mIoU %, share of pixels %"]
+    scored = max(1, sum(row["pixels"] for row in boundary["distance"]))
+    for row in boundary["distance"]:
+        first, last = row["above"] + 1, row["up_to"]
+        reach = f"from {first}" if last is None else f"{first} to {last}" if last > first else str(last)
+        lines.append(f"{reach:{width}}  {_percent(row['miou']):>7}  {_percent(row['pixels'] / scored):>7}")
+    return "\n".join(lines)
+
+
+def _name_width(classes: tuple[str, ...]) -> int:
+    return max(12, *(len(name) for name in classes))
 
 
 def _percent(value: float | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from segtailor.config import DistillRecipe, Strict, TrainRecipe
+from segtailor.config import CompareRecipe, DistillRecipe, Strict, TrainRecipe
 from segtailor.errors import SegtailorError, nearest, unknown
 
 FOLDER = Path(__file__).parent
@@ -80,7 +80,9 @@ def copy_recipe(name: str, target: Path) -> Path:
 def list_fields() -> list[str]:
     """Return one line for every field of a recipe: dotted key, default, meaning."""
     lines = _field_lines(DistillRecipe, "")
-    return lines + [line for line in _field_lines(TrainRecipe, "") if line.startswith("model.")]
+    lines += [line for line in _field_lines(TrainRecipe, "") if line.startswith("model.")]
+    known = {line.partition(" ")[0] for line in lines}
+    return lines + [line for line in _field_lines(CompareRecipe, "") if line.partition(" ")[0] not in known]
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
@@ -109,7 +111,7 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
@@ -121,6 +123,22 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, but a key that stands twice in a mapping is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping; raises for a key that is there already."""
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{key}' stands twice; names must differ", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
@@ -130,6 +148,10 @@ def _plain(value: Any) -> Any:
 
 
 def _check_kind(where: str, values: Mapping[str, Any], kind: type[Strict]) -> None:
+    if kind is not CompareRecipe and "arms" in values:
+        raise SegtailorError(f"{where} is a recipe of `segtailor compare`: it has arms")
+    if kind is CompareRecipe and "arms" not in values:
+        raise SegtailorError(f"{where} has no arms; `segtailor compare` needs `arms: {{NAME: METHOD, ...}}`")
     if kind is TrainRecipe and "student" in values:
         raise SegtailorError(f"{where} is a recipe of `segtailor distill`, not of `segtailor train`")
     if kind is DistillRecipe and "model" in values and "student" not in values:

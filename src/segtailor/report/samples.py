@@ -65,7 +65,7 @@ def write_samples(
             wrong[role] = float((mask != target)[scored].mean()) if scored.any() else None
         paths = {}
         for what, picture in pictures.items():
-            paths[what] = f"samples/{number:02d}-{what}.png"
+            paths[what] = f"samples/{number:02d}-{what.replace(':', '-')}.png"
             Image.fromarray(picture).save(folder / paths[what])
         entries.append({"name": sample.name, "pictures": paths, "wrong": wrong})
     return entries

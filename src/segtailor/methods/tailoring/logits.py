@@ -87,6 +87,17 @@ def published_terms(student: Tensor, teacher: Tensor, target: Tensor, temperatur
     )
 
 
+def tailor_clean(teacher: Tensor, atoms: Atoms) -> tuple[Tensor, Tensor]:
+    """Tailor the teacher's logits (B,K,n), class means over pixels where it is right.
+
+    They are over all of a class where it never is. Returns the maps of class pixels and of the others, as :func:`tailor`.
+    """
+    classes = torch.arange(teacher.shape[1], device=teacher.device).view(1, -1, 1)
+    right = atoms.inside * (teacher.argmax(1, keepdim=True) == classes)
+    trusted = torch.where(right.sum(2, keepdim=True) > 0, right, atoms.inside)
+    return tailor(teacher, atoms, trusted, atoms.outside.sum(2, keepdim=True).clamp(min=1))
+
+
 def clean_terms(student: Tensor, teacher: Tensor, target: Tensor, temperature: float) -> LogitTerms:
     """Return the three mended terms: only the teacher is tailored, and void is left out everywhere.
 
@@ -95,11 +106,8 @@ def clean_terms(student: Tensor, teacher: Tensor, target: Tensor, temperature: f
     outside the class alone; term two averages over the classes that an image has.
     """
     atoms = count_atoms(target, student.shape[1], (student.shape[2], student.shape[3]), with_void=False)
-    classes = torch.arange(student.shape[1], device=student.device).view(1, -1, 1)
     student, teacher = full_precision(student).flatten(2), full_precision(teacher).flatten(2)
-    right = atoms.inside * (teacher.argmax(1, keepdim=True) == classes)
-    trusted = torch.where(right.sum(2, keepdim=True) > 0, right, atoms.inside)
-    raised, capped = tailor(teacher, atoms, trusted, atoms.outside.sum(2, keepdim=True).clamp(min=1))
+    raised, capped = tailor_clean(teacher, atoms)
     guide = torch.cat((raised, capped), 2)
     present = (atoms.inside.sum(2) > 0).float()
     # Absent classes have no atoms, and so no divergence.
