@@ -245,6 +245,10 @@ def test_batches_add_up():
     for image in range(3):
         metrics.update(prediction[image : image + 1], target[image : image + 1])
     assert metrics.result() == _measure(prediction, target)
+    together = BoundaryMetrics(5, SETTINGS)  # as on a GPU
+    found, truth = (torch.from_numpy(_cut(labels, target)).to(torch.uint8) for labels in (prediction, target))
+    together._add(torch.stack([found, truth]))
+    assert together.result() == metrics.result()
 
 
 def test_distance_follows_the_diagonal_and_is_at_least_one():

@@ -82,19 +82,24 @@ class BoundaryMetrics:
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Add images of one size: ``prediction`` and ``target`` (B,H,W), class indices; others in target are void."""
-        void = target >= self.num_classes
-        truth = torch.where(void, VOID, target).to(torch.uint8)
-        found = torch.where(void, VOID, prediction).to(torch.uint8)
-        truth_edges, found_edges = label_edges(truth), label_edges(found)
-        self._count_pixels(found, truth, found_edges, truth_edges)
-        self._count_contours(found, truth, found_edges, truth_edges)
+        labels = torch.stack([prediction.to(torch.uint8), target.to(torch.uint8)])
+        labels.masked_fill_(target >= self.num_classes, VOID)
+        together = 1 if labels.device.type == "cpu" else len(target)  # the planes of one image fit a CPU's cache
+        for part in torch.split(labels, together, 1):
+            self._add(part)
 
-    def _count_pixels(self, found: Tensor, truth: Tensor, found_edges: Tensor, truth_edges: Tensor) -> None:
-        """Count pixels by band of the target, by boundary region and by both labels."""
+    def _add(self, labels: Tensor) -> None:
+        edges = label_edges(labels)
+        self._count_pixels(labels, edges)
+        self._count_contours(labels, edges)
+
+    def _count_pixels(self, labels: Tensor, edges: Tensor) -> None:
+        """Count pixels by band of the target, by boundary region and by both labels; all (2,B,H,W), target last."""
         widths = self.settings.widths
-        depth = boundary_distance(truth.shape[-2], truth.shape[-1], self.settings.ratio)
+        depth = boundary_distance(labels.shape[-2], labels.shape[-1], self.settings.ratio)
+        found, truth = labels
         band = torch.full_like(truth, len(widths))
-        near, reach = truth_edges, 1
+        near, reach = edges[1], 1
         for width in sorted({*widths, depth}):
             # the nearest pixel of another label is one step beyond the nearest edge pixel
             near, reach = dilate_square(near, reach - 1, width - 1), width
@@ -102,32 +107,28 @@ class BoundaryMetrics:
                 band -= near
             if width == depth:
                 truth_region = _add_frame(near, depth)
-        found_region = _add_frame(dilate_square(found_edges, 0, depth - 1), depth)
+        found_region = _add_frame(dilate_square(edges[0], 0, depth - 1), depth)
         index = (band.int() * 2 + found_region) * 2 + truth_region
         index = (index * self.num_classes + truth) * self.num_classes + found
         last = len(self._pixels) - 1
         self._pixels += tally(index.masked_fill_(truth == VOID, last), last + 1)
 
-    def _count_contours(self, found: Tensor, truth: Tensor, found_edges: Tensor, truth_edges: Tensor) -> None:
-        """Count contour pixels by image, side, class and the number of tolerances within which they have a match."""
+    def _count_contours(self, labels: Tensor, edges: Tensor) -> None:
+        """Count contour pixels by side, image, class and the number of tolerances within which they have a match."""
         levels = len(self.settings.tolerances) + 1
-        found_level = torch.zeros(found.shape, dtype=torch.int32, device=found.device)
-        truth_level = torch.zeros_like(found_level)
+        level = torch.zeros(labels.shape, dtype=torch.int32, device=labels.device)
         for first in range(0, self.num_classes, BITS):
-            found_bits = class_bits(found, found_edges, first)
-            truth_bits = class_bits(truth, truth_edges, first)
+            bits = class_bits(labels, edges, first)
             for tolerance in self.settings.tolerances:
-                found_level += has_class(dilate_disk(truth_bits, tolerance), found, first)
-                truth_level += has_class(dilate_disk(found_bits, tolerance), truth, first)
-        images = len(truth)
-        rows = torch.arange(2 * images, dtype=torch.int32, device=truth.device).view(2, images, 1, 1)
-        labels = torch.stack([found, truth])
-        index = (rows * self.num_classes + labels) * levels + torch.stack([found_level, truth_level])
-        skipped = (torch.stack([found_edges, truth_edges]) == 0) | (labels == VOID)
+                level += has_class(dilate_disk(bits, tolerance).flip(0), labels, first)
+        images = labels.shape[1]
+        rows = torch.arange(2 * images, dtype=torch.int32, device=labels.device).view(2, images, 1, 1)
+        index = (rows * self.num_classes + labels) * levels + level
         last = 2 * images * self.num_classes * levels
-        counts = tally(index.masked_fill_(skipped, last), last + 1)[:-1].view(2, images, self.num_classes, levels)
+        index.masked_fill_((edges == 0) | (labels == VOID), last)
+        counts = tally(index, last + 1)[:-1].view(2, images, self.num_classes, levels)
         self._contours += counts.sum(1).flatten()
-        f1, present = _f1(counts.transpose(0, 1))
+        f1, present = _f1(counts)
         fixed = torch.cat([(f1 * SCALE).round().long(), present.unsqueeze(-1).long()], -1)
         self._scores += fixed.sum(0).flatten()
 
@@ -196,13 +197,12 @@ def _add_frame(marked: Tensor, depth: int) -> Tensor:
 
 
 def _f1(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return F1 (B,K,T) and presence (B,K) of contours counted (B,2,K,T+1) by prediction and target, and by level."""
+    """Return F1 (B,K,T) and presence (B,K) of contours counted (2,B,K,T+1) by side, image, class and level."""
     matched = counts.flip(-1).cumsum(-1)
     total = matched[..., -1:]
-    share = matched[..., :-1].float() / total.clamp(min=1)
-    precision, recall = share.unbind(1)
-    tiny = torch.finfo(share.dtype).tiny
-    return 2 * precision * recall / (precision + recall).clamp(min=tiny), total.sum((1, 3)) > 0
+    precision, recall = matched[..., :-1].float() / total.clamp(min=1)
+    tiny = torch.finfo(precision.dtype).tiny
+    return 2 * precision * recall / (precision + recall).clamp(min=tiny), total.sum((0, 3)) > 0
 
 
 def _scores(confusion: Tensor) -> dict[str, Any]:

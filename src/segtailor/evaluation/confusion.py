@@ -11,8 +11,11 @@ from torch import Tensor
 from segtailor.errors import SegtailorError
 
 VOID = 255
-SCALE = 2**30
-"""Sums of fractions are kept as integers, so that batches and processes add up to the same last bit."""
+SCALE = 2**24
+"""Sums of fractions are kept as integers, so that batches and processes add up to the same last bit.
+
+A confidence loses nothing that a float32 near 1 has, and 2**38 pixels fit, more than any data set has.
+"""
 MIOU_RULE = (
     "mIoU is the mean over classes of summed intersection over summed union, all images counted together; "
     "a class absent from both prediction and target is left out (miou_all counts it as 0)"
@@ -37,6 +40,19 @@ def count_pixels(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor
     rows = target.reshape(-1).long()
     bins = torch.where(rows < num_classes, rows * num_classes + prediction.reshape(-1), rows + cells)
     return torch.bincount(bins, minlength=cells + 256)
+
+
+def count_images(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """Return :func:`count_pixels` of each image of ``prediction`` and ``target`` (B,H,W): int64 (B, bins).
+
+    >>> count_images(torch.tensor([[[0, 1]], [[1, 1]]]), torch.tensor([[[0, 1]], [[0, 255]]]), 2)[:, :4].tolist()
+    [[1, 0, 0, 1], [0, 1, 0, 0]]
+    """
+    cells = num_classes * num_classes
+    rows = target.long()
+    bins = torch.where(rows < num_classes, rows * num_classes + prediction, rows + cells)
+    bins += torch.arange(len(rows), device=rows.device).view(-1, 1, 1) * (cells + 256)
+    return tally(bins, len(rows) * (cells + 256)).view(-1, cells + 256)
 
 
 def tally(index: Tensor, bins: int, values: Tensor | None = None) -> Tensor:
@@ -75,6 +91,8 @@ class EvaluationResult:
 
     ``confusion`` is int64 (K,K), rows target, columns prediction, void pixels left out; ``images`` were scored in
     ``seconds`` (reading included). A class absent from both prediction and target has no IoU and no Dice (None).
+    What was not asked for is None: ``per_image``, int32 (N,K,K), each image's own confusion matrix in data set order;
+    and the sections of plain numbers that ``Metrics`` makes.
     """
 
     confusion: Tensor
@@ -82,6 +100,10 @@ class EvaluationResult:
     images: int = 0
     seconds: float = 0.0
     void_pixels: int = 0
+    per_image: Tensor | None = None
+    boundary: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
+    agreement: dict[str, Any] | None = None
 
     @property
     def _hits(self) -> Tensor:
@@ -136,7 +158,8 @@ class EvaluationResult:
         return mean_present(self.dice)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every figure as plain JSON values."""
+        """Return every figure as plain JSON values; a section that was not asked for is left out."""
+        sections = {"boundary": self.boundary, "calibration": self.calibration, "agreement": self.agreement}
         return {
             "miou": self.miou,
             "miou_all": self.miou_all,
@@ -152,6 +175,7 @@ class EvaluationResult:
             "void_pixels": self.void_pixels,
             "seconds": self.seconds,
             "rule": MIOU_RULE,
+            **{name: section for name, section in sections.items() if section is not None},
         }
 
 

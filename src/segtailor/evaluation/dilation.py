@@ -16,7 +16,7 @@ BITS = 31
 
 
 def label_edges(labels: Tensor) -> Tensor:
-    """Mark the pixels of ``labels`` (B,H,W) of which one of the 8 neighbours has another label; uint8 (B,H,W).
+    """Mark the pixels of ``labels`` (...,H,W) of which one of the 8 neighbours has another label; uint8 (...,H,W).
 
     >>> label_edges(torch.tensor([[[0, 0, 0, 1, 1]]])).tolist()
     [[[0, 0, 1, 1, 0]]]
@@ -33,7 +33,7 @@ def label_edges(labels: Tensor) -> Tensor:
 
 
 def dilate_square(plane: Tensor, start: int, stop: int) -> Tensor:
-    """Return ``plane`` (B,H,W), already dilated by ``start`` pixels in Chebyshev distance, dilated by ``stop``.
+    """Return ``plane`` (...,H,W), already dilated by ``start`` pixels in Chebyshev distance, dilated by ``stop``.
 
     Equal to ``stop - start`` dilations with a 3 x 3 square.
 
@@ -44,7 +44,7 @@ def dilate_square(plane: Tensor, start: int, stop: int) -> Tensor:
 
 
 def dilate_disk(plane: Tensor, radius: int) -> Tensor:
-    """Return ``plane`` (B,H,W) dilated by ``radius`` pixels in Euclidean distance.
+    """Return ``plane`` (...,H,W) dilated by ``radius`` pixels in Euclidean distance.
 
     >>> dilate_disk(torch.tensor([[[0, 0, 0], [0, 4, 0], [0, 0, 1]]]), 1).tolist()
     [[[0, 4, 0], [4, 4, 5], [0, 5, 1]]]
@@ -59,7 +59,7 @@ def dilate_disk(plane: Tensor, radius: int) -> Tensor:
 
 
 def class_bits(labels: Tensor, marked: Tensor, first: int) -> Tensor:
-    """Return int32 (B,H,W): bit ``label - first`` where ``marked`` is 1 and the label is among BITS from ``first`` on.
+    """Return int32 (...,H,W): bit ``label - first`` where ``marked`` is 1, for the BITS classes from ``first`` on.
 
     >>> class_bits(torch.tensor([[[0, 1, 2]]]), torch.tensor([[[1, 0, 1]]]), 0).tolist()
     [[[1, 0, 4]]]
@@ -70,7 +70,7 @@ def class_bits(labels: Tensor, marked: Tensor, first: int) -> Tensor:
 
 
 def has_class(bits: Tensor, labels: Tensor, first: int) -> Tensor:
-    """Return int32 (B,H,W): 1 where ``bits`` of :func:`class_bits` holds the pixel's own label.
+    """Return int32 (...,H,W): 1 where ``bits`` of :func:`class_bits` holds the pixel's own label.
 
     >>> has_class(torch.tensor([[[3, 1]]]).int(), torch.tensor([[[1, 1]]]), 0).tolist()
     [[[1, 0]]]

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Protocol
 
 import torch
@@ -14,8 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
-from segtailor.evaluation.confusion import VOID, EvaluationResult, check_counts, count_pixels
+from segtailor.evaluation.boundary import BoundarySettings
+from segtailor.evaluation.confusion import VOID, EvaluationResult, check_counts, count_images, count_pixels
 from segtailor.evaluation.inference import Color, Mode, Size, evaluating, predict_logits
+from segtailor.evaluation.metrics import Metrics
 
 
 class LabelledImage(Protocol):
@@ -40,6 +42,10 @@ class LabelledImages(Protocol):
     def __getitem__(self, index: int, /) -> LabelledImage: ...
 
 
+Numbered = tuple[int, LabelledImage]
+"""A sample and its place in the data set."""
+
+
 def evaluate_model(
     model: nn.Module,
     dataset: LabelledImages,
@@ -54,6 +60,10 @@ def evaluate_model(
     world: int = 1,
     autocast: torch.dtype | None = None,
     workers: int = 0,
+    boundary: BoundarySettings | None = None,
+    calibration: bool = False,
+    teacher: nn.Module | None = None,
+    per_image: bool = False,
 ) -> EvaluationResult:
     """Score ``model`` on the first ``limit`` images (default: all) of ``dataset``; the same on every rank.
 
@@ -62,49 +72,75 @@ def evaluate_model(
     and its train or eval mode is put back afterwards. ``mode``, ``window`` and ``stride`` as in
     :func:`~segtailor.evaluation.inference.predict_logits`.
 
+    Also, where asked for, from the same predictions: ``boundary`` scores, ``calibration``, agreement with ``teacher``
+    (seen through the same window), and ``per_image`` confusion matrices, which take N*K*K*4 bytes.
+
     Raises SegtailorError when the model's class count differs from the data set's, when the data set is empty, or when
     a mask holds a value that is no class.
     """
     num_classes = len(dataset.classes)
-    check_classes(model, num_classes)
+    networks = [model] if teacher is None else [model, teacher]
+    for network in networks:
+        check_classes(network, num_classes)
     if len(dataset) == 0:
         raise SegtailorError("nothing to evaluate: the split holds no images")
     began = time.perf_counter()
     device = torch.device(device)
-    model.to(device)
-    indices = list(range(len(dataset)))[:limit][rank::world]
-    sees_target = bool(getattr(model, "sees_target", False))
-    counts = torch.zeros(num_classes * num_classes + 256, dtype=torch.int64, device=device)
-    precision = nullcontext() if autocast is None else torch.autocast(device.type, autocast)
-    with evaluating(model), precision:
-        for samples in _equal_sizes(_read(dataset, indices, workers), batch):
+    scored = range(len(dataset))[:limit]
+    indices = scored[rank::world]
+    cells = num_classes * num_classes
+    counts = torch.zeros(cells + 256, dtype=torch.int64, device=device)
+    own = torch.zeros(len(scored), cells, dtype=torch.int32) if per_image else None
+    metrics = Metrics(num_classes, device, boundary=boundary, calibration=calibration, agreement=teacher is not None)
+
+    def logits_of(network: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+        return predict_logits(
+            network,
+            images,
+            (target.shape[-2], target.shape[-1]),
+            mode=mode,
+            window=window,
+            stride=stride,
+            fill=dataset.mean_color,
+            target=target if getattr(network, "sees_target", False) else None,
+        )
+
+    with ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(evaluating(network.to(device)))
+        if autocast is not None:
+            stack.enter_context(torch.autocast(device.type, autocast))
+        for group in _equal_sizes(zip(indices, _read(dataset, indices, workers), strict=True), batch):
+            numbers, samples = [number for number, _ in group], [sample for _, sample in group]
             images = torch.stack([sample.image for sample in samples]).to(device)
             target = torch.stack([sample.target for sample in samples]).to(device)
-            logits = predict_logits(
-                model,
-                images,
-                (target.shape[-2], target.shape[-1]),
-                mode=mode,
-                window=window,
-                stride=stride,
-                fill=dataset.mean_color,
-                target=target if sees_target else None,
-            )
-            found = count_pixels(logits.argmax(1), target, num_classes)
+            teacher_prediction = None if teacher is None else logits_of(teacher, images, target).argmax(1)
+            logits = logits_of(model, images, target)
+            prediction = logits.argmax(1)
+            if own is None:
+                found = count_pixels(prediction, target, num_classes)
+            else:
+                each = count_images(prediction, target, num_classes)
+                own[numbers] = each[:, :cells].int().cpu()
+                found = each.sum(0)
             if world == 1:  # with several processes the check waits for the sum, so that all of them stop together
                 check_counts(found, num_classes, _names(samples))
             counts += found
+            metrics.update(logits, target, teacher_prediction, prediction=prediction)
     if world > 1:
         dist.all_reduce(counts)
         check_counts(counts, num_classes, "the evaluated split")
+        metrics.all_reduce()
+        own = None if own is None else _gather(own, device)
     counts = counts.cpu()
-    cells = num_classes * num_classes
     return EvaluationResult(
         confusion=counts[:cells].view(num_classes, num_classes),
         classes=tuple(dataset.classes),
-        images=min(len(dataset), limit if limit is not None else len(dataset)),
-        seconds=time.perf_counter() - began,
+        images=len(scored),
         void_pixels=int(counts[cells + VOID]),
+        per_image=None if own is None else own.view(-1, num_classes, num_classes),
+        **metrics.result(),
+        seconds=time.perf_counter() - began,
     )
 
 
@@ -132,17 +168,24 @@ def _read(dataset: LabelledImages, indices: Sequence[int], workers: int) -> Iter
             yield ahead.popleft().result()
 
 
-def _equal_sizes(samples: Iterator[LabelledImage], batch: int) -> Iterator[list[LabelledImage]]:
+def _equal_sizes(numbered: Iterator[Numbered], batch: int) -> Iterator[list[Numbered]]:
     """Group a stream into batches of one image size and one mask size, holding few images at a time."""
-    waiting: dict[tuple[torch.Size, torch.Size], list[LabelledImage]] = {}
-    for sample in samples:
+    waiting: dict[tuple[torch.Size, torch.Size], list[Numbered]] = {}
+    for number, sample in numbered:
         size = sample.image.shape, sample.target.shape
-        waiting.setdefault(size, []).append(sample)
+        waiting.setdefault(size, []).append((number, sample))
         if len(waiting[size]) == batch:
             yield waiting.pop(size)
         elif sum(map(len, waiting.values())) >= 8 * batch:  # many sizes: let the group that waited longest go
             yield waiting.pop(next(iter(waiting)))
     yield from waiting.values()
+
+
+def _gather(own: Tensor, device: torch.device) -> Tensor:
+    """Fill each rank's rows of images that others scored; they are zero, so a sum does it."""
+    everyones = own.to(device)
+    dist.all_reduce(everyones)
+    return everyones.cpu()
 
 
 def _names(samples: Sequence[LabelledImage]) -> str:
