@@ -77,9 +77,10 @@ def test_from_recipe_to_predictions(
     assert f"report: {tmp_path / 'mine' / 'report.html'}" in out
 
     scores = tmp_path / "scores.json"
-    code, out, _ = run(capsys, monkeypatch, "evaluate", str(tmp_path / "mine"), "--json", str(scores))
+    code, out, _ = run(capsys, monkeypatch, "evaluate", str(tmp_path / "mine"), "--json", str(scores), "--boundary")
     assert code == 0
     assert "mIoU" in out
+    assert "Boundary IoU" in out
     results = json.loads((tmp_path / "mine" / "results.json").read_text())
     assert json.loads(scores.read_text())["miou"] == pytest.approx(results["rows"][-1]["miou"])
 

@@ -31,6 +31,21 @@ def test_scores_go_to_the_result_and_the_json_file_and_nothing_is_printed(tmp_pa
     assert sum(map(sum, written["confusion"])) == int(result.confusion.sum())
 
 
+def test_boundary_and_calibration_are_written_and_printed_when_asked_for(tmp_path):
+    path, model = tmp_path / "scores.json", TinyModel(num_classes=_toy_classes())
+    assert "boundary" not in evaluate(model, TOY, device="cpu").to_dict()
+    result = evaluate(model, TOY, json_path=path, device="cpu", boundary=True, calibration=True)
+    written = json.loads(path.read_text())
+    assert written["boundary"] == result.boundary
+    assert written["calibration"]["ece"] == result.calibration["ece"]
+    text = format_result(result)
+    assert f"calibration error {100 * result.calibration['ece']:.2f} % (15 bins)" in text
+    table = [line for line in text.splitlines() if line.startswith("mean ") and "accuracy" not in line]
+    assert table[0].split()[1] == f"{100 * result.boundary['miou']:.2f}"
+    assert [len(line) for line in table] == [len(next(x for x in text.splitlines() if "F1 at 3 px" in x))]
+    assert any(line.startswith("3 to 4") for line in text.splitlines())
+
+
 def test_sliding_window_defaults_to_the_training_window():
     model = TinyModel(num_classes=_toy_classes())
     data = TOY.model_copy(update={"crop": (16, 16)})
