@@ -165,9 +165,9 @@ class TrainRecipe(Strict):
 
 
 def _as_list(value: Any) -> Any:
-    if isinstance(value, str):
-        return [{"name": value}]
-    return [value] if isinstance(value, dict | MethodConfig) else value
+    """One method or several, each by its name alone or as a section, become a list of sections."""
+    several = value if isinstance(value, list) else [value]
+    return [{"name": item} if isinstance(item, str) else item for item in several]
 
 
 class DistillRecipe(Strict):

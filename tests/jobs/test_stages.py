@@ -130,9 +130,7 @@ def test_the_opponent_learns_beside_the_student_and_is_not_exported(tmp_path: Pa
 
 
 def test_the_recipes_teacher_may_stand_beside_lads_own(tmp_path: Path, teacher_run: Path) -> None:
-    result = segtailor.distill(
-        recipe(tmp_path, teacher_run, "run", [{"name": "kd"}, {"name": "lad"}])
-    )
+    result = segtailor.distill(recipe(tmp_path, teacher_run, "run", [{"name": "kd"}, {"name": "lad"}]))
     assert [row["role"] for row in result.results["rows"]] == ["teacher", "assisted", "distilled"]
     terms = read_metrics(result.folder / "metrics.jsonl")[0]["terms"]
     assert {"kd.kd", "lad.cwd_logits"} <= terms.keys()

@@ -90,7 +90,7 @@ def train_seeds(recipe: CompareRecipe, seeds: Sequence[int], fresh: bool = True)
     name = recipe.run.name or f"{recipe.data.name}-comparison"
     plain = recipe.model_dump(mode="json")
     run = recipe.run if fresh and rank == 0 else recipe.run.model_copy(update={"exists": "resume"})
-    if rank > 0:
+    if rank > 0 or not fresh:
         _wait_for(recipe.run.folder / name / "comparison.json")
     folder = on_first_process(fabric, lambda: open_run(run, name, plain).path)
     ground = Ground(fabric, recipe, folder, data, val, teacher, profile_size(recipe.data, val))

@@ -66,10 +66,16 @@ def train_group(ground: Ground, names: Sequence[str], seed: int, demands: dict[s
 
     Arms that do not fit in memory together, by what one step of each was measured to take, follow one another.
     """
-    waiting = [name for name in names if outcome_status(ground.folder, name, seed) != "finished"]
-    for name in waiting:
-        if name not in demands:
-            demands[name] = _demand(ground, name, seed)
+    waiting = []
+    for name in names:
+        if outcome_status(ground.folder, name, seed) == "finished":
+            continue
+        try:
+            if name not in demands:
+                demands[name] = _demand(ground, name, seed)
+            waiting.append(name)
+        except SegtailorError as error:
+            _write(ground, name, seed, {"status": "failed", "reason": str(error)})
     while waiting:
         fitting = pack(waiting, demands, ground.recipe.memory, ground.fabric.device)
         if len(fitting) < len(waiting) and ground.fabric.is_global_zero:
@@ -117,8 +123,6 @@ def _build(ground: Ground, name: str, seed: int, folder: Path) -> Entry:
 
 def _demand(ground: Ground, name: str, seed: int) -> Demand:
     """Measure what one arm takes, by one step of a copy that is thrown away."""
-    if len(ground.recipe.arms) < 2:
-        return Demand(0, 0)
     entry = _build(ground, name, seed, arm_folder(ground.folder, name, seed))
     teacher = ground.teacher if entry.needs_teacher else None
     try:
@@ -136,14 +140,8 @@ def _train(ground: Ground, names: Sequence[str], seed: int, demands: dict[str, D
         folder = arm_folder(ground.folder, name, seed)
         if ground.fabric.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
-        try:
-            entries.append(_build(ground, name, seed, folder))
-        except SegtailorError as error:
-            _write(ground, name, seed, {"status": "failed", "reason": str(error)})
-            continue
+        entries.append(_build(ground, name, seed, folder))
         _write(ground, name, seed, {"status": "running"})
-    if not entries:
-        return
     teacher = ground.teacher if any(entry.needs_teacher for entry in entries) else None
     pairs = [(entry.learner, entry.task) for entry in entries]
     before = [item.fingerprint() for item in ([teacher] if teacher is not None else [])]

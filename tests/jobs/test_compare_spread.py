@@ -1,0 +1,100 @@
+"""A comparison over several processes, and on a local Ray cluster: the same result as in one process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import segtailor
+from segtailor.comparison import read_comparison
+from segtailor.models import load_model
+from tiny import tiny_distill
+
+
+def written(folder: Path, teacher: Path, **settings: Any) -> Path:
+    made = tiny_distill(folder, teacher, "comparison")
+    del made["method"]
+    recipe = {**made, "arms": {"kd": "kd"}, "seeds": [0, 1], **settings}
+    path = folder / "recipe.yaml"
+    folder.mkdir(parents=True)
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def run(words: list[str]) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_DISABLE_IMPORT_WARNING": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def students(folder: Path) -> dict[tuple[str, int], dict[str, torch.Tensor]]:
+    return {
+        (arm, seed): dict(
+            load_model(folder / "comparison" / "arms" / arm / f"seed{seed}" / "student.safetensors").state_dict()
+        )
+        for arm in ("none", "kd")
+        for seed in (0, 1)
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(
+    tmp_path_factory: pytest.TempPathFactory, teacher_run: Path
+) -> dict[tuple[str, int], dict[str, torch.Tensor]]:
+    folder = tmp_path_factory.mktemp("compare") / "one"
+    segtailor.compare(written(folder, teacher_run))
+    return students(folder)
+
+
+@pytest.mark.parametrize("how", ["two processes, a seed each", "ray"])
+def test_seeds_dealt_out_give_the_same(
+    tmp_path: Path, teacher_run: Path, expected: dict[tuple[str, int], dict[str, torch.Tensor]], how: str
+) -> None:
+    folder = tmp_path / "spread"
+    path = written(folder, teacher_run)
+    command = ["-m", "segtailor.cli", "compare", str(path)]
+    if how == "ray":
+        output = run([sys.executable, *command, "--executor", "ray"])
+    else:
+        output = run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *command])
+    assert "difference to none" in output
+    torch.testing.assert_close(students(folder), expected, rtol=0, atol=0)
+    assert read_comparison(folder / "comparison").problems == []
+
+
+def test_each_arm_can_be_data_parallel(tmp_path: Path, teacher_run: Path) -> None:
+    folder = tmp_path / "parallel"
+    path = written(folder, teacher_run, spread="data", seeds=[0])
+    run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "-m",
+            "segtailor.cli",
+            "compare",
+            str(path),
+        ]
+    )
+    comparison = read_comparison(folder / "comparison")
+    assert comparison.problems == []
+    assert comparison.environment["processes"] == "2"
+    assert comparison.finished("kd")[0].images is not None
+
+
+def test_more_processes_than_seeds_are_refused(tmp_path: Path, teacher_run: Path) -> None:
+    path = written(tmp_path / "few", teacher_run, seeds=[0])
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "segtailor.cli", "compare"]
+    done = subprocess.run([*words, str(path)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode != 0
+    assert "2 processes for 1 seeds: start at most as many, or set spread to data" in done.stderr
