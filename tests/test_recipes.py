@@ -85,6 +85,12 @@ def test_all_problems_are_named_at_once() -> None:
         load_recipe(DISTILL, DistillRecipe, {"train.stepz": 1, "train.batchh": 1})
 
 
+def test_a_methods_weight_is_not_negative() -> None:
+    values = {"teacher": {"model": "a"}, "student": {"model": "b"}, "method": ["kt", {"name": "kd", "weight": -1}]}
+    with pytest.raises(SegtailorError, match=r"'method\.1\.weight': input should be greater than or equal to 0"):
+        load_recipe(values, DistillRecipe)
+
+
 def test_a_missing_section_is_named() -> None:
     with pytest.raises(SegtailorError, match="'student' is missing"):
         load_recipe({"teacher": {"model": "b"}, "method": "kt"}, DistillRecipe)

@@ -11,7 +11,7 @@ import pytest
 
 import segtailor
 from quick import QUICK, SIZE
-from segtailor.config import DistillRecipe
+from segtailor.config import CompareRecipe, DistillRecipe
 from segtailor.models import create_model, save_model
 from segtailor.recipes import list_recipes, load_recipe
 
@@ -33,6 +33,23 @@ def test_distill_recipes(name: str, tmp_path: Path, small_data: dict[str, Any]) 
         "run.folder": str(tmp_path), "baseline": "none",
     }  # fmt: skip
     assert segtailor.distill(name, overrides).report.exists()
+
+
+@pytest.mark.parametrize("name", [name for name in list_recipes() if name.endswith("compare")])
+def test_compare_recipes(name: str, tmp_path: Path, small_data: dict[str, Any]) -> None:
+    recipe = load_recipe(name, CompareRecipe)
+    assert recipe.teacher is not None
+    classes = 11 if small_data["data.name"] == "camvid" else 9
+    save_model(create_model(recipe.teacher.model, classes), tmp_path / "teacher.safetensors")
+    overrides = {
+        **QUICK, **small_data, "teacher.weights": str(tmp_path / "teacher.safetensors"), "teacher.check": False,
+        "run.folder": str(tmp_path), "seeds": [0],
+    }  # fmt: skip
+    if "maskd" in recipe.arms:
+        overrides["arms.maskd"] = {"name": "maskd", "token_steps": 2}
+    result = segtailor.compare(name, overrides)
+    assert result.report.exists()
+    assert all(len(arm.scores) == 1 for arm in result.board.arms)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from segtailor.errors import SegtailorError
 from segtailor.methods import METHODS, check_options, create_method, list_methods
 from segtailor.methods.describe import describe, pages
 
-from .cases import CLASSES, STUDENT, TEACHER
+from .cases import CLASSES, STUDENT, TEACHER, labels, output
 
 
 def test_table_uses_each_methods_own_name() -> None:
@@ -28,6 +28,10 @@ def test_table_uses_each_methods_own_name() -> None:
         ("kd", {"variant": "original"}, "option 'variant': .*'clean' or 'published'"),
         ("kt", {"tuning_point": 10000}, "option 'tuning_point': .*less than or equal to 1"),
         ("kt", {"feature_taps": []}, "option 'feature_taps'"),
+        ("skd", {"pairwise": -1}, "option 'pairwise': .*greater than or equal to 0"),
+        ("diffkd", {"logits": -0.5}, "option 'logits': .*greater than or equal to 0"),
+        ("cirkd", {"temperature": -1}, "option 'temperature': .*greater than 0"),
+        ("maskd", {"token": 4}, "unknown option of method 'maskd' 'token'; nearest: tokens"),
         ("none", {"temperature": 2}, "unknown option of method 'none'"),
     ],
 )
@@ -39,6 +43,20 @@ def test_mistakes_are_one_line_with_the_nearest_names(name: str, options: dict[s
         with pytest.raises(SegtailorError, match=message) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["kd", "ifvd", "cirkd", "lad", "bpkd"])
+def test_a_method_that_needs_labels_says_so_in_one_line(name: str) -> None:
+    method = create_method(name, CLASSES, student_channels=STUDENT, teacher_channels=TEACHER)
+    with pytest.raises(SegtailorError, match=f"method {name} needs labels; give it a target") as error:
+        method(output(STUDENT), output(TEACHER, seed=2), None, 0.5)
+    assert "\n" not in str(error.value)
+
+
+def test_a_method_without_labels_needs_no_target() -> None:
+    method = create_method("kd", CLASSES, STUDENT, TEACHER, variant="published")
+    student, teacher = output(STUDENT), output(TEACHER, seed=2)
+    assert method(student, teacher, None, 0.5) == method(student, teacher, labels(), 0.5)
 
 
 @pytest.mark.parametrize("name", ["kt", "cwd"])

@@ -26,8 +26,9 @@ def train_on_ray(recipe: CompareRecipe) -> None:
             ray.init(log_to_driver=True)
     except Exception as error:
         raise SegtailorError(f"cannot reach a Ray cluster: {reason(error)}; see RAY_ADDRESS") from error
+    resources: Any = ray.cluster_resources()  # type: ignore[no-untyped-call]
     wants_gpu = recipe.train.accelerator == "cuda" or (
-        recipe.train.accelerator == "auto" and ray.cluster_resources().get("GPU", 0) > 0
+        recipe.train.accelerator == "auto" and resources.get("GPU", 0) > 0
     )
     try:
         first, *rest = recipe.seeds
