@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from segtailor.config import DistillRecipe, TrainRecipe
+from segtailor.config import CompareRecipe, DistillRecipe, TrainRecipe
 from segtailor.errors import SegtailorError
 from segtailor.recipes import (
     copy_recipe,
@@ -20,7 +20,8 @@ DISTILL = {"teacher": {"model": "a"}, "student": {"model": "b"}, "method": "kt"}
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_every_shipped_recipe_is_valid_and_described(name: str) -> None:
-    kind = DistillRecipe if "student:" in recipe_path(name).read_text() else TrainRecipe
+    text = recipe_path(name).read_text()
+    kind = CompareRecipe if "arms:" in text else DistillRecipe if "student:" in text else TrainRecipe
     recipe = load_recipe(name, kind)
     assert recipe.description
 
