@@ -1,0 +1,52 @@
+"""A recorded row trained anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import segtailor
+from segtailor.errors import SegtailorError
+from segtailor.jobs.repro import Reproduction, repro
+from tiny import tiny_distill
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory, teacher_run: Path) -> Path:
+    folder = tmp_path_factory.mktemp("repro")
+    made = tiny_distill(folder, teacher_run, "recorded")
+    del made["method"]
+    return segtailor.compare({**made, "arms": {"kt": "kt"}, "seeds": [0, 1]}).folder
+
+
+def test_a_row_is_found_again_exactly(comparison: Path, tmp_path: Path) -> None:
+    row = comparison / "arms" / "kt" / "seed1"
+    found = repro(row, {"run.folder": str(tmp_path)})
+    recorded = json.loads((row / "outcome.json").read_text())["miou"]
+    assert found.recorded == recorded
+    assert found.found == recorded
+    assert found.within
+    assert "kt, seed 1" in found.text()
+    assert repro(row / "outcome.json", {"run.folder": str(tmp_path)}).found == recorded
+
+
+def test_within_the_spread() -> None:
+    row = Reproduction("kt, seed 0", recorded=0.50, found=0.53, low=0.46, high=0.54)
+    assert row.within
+    assert "mIoU 53.00, recorded 50.00 (+3.00)" in row.text()
+    assert not Reproduction("kt, seed 0", 0.50, 0.55, 0.46, 0.54).within
+    alone = Reproduction("kt, seed 0", 0.50, 0.51, None, None)
+    assert not alone.within
+    assert "only an equal score counts" in alone.text()
+
+
+def test_what_is_no_row_is_refused_in_one_line(comparison: Path, tmp_path: Path) -> None:
+    with pytest.raises(SegtailorError, match="give COMPARISON/arms/ARM/seedN"):
+        repro(comparison)
+    other = tmp_path / "arms" / "kt" / "seed0"
+    other.mkdir(parents=True)
+    (other / "outcome.json").write_text("{}")
+    with pytest.raises(SegtailorError, match=r"holds no comparison\.json"):
+        repro(other)
