@@ -17,7 +17,7 @@ from segtailor.methods.relation.memory import VectorQueue
 from .cases import CLASSES, STUDENT, TEACHER, labels, output, tensors
 from .golden import CLASSES as GOLDEN_CLASSES
 from .golden import STUDENT_WIDTH, TEACHER_WIDTH, assert_equals_golden
-from .tester import PHASES, MethodTester, NoSyncNoFullSize
+from .tester import MethodTester, NoSyncNoFullSize
 
 SMALL = {"pixel_queue": 40, "region_queue": 12, "pixel_samples": 30, "region_samples": 20, "pixels_per_image": 4}
 ALL = frozenset({"minibatch", "memory_pixel", "memory_region"})
@@ -47,7 +47,6 @@ class RelationTester(MethodTester):
             buffer.copy_(before)
         return terms
 
-    @PHASES
     def test_means_do_not_change_with_the_crop_size(self, progress: float) -> None:
         # What is remembered is drawn at random from the grid, so the queues must stay as they are.
         self.prepare = fill

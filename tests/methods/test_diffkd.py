@@ -13,7 +13,7 @@ from segtailor.methods.diffusion.pair import DiffusedPair
 
 from .cases import CLASSES, STUDENT, TEACHER, changed, labels, output, tensors
 from .processes import Pair, step_gradients
-from .tester import EARLY, LATE, PHASES, MethodTester, uneven_labels
+from .tester import EARLY, LATE, MethodTester, uneven_labels
 
 OWN = ("ddim", "rec")
 """Terms that teach the method's own networks, not the student."""
@@ -38,7 +38,6 @@ class DiffKDTester(MethodTester):
         assert all(value.grad is None for value in tensors(teacher).values())
 
     # Padding with zeros and the noise drawn for a larger map make the value differ a little; a sum would triple.
-    @PHASES
     def test_means_do_not_change_with_the_crop_size(self, progress: float) -> None:
         method, (student, teacher), target = self.method(), self.pair_of_outputs(4), labels(4)
         more = [changed(value, lambda tensor: torch.cat((tensor, tensor, tensor), 2)) for value in (student, teacher)]
@@ -65,6 +64,7 @@ class TestDiffKDOnTheFeature(DiffKDTester):
 
 
 class TestDiffKDWithEverySwitch(DiffKDTester):
+    phased = True
     options: ClassVar = {
         "aux": 0,
         "feature": 1,

@@ -15,12 +15,14 @@ TERMS = frozenset({"kd", "kd_aux", "lt_all", "lt_class", "lt_nonclass", "ft", "c
 
 
 class TestKT(MethodTester):
+    phased = True
     name = "kt"
     options: ClassVar = {"margin": 2.0}  # a hinge that is never slack, so that its gradient is tested
     terms = TERMS
 
 
 class TestKTPublished(MethodTester):
+    phased = True
     name = "kt"
     options: ClassVar = {"variant": "published", "margin": 20.0}
     void_matters = True
@@ -28,6 +30,7 @@ class TestKTPublished(MethodTester):
 
 
 class TestKTPublishedTrained(MethodTester):
+    phased = True
     name = "kt"
     options: ClassVar = {"variant": "published", "tailors": "trained", "margin": 20.0}
     void_matters = True
@@ -35,6 +38,7 @@ class TestKTPublishedTrained(MethodTester):
 
 
 class TestKTOnStages(MethodTester):
+    phased = True
     name = "kt"
     options: ClassVar = {"feature_taps": ["decoder", "stages.0"], "margin": 2.0}
     terms = TERMS - {"ft", "contrastive"} | {
@@ -43,6 +47,7 @@ class TestKTOnStages(MethodTester):
 
 
 class TestKTOnOneStage(MethodTester):
+    phased = True
     name = "kt"
     options: ClassVar = {"feature_taps": "stages.1", "variant": "published", "margin": 20.0}
     void_matters = True

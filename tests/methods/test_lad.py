@@ -34,6 +34,7 @@ class TestLabelAssistedPublished(MethodTester):
 
 
 class TestLabelAssistedWithFeatures(MethodTester):
+    phased = True
     name = "lad"
     options: ClassVar = {"base": {"name": "kt", "lt_class": 0, "lt_nonclass": 0}, "lad": 0.5}
     terms = frozenset({"kd", "kd_aux", "lt_all", "ft", "contrastive"})

@@ -42,6 +42,7 @@ class TestMasKDPublished(MethodTester):
 
 
 class TestMasKDWithEverySwitch(MethodTester):
+    phased = True
     name = "maskd"
     options: ClassVar = {"tokens": 3, "weighting": True, "customised": True, "customise_after": 0.5}
     prepare = staticmethod(with_tokens)

@@ -50,6 +50,8 @@ class MethodTester:
     void_matters: ClassVar[bool] = False
     size_matters: ClassVar[bool] = False
     """The published divisor makes the value depend on the crop's size."""
+    phased: ClassVar[bool] = False
+    """It depends on the progress of the run; tests of ``progress`` then look late in the run, too."""
     random: ClassVar[bool] = False
     """It draws random numbers, so that parts of a batch see other ones than the whole."""
     prepare: ClassVar[Prepare | None] = None
@@ -72,11 +74,9 @@ class MethodTester:
     def pair_of_outputs(self, batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[SegOutput, SegOutput]:
         return output(STUDENT, batch, dtype=dtype), output(TEACHER, batch, seed=2, dtype=dtype)
 
-    @PHASES
     def test_names_its_terms(self, progress: float) -> None:
         assert set(self.call(self.method(), *self.pair_of_outputs(), labels(), progress)) == self.terms
 
-    @PHASES
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
     @pytest.mark.parametrize("case", ["usual", "void image", "all void", "one image", "no positive logits", "flat"])
     def test_values_and_gradients_are_finite(self, progress: float, dtype: torch.dtype, case: str) -> None:
@@ -101,7 +101,6 @@ class MethodTester:
         for key, value in (tensors(student) | dict(method.named_parameters())).items():
             assert value.grad is None or value.grad.isfinite().all(), key
 
-    @PHASES
     def test_autocast_changes_nothing(self, progress: float) -> None:
         method, (student, teacher) = self.method(), self.pair_of_outputs()
         expected = self.call(method, student, teacher, labels(), progress)
@@ -126,7 +125,6 @@ class MethodTester:
         assert reached == trained
         assert all(value.grad is None for value in tensors(teacher).values())
 
-    @PHASES
     def test_declared_terms_are_minimal_where_the_student_equals_the_teacher(self, progress: float) -> None:
         method, teacher = self.method(teacher=STUDENT), output(STUDENT, seed=2)
         equal = changed(teacher, lambda tensor: tensor)
@@ -145,7 +143,6 @@ class MethodTester:
             assert found, term
             assert all(gradient.abs().max() < 1e-6 for gradient in found), term
 
-    @PHASES
     def test_void_pixels_do_not_matter(self, progress: float) -> None:
         method, (student, teacher), target = self.method(), self.pair_of_outputs(), labels()
         student_stage, rows = student.stages[0].shape[2], student.logits.shape[2]
@@ -162,7 +159,6 @@ class MethodTester:
         differs = any(not torch.allclose(before[term], after[term], rtol=1e-5, atol=1e-6) for term in before)
         assert differs == (self.void_matters and bool(before))
 
-    @PHASES
     def test_means_do_not_change_with_the_crop_size(self, progress: float) -> None:
         method, (student, teacher), target = self.method(), self.pair_of_outputs(), labels()
         twice = [changed(value, lambda tensor: torch.cat((tensor, tensor), 2)) for value in (student, teacher)]
@@ -174,7 +170,6 @@ class MethodTester:
         for term, value in before.items():
             torch.testing.assert_close(after[term], value, rtol=1e-4, atol=1e-6, msg=term)
 
-    @PHASES
     def test_teacher_on_a_finer_grid_counts_like_its_resized_output(self, progress: float) -> None:
         method, student, teacher = self.method(), output(STUDENT), output(TEACHER, size=(12, 16), seed=2)
 
@@ -186,7 +181,6 @@ class MethodTester:
         for term, value in self.call(method, student, teacher, labels(), progress).items():
             torch.testing.assert_close(value, expected[term], rtol=1e-4, atol=1e-6, msg=term)
 
-    @PHASES
     def test_eager_equals_compiled(self, progress: float) -> None:
         torch.compiler.reset()
         results = []
@@ -199,7 +193,6 @@ class MethodTester:
             results.append((terms, gradients))
         torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-7)
 
-    @PHASES
     def test_state_round_trips(self, progress: float) -> None:
         first, outputs = self.method(), self.pair_of_outputs()
         with torch.no_grad():
@@ -210,7 +203,6 @@ class MethodTester:
         expected = self.call(first, *outputs, labels(), progress)
         torch.testing.assert_close(self.call(second, *outputs, labels(), progress), expected, rtol=0, atol=0)
 
-    @PHASES
     def test_nothing_waits_for_the_device_or_has_label_size(self, progress: float) -> None:
         method, (student, teacher) = self.method(), self.pair_of_outputs()
         # Labels this fine make B*K*H*W the largest tensor by far.
@@ -219,14 +211,12 @@ class MethodTester:
             terms = self.call(method, student, teacher, target, progress)
             sum(terms.values(), torch.zeros((), requires_grad=True)).backward()
 
-    @PHASES
     def test_micro_batches_equal_one_batch(self, progress: float) -> None:
         alone = step_gradients(self.name, self.options, progress, uneven_labels(), 1, self.prepare)
         parts = step_gradients(self.name, self.options, progress, uneven_labels(), 2, self.prepare)
         if not (self.method().couples_images or self.random):
             torch.testing.assert_close(parts, alone, rtol=1e-4, atol=1e-5)
 
-    @PHASES
     def test_two_processes_equal_one(self, progress: float, pair: Pair) -> None:
         alone = step_gradients(self.name, self.options, progress, uneven_labels(), 1, self.prepare)
         shared = pair.step(self.name, self.options, progress, uneven_labels(), 1, self.prepare)
