@@ -168,8 +168,8 @@ def inspect(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]) -> None:
-    """Write a run's report.html anew."""
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run or of a comparison")]) -> None:
+    """Write the report.html of a run or a comparison anew."""
     from segtailor.report import write_report
 
     print(write_report(run))

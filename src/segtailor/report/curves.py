@@ -147,7 +147,7 @@ def _chart(
 ) -> Chart | None:
     if not lines:
         return None
-    smoothed = {id(line): _moving_average(line.points) for line in lines} if smooth else {}
+    smoothed = {id(line): moving_average(line.points) for line in lines} if smooth else {}
     drawn = [y for line in lines for _, y in smoothed.get(id(line), line.points)]
     if smooth:  # single spikes may leave the plot; the level they rise from may not
         ordered = sorted(y for line in lines for _, y in line.points)
@@ -157,16 +157,16 @@ def _chart(
     x_ticks = [tick for tick in nice_ticks(0, last, 5) if tick <= last]
     x_range, y_range = (0.0, last), (ticks[0], ticks[-1])
     for line in lines:
-        line.path = _path(line.points, x_range, y_range)
+        line.path = svg_path(line.points, x_range, y_range)
         if smooth and len(line.points) > 10:
-            line.smooth = _path(smoothed[id(line)], x_range, y_range)
+            line.smooth = svg_path(smoothed[id(line)], x_range, y_range)
     return Chart(
         title,
         unit,
         lines,
-        x_ticks=[Mark(100 * _share(tick, x_range), compact(tick)) for tick in x_ticks],
-        y_ticks=[Mark(100 * _share(tick, y_range), compact(tick)) for tick in ticks],
-        levels=[Mark(100 * _share(y, y_range), label, role) for label, (role, y) in levels.items()],
+        x_ticks=[Mark(100 * share(tick, x_range), compact(tick)) for tick in x_ticks],
+        y_ticks=[Mark(100 * share(tick, y_range), compact(tick)) for tick in ticks],
+        levels=[Mark(100 * share(y, y_range), label, role) for label, (role, y) in levels.items()],
         x_range=x_range,
         y_range=y_range,
     )
@@ -186,7 +186,8 @@ def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [float(f"{index * step:.10g}") for index in range(first, max(last, first + 1) + 1)]
 
 
-def _moving_average(points: Sequence[Point]) -> list[Point]:
+def moving_average(points: Sequence[Point]) -> list[Point]:
+    """Return the points' centred mean over about a twelfth of the curve, as many points as there were."""
     reach = max(1, len(points) // 24)
     averaged = []
     for index, (x, _) in enumerate(points):
@@ -196,10 +197,12 @@ def _moving_average(points: Sequence[Point]) -> list[Point]:
     return averaged
 
 
-def _share(value: float, span: Point) -> float:
+def share(value: float, span: Point) -> float:
+    """Return where ``value`` lies in ``span``: 0 at its start, 1 at its end."""
     return (value - span[0]) / ((span[1] - span[0]) or 1.0)
 
 
-def _path(points: Sequence[Point], x_range: Point, y_range: Point) -> str:
-    places = (f"{SPAN * _share(x, x_range):.1f},{SPAN * (1 - _share(y, y_range)):.1f}" for x, y in points)
+def svg_path(points: Sequence[Point], x_range: Point, y_range: Point) -> str:
+    """Return the SVG path through ``points``, in a drawing of ``SPAN`` by ``SPAN``."""
+    places = (f"{SPAN * share(x, x_range):.1f},{SPAN * (1 - share(y, y_range)):.1f}" for x, y in points)
     return "M" + "L".join(places)

@@ -65,16 +65,16 @@ def _row(run: Run, sample: dict[str, Any], width: int) -> SampleRow:
     name, paths, wrong = str(sample.get("name", "")), sample.get("pictures", {}), sample.get("wrong", {})
     pairs = []
     first = [
-        _picture(run.folder, paths.get("image"), "Image", f"{name}: photograph", width, photo=True),
-        _picture(run.folder, paths.get("target"), "Target", f"{name}: target classes", width),
+        read_picture(run.folder, paths.get("image"), "Image", f"{name}: photograph", width, photo=True),
+        read_picture(run.folder, paths.get("target"), "Target", f"{name}: target classes", width),
     ]
     pairs.append(Pair("data", [picture for picture in first if picture]))
     for role in ROLES:
         label, share = run.label(role), wrong.get(role)
         note = f"{percent(share, 1)} %" if share is not None else ""
         both = [
-            _picture(run.folder, paths.get(role), label, f"{name}: classes predicted by {label}", width),
-            _picture(
+            read_picture(run.folder, paths.get(role), label, f"{name}: classes predicted by {label}", width),
+            read_picture(
                 run.folder,
                 paths.get(f"{role}-wrong"),
                 "Wrong pixels",
@@ -89,7 +89,13 @@ def _row(run: Run, sample: dict[str, Any], width: int) -> SampleRow:
     return SampleRow(name, [pair for pair in pairs if pair.pictures])
 
 
-def _picture(folder: Path, path: str | None, title: str, alt: str, width: int, photo: bool = False) -> Picture | None:
+def read_picture(
+    folder: Path, path: str | None, title: str, alt: str, width: int, photo: bool = False
+) -> Picture | None:
+    """Return the picture at ``path`` under ``folder``, at most ``width`` wide; None without a sound file.
+
+    A ``photo`` is stored with loss, anything else with its exact colours.
+    """
     if path is None or not (folder / path).is_file():
         return None
     try:

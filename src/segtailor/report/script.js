@@ -6,10 +6,15 @@ for (const plot of document.querySelectorAll("[data-chart]")) {
   const steps = [...new Set(chart.lines.flatMap((line) => line.points.map((point) => point[0])))].sort((a, b) => a - b);
   let at = steps.length - 1;
   const nearest = (points, step) => points.reduce((best, point) => Math.abs(point[0] - step) < Math.abs(best[0] - step) ? point : best);
+  // A point is a place and a value, or a place, a mean, and the lowest and the highest of several seeds.
+  const said = ([, value, low, high]) => low === undefined || low === high ? value : `${value} (${low} to ${high})`;
   const show = () => {
     const share = (steps[at] - chart.x[0]) / (chart.x[1] - chart.x[0] || 1);
-    const lines = chart.lines.map((line) => `${line.label}: ${nearest(line.points, steps[at])[1]}`);
-    readout.textContent = [`step ${steps[at].toLocaleString("en")}`, ...lines].join("\n");
+    const front = plot.dataset.front ? JSON.parse(plot.dataset.front) : [];
+    const shown = chart.lines.filter((line) => !front.length || front.includes(line.label));
+    const lines = shown.map((line) => `${line.label}: ${said(nearest(line.points, steps[at]))}`);
+    const where = chart.names ? chart.names[steps[at]] : `step ${steps[at].toLocaleString("en")}`;
+    readout.textContent = [where, ...lines].join("\n");
     cursor.style.left = `${100 * share}%`;
     readout.style.left = share < 0.5 ? `calc(${100 * share}% + 10px)` : "auto";
     readout.style.right = share < 0.5 ? "auto" : `calc(${100 - 100 * share}% + 10px)`;
@@ -33,7 +38,8 @@ for (const plot of document.querySelectorAll("[data-chart]")) {
   });
 }
 
-// Tables that sort by a click on a column's head; the first click puts the largest first, names in order.
+// Tables that sort by a click on a column's head; the first click puts the largest first, names in order, and what
+// data-first says where it is given. Cells without a figure stay last.
 for (const table of document.querySelectorAll("[data-sortable]")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   heads.forEach((head, column) => {
@@ -42,13 +48,15 @@ for (const table of document.querySelectorAll("[data-sortable]")) {
     button.append(...head.childNodes);
     head.append(button);
     button.addEventListener("click", () => {
-      const first = column === 0 ? "ascending" : "descending", other = column === 0 ? "descending" : "ascending";
-      const order = head.getAttribute("aria-sort") === first ? other : first;
+      const first = head.dataset.first ?? (column === 0 ? "ascending" : "descending");
+      const order = head.getAttribute("aria-sort") === first ? (first === "ascending" ? "descending" : "ascending") : first;
       const value = (row) => column === 0 ? row.cells[0].textContent.trim() : Number(row.cells[column].dataset.sort);
-      const rows = [...body.rows].sort((a, b) => column === 0 ? value(a).localeCompare(value(b)) : value(a) - value(b));
+      const known = (row) => column === 0 || row.cells[column].dataset.sort !== "";
+      const rows = [...body.rows].filter(known).sort((a, b) => column === 0 ? value(a).localeCompare(value(b)) : value(a) - value(b));
+      const others = [...body.rows].filter((row) => !known(row));
       heads.forEach((each) => each.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", order);
-      body.append(...(order === "ascending" ? rows : rows.reverse()));
+      body.append(...(order === "ascending" ? rows : rows.reverse()), ...others);
     });
   });
 }
