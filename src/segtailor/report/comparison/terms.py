@@ -10,13 +10,13 @@ from segtailor.report.comparison.source import Source
 
 PREFIX = "kt."
 MEANINGS = {
-    "kt.kd": "the teacher's class probabilities",
-    "kt.kd_aux": "the same for the auxiliary logits",
-    "kt.lt_all": "tailored logits, all classes",
-    "kt.lt_class": "tailored logits, the pixel's own class",
-    "kt.lt_nonclass": "tailored logits, the other classes",
+    "kt.kd": "channel-wise KL on the logits",
+    "kt.kd_aux": "the same on auxiliary logits",
+    "kt.lt_all": "tailored logits, all pixels",
+    "kt.lt_class": "tailored logits, inside each class",
+    "kt.lt_nonclass": "tailored logits, outside each class",
     "kt.ft": "tailored features",
-    "kt.contrastive": "features against those of other classes",
+    "kt.contrastive": "triplet on tailored features",
 }
 
 
