@@ -90,7 +90,8 @@ def published_terms(student: Tensor, teacher: Tensor, target: Tensor, temperatur
 def tailor_clean(teacher: Tensor, atoms: Atoms) -> tuple[Tensor, Tensor]:
     """Tailor the teacher's logits (B,K,n), class means over pixels where it is right.
 
-    They are over all of a class where it never is. Returns the maps of class pixels and of the others, as :func:`tailor`.
+    They are over all of a class where it never is. Returns the maps of class pixels and of the others, as
+    :func:`tailor`.
     """
     classes = torch.arange(teacher.shape[1], device=teacher.device).view(1, -1, 1)
     right = atoms.inside * (teacher.argmax(1, keepdim=True) == classes)
