@@ -18,9 +18,9 @@ from segtailor.engine.preemption import RunStopped, StopRequest
 from segtailor.errors import SegtailorError
 from segtailor.jobs.arms import all_arms, arm_recipe, baseline_of
 from segtailor.jobs.group import pack
-from segtailor.models import load_model
+from segtailor.models import create_model, load_model, save_model
 from segtailor.recipes import load_recipe
-from tiny import tiny_distill
+from tiny import TINY_MODEL, tiny_distill
 
 DROPOUT_ARMS: dict[str, Any] = {
     "kd": "kd",
@@ -118,6 +118,15 @@ def test_a_failed_arm_is_marked_and_stops_nobody(tmp_path: Path, teacher_run: Pa
     without = segtailor.compare(recipe(tmp_path, teacher_run, {"kd": "kd"}, "without"))
     pair = [weights(run.folder / "arms" / "kd" / "seed0" / "student.safetensors") for run in (result, without)]
     torch.testing.assert_close(pair[0], pair[1], rtol=0, atol=0)
+
+
+def test_an_arm_of_other_classes_is_marked(tmp_path: Path, teacher_run: Path) -> None:
+    save_model(create_model(TINY_MODEL, 4), tmp_path / "four.safetensors")
+    student = {"model": TINY_MODEL, "weights": str(tmp_path / "four.safetensors")}
+    result = segtailor.compare(recipe(tmp_path, teacher_run, {"four": {"method": "kd", "student": student}}))
+    assert outcome(result.folder, "four")["status"] == "failed"
+    assert "has 4 classes where 9 are asked for" in outcome(result.folder, "four")["reason"]
+    assert outcome(result.folder, "none")["status"] == "finished"
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, polls: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import shutil
 from pathlib import Path
 from typing import Any
@@ -164,4 +165,4 @@ def test_the_terminal_shows_the_alignment(
     assert lines[1].startswith("cwd, feature: student 16 x 8 x 12, teacher 128 x 8 x 12: equal grids; ")
     assert "1x1" in lines[1]
     assert lines[1] in capsys.readouterr().err
-    assert lines[1] in result.report.read_text()
+    assert lines[1] in html.unescape(result.report.read_text())
