@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -205,6 +206,12 @@ def _arm(value: Any) -> Any:
     return {"method": value} if isinstance(value, str | list) else value
 
 
+def _different(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("seeds must differ")
+    return seeds
+
+
 class CompareRecipe(Strict):
     """A recipe of `segtailor compare`: arms and seeds beside what all of them share."""
 
@@ -213,7 +220,7 @@ class CompareRecipe(Strict):
     teacher: TeacherConfig | None = Field(None, description="not needed by methods that bring their own (lad)")
     student: ModelConfig
     arms: dict[ArmName, Annotated[ArmConfig, BeforeValidator(_arm)]] = Field(min_length=1)
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] = Field(
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1), AfterValidator(_different)] = Field(
         [0, 1, 2], description="each seed is a group of its own: data order, initial weights and noise"
     )
     spread: Literal["groups", "data"] = Field(
@@ -224,12 +231,6 @@ class CompareRecipe(Strict):
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     run: RunConfig = Field(default_factory=RunConfig)
-
-    @model_validator(mode="after")
-    def _seeds_differ(self) -> CompareRecipe:
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must differ, and {self.seeds} do not")
-        return self
 
 
 Recipe = TrainRecipe | DistillRecipe | CompareRecipe
