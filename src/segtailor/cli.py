@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
+from segtailor.cli_data import data_app
+from segtailor.cli_recipes import PLAIN, RecipeName, recipes_app
 from segtailor.errors import SegtailorError
 
 FREE = {"allow_extra_args": True, "ignore_unknown_options": True}
-PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 app = typer.Typer(
     name="segtailor",
@@ -23,12 +24,9 @@ app = typer.Typer(
     epilog="Start with: segtailor recipes ls   then: segtailor distill toy-kt",
     **PLAIN,
 )
-recipes_app = typer.Typer(help="List, show and copy the shipped recipes.", **PLAIN)
-data_app = typer.Typer(help="The data sets that segtailor reads.", **PLAIN)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a shipped recipe's name, or a YAML file")]
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="a name, a run folder, a .safetensors file or published:FILE.pth")
 ]
@@ -173,50 +171,6 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="the folder o
     from segtailor.report import write_report
 
     print(write_report(run))
-
-
-@recipes_app.command("ls")
-def recipes_ls() -> None:
-    """List the shipped recipes."""
-    from segtailor.recipes import list_recipes
-
-    rows = list_recipes()
-    width = max(map(len, rows))
-    print("\n".join(f"{name:<{width}}  {text}" for name, text in rows.items()))
-
-
-@recipes_app.command("show")
-def recipes_show(recipe: RecipeName) -> None:
-    """Print a recipe."""
-    from segtailor.recipes import recipe_path
-
-    print(recipe_path(recipe).read_text(encoding="utf-8"), end="")
-
-
-@recipes_app.command("cp")
-def recipes_cp(
-    recipe: RecipeName, target: Annotated[Path, typer.Argument(help="file or folder to write to")] = Path()
-) -> None:
-    """Copy a shipped recipe, to change it."""
-    from segtailor.recipes import copy_recipe
-
-    print(copy_recipe(recipe, target))
-
-
-@recipes_app.command("fields")
-def recipes_fields() -> None:
-    """List every field of a recipe with its default and meaning."""
-    from segtailor.recipes import list_fields
-
-    print("\n".join(list_fields()))
-
-
-@data_app.command("ls")
-def data_ls() -> None:
-    """List the data sets that segtailor reads."""
-    from segtailor.data import list_datasets
-
-    print("\n".join(list_datasets()))
 
 
 def _size(text: str | None, option: str) -> tuple[int, int] | None:

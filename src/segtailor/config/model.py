@@ -57,7 +57,7 @@ class TeacherConfig(ModelConfig):
     model: str = Field("", description="name as in `segtailor models`; may be left out when the weights carry it")
     class_map: Path | dict[str | int, str | int] | None = Field(
         None,
-        description="teacher class -> class of the data, or void; or a YAML file of that (for a teacher of other classes)",
+        description="for a teacher of other classes: its class -> class of the data, or void; or a YAML file of that",
     )
 
 
