@@ -64,7 +64,7 @@ def test_masks_of_colours_and_jpeg_masks_are_refused(tmp_path):
     (tmp_path / "trainannot" / "frame1.png").unlink()
     write_mask(tmp_path / "trainannot" / "frame1.jpg")
     message = problem(tmp_path)
-    assert "frame0.png (a mask holds one class index a pixel, but its mode is RGB)" in message
+    assert "frame0.png (a mask holds one class index a pixel, but its mode is RGB: set data.masks: color" in message
     assert "frame1.jpg (a mask must not be a JPEG" in message
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from segtailor.errors import SegtailorError
@@ -53,6 +55,11 @@ class SegmentationDataset(ABC):
     @abstractmethod
     def __getitem__(self, index: int, /) -> Sample:
         """Return sample ``index``; raises ``SegtailorError`` when its files are unreadable or do not fit together."""
+
+    def order(self, epoch: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return the order in which training shows all samples in ``epoch``; a function of its arguments alone."""
+        del epoch
+        return rng.permutation(len(self))
 
 
 def check_classes(name: str, classes: tuple[str, ...]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from segtailor.data.base import SegmentationDataset, some
 from segtailor.data.files import FileDataset, shape
 from segtailor.data.pairs import Pair
-from segtailor.data.read import UnreadableFile, read_image, read_mask
+from segtailor.data.read import UnreadableFile, read_image, turn_upright
 from segtailor.errors import SegtailorError
 
 
@@ -34,8 +35,9 @@ def check_files(dataset: SegmentationDataset, threads: int | None = None) -> Non
     with ThreadPoolExecutor(threads) as pool:
         findings = [found for found in pool.map(lambda pair: _examine(dataset, pair), dataset.pairs) if found]
     if findings:
+        lines = _lines(findings, dataset.values.describe)
         raise SegtailorError(
-            f"{dataset.name} {dataset.split}, {len(dataset)} pairs checked: {'; '.join(_lines(findings))}; "
+            f"{dataset.name} {dataset.split}, {len(dataset)} pairs checked: {'; '.join(lines)}; "
             "mend or remove these files and run again"
         )
 
@@ -48,10 +50,12 @@ def _examine(dataset: FileDataset, pair: Pair) -> Finding | None:
     except UnreadableFile as error:
         unreadable.append(f"{pair.image} ({error})")
     try:
-        mask = read_mask(pair.mask)
+        mask = dataset.read_mask(pair)
     except UnreadableFile as error:
         unreadable.append(f"{pair.mask} ({error})")
     sizes = None
+    if image is not None and mask is not None:
+        image = turn_upright(image, pair.image, mask.shape)
     if image is not None and mask is not None and tuple(image.shape[-2:]) != mask.shape:
         sizes = f"{pair.mask} ({shape(mask.shape)}, image {shape(image.shape)})"
     unknown = {}
@@ -62,7 +66,7 @@ def _examine(dataset: FileDataset, pair: Pair) -> Finding | None:
     return Finding(unreadable, sizes, unknown, str(pair.mask))
 
 
-def _lines(findings: list[Finding]) -> list[str]:
+def _lines(findings: list[Finding], describe: Callable[[int], str]) -> list[str]:
     lines = []
     unreadable = [text for finding in findings for text in finding.unreadable]
     if unreadable:
@@ -77,7 +81,7 @@ def _lines(findings: list[Finding]) -> list[str]:
             values[value] = (pixels + count, files + 1, first)
     if values:
         texts = [
-            f"{value} ({pixels} pixels in {_files(files)}, first {first})"
+            f"{describe(value)} ({pixels} pixels in {_files(files)}, first {first})"
             for value, (pixels, files, first) in sorted(values.items())
         ]
         kind = "value that is" if len(values) == 1 else "values that are"

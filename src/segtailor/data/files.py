@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from typing_extensions import Unpack
 
 from segtailor.data.base import MAX_CLASSES, VOID, Color, Sample, SegmentationDataset, check_classes
 from segtailor.data.pairs import Pair
@@ -18,6 +21,7 @@ from segtailor.data.read import (
     read_mask,
     resize_image,
     resize_mask,
+    turn_upright,
     unreadable,
 )
 from segtailor.errors import SegtailorError
@@ -55,61 +59,110 @@ class MaskValues:
         pairs = zip(values.tolist(), counts.tolist(), strict=True)
         return {value: count for value, count in pairs if not (0 <= value <= 255 and self.known[value])}
 
+    def describe(self, value: int) -> str:
+        """Return ``value`` as an error names it."""
+        return str(value)
 
-class FileDataset(SegmentationDataset):
-    """Pairs of an image and a mask file, read when asked for.
+
+class Raw(NamedTuple):
+    """What the storage holds: an image (3,H,W), the numbers in its mask (H,W), a name, and where both lie."""
+
+    image: Tensor
+    mask: NDArray[Any]
+    name: str
+    image_at: str
+    mask_at: str
+
+
+class Description(TypedDict):
+    """What a data set says of itself, and how its samples are read.
 
     ``size`` (height, width) is what images are resized to, None for their own; masks follow when ``training``.
+    """
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    palette: tuple[Color, ...]
+    mean_color: Color
+    licence: str
+    values: MaskValues
+    size: Size | None
+    training: bool
+
+
+class MaskDataset(SegmentationDataset):
+    """Images with masks of numbers that ``values`` gives a meaning, wherever they are stored."""
+
+    def __init__(self, **described: Unpack[Description]) -> None:
+        check_classes(described["name"], described["classes"])
+        assert len(described["classes"]) == len(described["palette"]) <= MAX_CLASSES
+        self.name, self.split, self.licence = described["name"], described["split"], described["licence"]
+        self.classes, self.palette = described["classes"], described["palette"]
+        self.mean_color, self.values = described["mean_color"], described["values"]
+        self.size, self.training = described["size"], described["training"]
+
+    @abstractmethod
+    def read(self, index: int) -> Raw:
+        """Return what is stored as sample ``index``; raises ``SegtailorError`` when it cannot be decoded."""
+
+    def __getitem__(self, index: int, /) -> Sample:
+        """Return sample ``index``; raises ``SegtailorError`` for unreadable files, other sizes and unknown values."""
+        image, mask, name, image_at, mask_at = self.read(index)
+        if tuple(image.shape[-2:]) != mask.shape:
+            raise SegtailorError(f"{image_at} is {shape(image.shape)}, but its mask {mask_at} is {shape(mask.shape)}")
+        target = self.values.to_target(mask)
+        if target is None:
+            value, count = next(iter(self.values.unknown(mask).items()))
+            raise SegtailorError(
+                f"{mask_at} holds the value {self.values.describe(value)} ({count} pixels), which is none of the "
+                f"{self.num_classes} classes and not void"
+            )
+        if self.size is not None:
+            image = resize_image(image, self.size)
+            if self.training:
+                target = resize_mask(target, self.size)
+        return Sample(image, torch.from_numpy(target), name)
+
+
+class FileDataset(MaskDataset):
+    """Pairs of an image and a mask file, read when asked for.
+
+    ``read_mask`` turns a pair into the numbers that ``values`` explains (H,W) and raises ``UnreadableFile``: by default
+    the mask file's own. The other keywords are those of :class:`Description`.
     """
 
     def __init__(
         self,
         pairs: Sequence[Pair],
         *,
-        name: str,
-        split: str,
-        classes: tuple[str, ...],
-        palette: tuple[Color, ...],
-        mean_color: Color,
-        licence: str,
-        values: MaskValues,
-        size: Size | None,
-        training: bool,
+        read_mask: Callable[[Pair], NDArray[Any]] | None = None,
+        **described: Unpack[Description],
     ) -> None:
-        check_classes(name, classes)
-        assert len(classes) == len(palette) <= MAX_CLASSES
+        super().__init__(**described)
         self.pairs = tuple(pairs)
-        self.name, self.split, self.licence = name, split, licence
-        self.classes, self.palette, self.mean_color = classes, palette, mean_color
-        self.values, self.size, self.training = values, size, training
+        self.read_mask = read_mask or read_index_mask
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int, /) -> Sample:
-        """Return sample ``index``; raises ``SegtailorError`` for unreadable files, other sizes and unknown values."""
+    def read(self, index: int) -> Raw:
+        """Return what the files of pair ``index`` hold; a photo is turned upright where its mask is."""
         pair = self.pairs[index]
         path = pair.image
         try:
             image = read_image(path)
             path = pair.mask
-            mask = read_mask(path)
+            mask = self.read_mask(pair)
         except UnreadableFile as error:
             raise unreadable(path, error) from error
-        if tuple(image.shape[-2:]) != mask.shape:
-            raise SegtailorError(f"{pair.image} is {shape(image.shape)}, but its mask {path} is {shape(mask.shape)}")
-        target = self.values.to_target(mask)
-        if target is None:
-            value, count = next(iter(self.values.unknown(mask).items()))
-            raise SegtailorError(
-                f"{path} holds the value {value} ({count} pixels), which is none of the {self.num_classes} classes and "
-                "not void"
-            )
-        if self.size is not None:
-            image = resize_image(image, self.size)
-            if self.training:
-                target = resize_mask(target, self.size)
-        return Sample(image, torch.from_numpy(target), pair.name)
+        image = turn_upright(image, pair.image, mask.shape)
+        return Raw(image, mask, pair.name, str(pair.image), str(pair.mask))
+
+
+def read_index_mask(pair: Pair) -> NDArray[Any]:
+    """Return the numbers that the mask file of ``pair`` holds (H,W)."""
+    return read_mask(pair.mask)
 
 
 def shape(sizes: Sequence[int]) -> str:

@@ -45,8 +45,8 @@ class TrainingPositions(Dataset[Sample]):
         """Return the augmented sample at ``position``."""
         epoch, place = divmod(position, len(self.dataset))
         if epoch != self._epoch:
-            order = np.random.default_rng((self.seed, ORDER, epoch))
-            self._epoch, self._order = epoch, order.permutation(len(self.dataset))
+            rng = np.random.default_rng((self.seed, ORDER, epoch))
+            self._epoch, self._order = epoch, self.dataset.order(epoch, rng)
         sample = self.dataset[int(self._order[place])]
         rng = np.random.default_rng((self.seed, AUGMENT, position))
         return augment(sample, rng, self.crop, self.config.scale, self.config.flip, self.dataset.mean_color)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,49 +26,103 @@ FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
 JPEG_SUFFIXES, JPEG_START = frozenset({".jpg", ".jpeg"}), b"\xff\xd8"
 # Modes whose pixels are the stored numbers: grey, palette index, 16 and 32 bit.
 INDEX_MODES = frozenset({"L", "P", "1", "I", "I;16", "I;16B", "I;16L"})
+# EXIF's note on how the camera was held, and its values that exchange height and width.
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
 
 Size = tuple[int, int]
+Source = Path | bytes
+"""A file, or the content of one."""
 
 
 class UnreadableFile(Exception):  # noqa: N818
     """A file that cannot be decoded; the message is a short reason without the path."""
 
 
-def read_image(path: Path) -> Tensor:
-    """Return the image at ``path`` as RGB uint8 (3,H,W); raises ``UnreadableFile``."""
+def read_image(source: Source) -> Tensor:
+    """Return the image in ``source`` as RGB uint8 (3,H,W); raises ``UnreadableFile``.
+
+    The pixels are those stored: notes on orientation are not applied (see :func:`turn_upright`).
+    """
     try:
-        if path.suffix.lower() in JPEG_SUFFIXES:
-            encoded = read_file(str(path))
-            if bytes(encoded[:2].tolist()) == JPEG_START:  # files of other kinds go by this suffix, too
-                return decode_jpeg(encoded, mode=ImageReadMode.RGB)  # type: ignore[no-any-return]
-        with Image.open(path, formats=FORMATS) as file:
+        encoded = _jpeg(source)
+        if encoded is not None:
+            return decode_jpeg(encoded, mode=ImageReadMode.RGB)  # type: ignore[no-any-return]
+        with Image.open(_opened(source), formats=FORMATS) as file:
             if file.mode.startswith("I;16"):  # Pillow would clip: the high byte is the 8-bit image
                 high = (np.array(file) >> 8).astype(np.uint8)
                 return torch.from_numpy(high).expand(3, *high.shape)
             return torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1)
     except (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UnreadableFile(_reason(path, error)) from error
+        raise UnreadableFile(_reason(source, error)) from error
 
 
-def read_mask(path: Path) -> NDArray[Any]:
-    """Return the numbers stored in the mask at ``path`` (H,W): palette files give indices, not colours.
+def read_mask(source: Source) -> NDArray[Any]:
+    """Return the numbers stored in the mask in ``source`` (H,W): palette files give indices, not colours.
 
     The result is uint8, or int32 where the file holds more than a byte. Raises ``UnreadableFile``, also for a mask of
     colours and for a JPEG, whose values are not those that were saved.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as file:
-            if file.format == "JPEG":
-                raise UnreadableFile("a mask must not be a JPEG, which changes its values")
-            if file.mode not in INDEX_MODES:
-                raise UnreadableFile(f"a mask holds one class index a pixel, but its mode is {file.mode}")
-            mask = np.array(file)
-    except (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UnreadableFile(_reason(path, error)) from error
+    with open_mask(source) as file:
+        if file.mode not in INDEX_MODES:
+            hint = ": set data.masks: color if its colours are the classes" if file.mode in ("RGB", "RGBA") else ""
+            raise UnreadableFile(f"a mask holds one class index a pixel, but its mode is {file.mode}{hint}")
+        mask = np.array(file)
     if mask.dtype == np.uint8 or mask.dtype == np.bool_:
         return mask.astype(np.uint8, copy=False)
     wide = mask.astype(np.int32)
     return wide.astype(np.uint8) if wide.min(initial=0) >= 0 and wide.max(initial=0) <= 255 else wide
+
+
+@contextmanager
+def open_mask(source: Source) -> Iterator[Image.Image]:
+    """Open the mask in ``source`` for decoding; raises ``UnreadableFile``, also for a JPEG and while decoding."""
+    try:
+        with Image.open(_opened(source), formats=FORMATS) as file:
+            if file.format == "JPEG":
+                raise UnreadableFile("a mask must not be a JPEG, which changes its values")
+            yield file
+    except (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableFile(_reason(source, error)) from error
+
+
+def turn_upright(image: Tensor, source: Source, size: Size) -> Tensor:
+    """Return ``image`` (3,H,W) of ``source`` turned as its EXIF note says where only then it has its mask's ``size``.
+
+    Annotation tools show a photo upright, so its mask is upright, too; masks made from the stored pixels are not. The
+    mask's size tells which it is. Nothing is read again unless height and width are exchanged.
+    """
+    height, width = image.shape[-2:]
+    if height == width or (width, height) != size:
+        return image
+    orientation = read_orientation(source)
+    if orientation not in SIDEWAYS:
+        return image
+    turned = image.transpose(-2, -1)
+    flips = {5: (), 6: (-1,), 7: (-2, -1), 8: (-2,)}[orientation]
+    return turned.flip(flips).contiguous()
+
+
+def read_orientation(source: Source) -> int:
+    """Return the EXIF orientation of the image in ``source``: 1 is upright, and what it is without a note."""
+    try:
+        with Image.open(_opened(source), formats=FORMATS) as file:
+            return int(file.getexif().get(ORIENTATION, 1))
+    except (OSError, RuntimeError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
+        return 1
+
+
+def _opened(source: Source) -> Path | BytesIO:
+    return BytesIO(source) if isinstance(source, bytes) else source
+
+
+def _jpeg(source: Source) -> Tensor | None:
+    # files of other kinds go by a JPEG's suffix, too
+    if isinstance(source, bytes):
+        return torch.frombuffer(bytearray(source), dtype=torch.uint8) if source.startswith(JPEG_START) else None
+    if source.suffix.lower() not in JPEG_SUFFIXES:
+        return None
+    encoded = read_file(str(source))
+    return encoded if bytes(encoded[:2].tolist()) == JPEG_START else None
 
 
 def resize_image(image: Tensor, size: Size) -> Tensor:
@@ -93,17 +150,17 @@ def nearest(first: int, count: int, out: int, old: int) -> NDArray[np.int64]:
     return np.minimum((centres * scale).astype(np.int64), old - 1)
 
 
-def _reason(path: Path, error: BaseException) -> str:
+def _reason(source: Source, error: BaseException) -> str:
     # the decoders' own messages are long and name their source files
     try:
-        with path.open("rb") as file:
+        with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
             if not file.read(1):
                 return "the file is empty"
     except FileNotFoundError:
         return "no such file"
     except OSError as problem:
         return f"cannot be opened: {problem.strerror}"
-    text = str(error).replace(str(path), "").lower()
+    text = str(error).lower() if isinstance(source, bytes) else str(error).replace(str(source), "").lower()
     if any(word in text for word in ("truncated", "premature", "out of bound read", "incomplete")):
         return "truncated"
     return "not a readable image"
