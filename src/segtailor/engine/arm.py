@@ -23,8 +23,8 @@ from segtailor.engine.optim import AveragedWeights, build_optimizer, learning_ra
 from segtailor.engine.window import check_weights
 from segtailor.evaluation import EvaluationResult, evaluate_model, inference_settings
 from segtailor.models import save_model
+from segtailor.models.network import Network
 from segtailor.models.output import SegOutput
-from segtailor.models.segmenter import Segmenter
 
 
 @dataclass
@@ -172,7 +172,7 @@ class Arm:
         state = self.state
         if self.result.miou > state.best_miou:
             state.best_miou, state.best_step = self.result.miou, step
-            if self.fabric.is_global_zero and isinstance(self.subject, Segmenter):
+            if self.fabric.is_global_zero and isinstance(self.subject, Network):
                 card = {**self.task.card, "metrics": {"miou": self.result.miou, "step": step}}
                 save_model(self.subject, self.task.folder / "checkpoints" / "best.safetensors", card)
 

@@ -10,8 +10,8 @@ from segtailor.engine.learner import Learner, Taught
 from segtailor.losses import cross_entropy
 from segtailor.methods.base import Method
 from segtailor.methods.stage import Opponent
+from segtailor.models.network import Network
 from segtailor.models.output import SegOutput
-from segtailor.models.segmenter import Segmenter
 from segtailor.models.teacher import Teacher
 
 
@@ -24,7 +24,7 @@ class Distiller(Learner):
 
     def __init__(
         self,
-        student: Segmenter,
+        student: Network,
         methods: Mapping[str, Method],
         weights: Mapping[str, float] | None = None,
         aux_weight: float = 0.4,
@@ -37,7 +37,7 @@ class Distiller(Learner):
         self._seen: dict[str, SegOutput] = {}
 
     @property
-    def subject(self) -> Segmenter:
+    def subject(self) -> Network:
         """The student."""
         return self.student
 

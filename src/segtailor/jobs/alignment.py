@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from segtailor.errors import SegtailorError
+from segtailor.errors import SegtailorError, reason
+from segtailor.losses.maps import is_much_finer
 from segtailor.methods.base import Method
+from segtailor.models.network import Network
 from segtailor.models.output import SegOutput
 from segtailor.models.profile import run_on_meta
-from segtailor.models.segmenter import Segmenter
 from segtailor.models.teacher import Teacher
 
 MOST_SKEW = 1.5
 """How much the two grids' proportions may differ; more means that the tensors do not show the same image."""
 
 
-def align(
-    student: Segmenter, teacher: Teacher | None, methods: Mapping[str, Method], size: tuple[int, int]
-) -> list[str]:
+def align(student: Network, teacher: Teacher | None, methods: Mapping[str, Method], size: tuple[int, int]) -> list[str]:
     """Return one line for each tensor that a method compares, for training windows of ``size``.
 
     Raises :class:`SegtailorError` when a method needs what a network does not return, or when two grids cannot be laid
     on each other.
     """
-    own = run_on_meta(student, size)
+    own = _run_student(student, size)
     outputs: dict[int, SegOutput] = {}
     lines = []
     for name, method in methods.items():
@@ -32,12 +31,29 @@ def align(
             continue
         if id(guide) not in outputs:
             outputs[id(guide)] = run_on_meta(guide.model, size)
-        lines += align_method(name, method, own, outputs[id(guide)])
+        stretched = student.preprocess.size is not None or guide.preprocess.size is not None
+        lines += align_method(name, method, own, outputs[id(guide)], stretched)
     return lines
 
 
-def align_method(name: str, method: Method, student: SegOutput, teacher: SegOutput) -> list[str]:
-    """Return the lines of one method for two outputs; see :func:`align`."""
+def _run_student(student: Network, size: tuple[int, int]) -> SegOutput:
+    try:
+        return run_on_meta(student, size, exact=True)
+    except Exception as error:  # networks of other libraries refuse a size in their own ways
+        better = student.preprocess.input_size(size)
+        hint = "choose another data.crop" if better == size else f"set data.crop [{better[0]}, {better[1]}]"
+        raise SegtailorError(
+            f"{student.name} does not run on training windows of {size[0]} x {size[1]} ({reason(error)[:160]}); {hint}"
+        ) from error
+
+
+def align_method(
+    name: str, method: Method, student: SegOutput, teacher: SegOutput, stretched: bool = False
+) -> list[str]:
+    """Return the lines of one method for two outputs; see :func:`align`.
+
+    ``stretched``: a network sees every image at one size of its own, so that proportions say nothing.
+    """
     lines = []
     taps = [
         *(["logits"] if method.compares_logits else []),
@@ -57,22 +73,24 @@ def align_method(name: str, method: Method, student: SegOutput, teacher: SegOutp
             continue
         if own is None or guide is None:
             continue  # stages.N may belong to one network alone
-        how = _grids(name, tap, own.shape[-2:], guide.shape[-2:])
+        how = _grids(name, tap, own.shape[-2:], guide.shape[-2:], stretched)
         if own.shape[1] != guide.shape[1]:
             how += f"; {method.widths}"
         lines.append(f"{name}, {tap}: student {_shape(own)}, teacher {_shape(guide)}: {how}")
     return lines
 
 
-def _grids(name: str, tap: str, own: tuple[int, ...], guide: tuple[int, ...]) -> str:
+def _grids(name: str, tap: str, own: tuple[int, ...], guide: tuple[int, ...], stretched: bool) -> str:
     if own == guide:
         return "equal grids"
     skew = (own[0] / own[1]) / (guide[0] / guide[1])
-    if not 1 / MOST_SKEW <= skew <= MOST_SKEW:
+    if not stretched and not 1 / MOST_SKEW <= skew <= MOST_SKEW:
         raise SegtailorError(
             f"method {name} cannot align {tap}: the student's grid is {own[0]} x {own[1]}, the teacher's {guide[0]} x "
             f"{guide[1]}; they do not show the same image, choose a larger data.crop or another tap"
         )
+    if is_much_finer(guide, own):
+        return f"teacher averaged to {own[0]} x {own[1]}"
     return f"teacher resized to {own[0]} x {own[1]}, bilinear"
 
 

@@ -35,7 +35,7 @@ from segtailor.jobs.stages import run_stages
 from segtailor.jobs.train import RunResult, finished, header, training_facts
 from segtailor.methods import METHODS
 from segtailor.models import load_model, save_model
-from segtailor.models.segmenter import Segmenter
+from segtailor.models.network import Network
 from segtailor.models.teacher import Teacher
 from segtailor.recipes import load_recipe
 from segtailor.report import write_report
@@ -143,7 +143,7 @@ def _baseline(
     data: SegmentationDataset,
     val: SegmentationDataset,
     size: tuple[int, int],
-) -> tuple[Segmenter | None, dict[str, Any] | None]:
+) -> tuple[Network | None, dict[str, Any] | None]:
     """Return the student alone and its row: trained now with the same recipe, or read from a run folder."""
     if recipe.baseline == "none":
         return None, None
@@ -179,7 +179,7 @@ def _baseline(
 
 def _baseline_from(
     folder: Path, recipe: DistillRecipe, val: SegmentationDataset, size: tuple[int, int], fabric: Any
-) -> tuple[Segmenter, dict[str, Any]]:
+) -> tuple[Network, dict[str, Any]]:
     if not (folder / "results.json").exists():
         raise SegtailorError(f"baseline: no finished run in {folder}; give a run folder, `train` or `none`")
     model = load_model(folder, num_classes=val.num_classes)

@@ -17,11 +17,12 @@ from segtailor.data.base import SegmentationDataset
 from segtailor.data.check import check_files
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import EvaluationResult, evaluate_model
+from segtailor.jobs.networks import build_network, load_teacher
 from segtailor.methods import METHODS, check_options, create_method
 from segtailor.methods.base import Method
-from segtailor.models import create_model, load_model
+from segtailor.models.class_map import read_class_map
+from segtailor.models.network import Network
 from segtailor.models.profile import count_multiply_adds, count_parameters
-from segtailor.models.segmenter import Segmenter
 from segtailor.models.teacher import Teacher
 
 T = TypeVar("T")
@@ -52,32 +53,23 @@ def open_data(config: DataConfig, fabric: Any) -> tuple[SegmentationDataset, Seg
     return train, val
 
 
-def make_student(config: ModelConfig, num_classes: int, seed: int) -> Segmenter:
+def make_student(config: ModelConfig, num_classes: int, seed: int) -> Network:
     """Build the network to be trained; its initial weights are a function of ``seed``."""
     torch.manual_seed(seed)
-    if config.weights is not None:
-        return check_name(load_model(config.weights, num_classes=num_classes), config)
-    return create_model(config.model, num_classes, pretrained=config.pretrained, **config.options())
+    return build_network(config, num_classes)
 
 
 def make_teacher(config: TeacherConfig | None, data: SegmentationDataset) -> Teacher | None:
-    """Load the teacher, if the recipe has one; raises ``SegtailorError`` when its classes differ from the data's."""
+    """Load the teacher, if the recipe has one; raises ``SegtailorError`` when its classes differ from the data's.
+
+    A teacher of other classes needs a class map, which is checked against both.
+    """
     if config is None:
         return None
-    if config.weights is not None:
-        model = check_name(load_model(config.weights, num_classes=data.num_classes), config)
-    elif config.model:
-        model = create_model(config.model, data.num_classes, pretrained=config.pretrained, **config.options())
-    else:
-        raise SegtailorError("the recipe's teacher has neither weights nor a model; set teacher.weights")
-    return Teacher(model)
-
-
-def check_name(model: Segmenter, config: ModelConfig) -> Segmenter:
-    """Return ``model`` if it is what the recipe calls it."""
-    if config.model and config.model != model.name:
-        raise SegtailorError(f"{config.weights} holds {model.name}, not {config.model} as the recipe says")
-    return model
+    network = load_teacher(config, data.num_classes)
+    if config.class_map is None:
+        return Teacher(network)
+    return Teacher(network, read_class_map(config.class_map, network, data.classes))
 
 
 def score_teacher(teacher: Teacher, data: SegmentationDataset, device: torch.device) -> float:
@@ -95,7 +87,7 @@ def score_teacher(teacher: Teacher, data: SegmentationDataset, device: torch.dev
 
 def make_methods(
     configs: list[MethodConfig],
-    student: Segmenter,
+    student: Network,
     teacher: Teacher | None,
     built_as: ModelConfig,
     seed: int,
@@ -140,7 +132,7 @@ def check_methods(configs: list[MethodConfig]) -> None:
 def result_row(
     role: str,
     label: str,
-    model: Segmenter,
+    model: Network,
     result: EvaluationResult,
     size: tuple[int, int],
     **training: Any,

@@ -10,7 +10,8 @@ from segtailor.config import DataConfig, EvaluateConfig, Strict
 from segtailor.errors import SegtailorError
 from segtailor.jobs.network import open_card
 from segtailor.models import create_model, load_model
-from segtailor.models.segmenter import Segmenter
+from segtailor.models.adapters import family_of
+from segtailor.models.network import Network
 from segtailor.recipes import set_value, validate
 
 
@@ -23,6 +24,8 @@ class Scoring(Strict):
 
 def is_stored(model: str) -> bool:
     """Whether MODEL means a file or folder, and not a network's name."""
+    if family_of(model):
+        return model.partition(":")[0] in ("hf", "onnx", "pt2") or Path(model.partition(":")[2]).exists()
     return model.startswith("published:") or Path(model).exists() or model.endswith(".safetensors") or "/" in model
 
 
@@ -44,7 +47,7 @@ def data_of(model: str, overrides: Mapping[str, Any]) -> tuple[DataConfig, Evalu
     return checked.data, checked.evaluate
 
 
-def named_model(model: str, num_classes: int) -> Segmenter:
+def named_model(model: str, num_classes: int) -> Network:
     """Load a stored model, or build a fresh one by name with ``num_classes``."""
     if is_stored(model):
         return load_model(model)

@@ -22,13 +22,26 @@ def full_precision(values: Tensor) -> Tensor:
 def to_grid(values: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize ``values`` (B,C,h,w) bilinearly to ``size``, in float32; equal sizes are returned as they are.
 
+    A map that is much finer (see `is_much_finer`) is averaged: bilinear values would come from few of its cells.
+
     >>> to_grid(torch.tensor([[[[0.0, 2.0]]]]), (1, 4)).flatten().tolist()
     [0.0, 0.5, 1.5, 2.0]
     """
     values = full_precision(values)
     if values.shape[-2:] == tuple(size):
         return values
+    if is_much_finer(values.shape[-2:], size):
+        return F.adaptive_avg_pool2d(values, size)
     return F.interpolate(values, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def is_much_finer(grid: tuple[int, ...], size: tuple[int, ...]) -> bool:
+    """Return whether a cell of ``size`` covers at least 4 x 4 cells of ``grid``, as with full-size logits.
+
+    >>> is_much_finer((360, 480), (90, 120)), is_much_finer((180, 240), (90, 120))
+    (True, False)
+    """
+    return all(fine >= 4 * coarse for fine, coarse in zip(grid, size, strict=True))
 
 
 def standardise(values: Tensor, multiplicity: Tensor | None = None, eps: float = 1e-6) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from segtailor.models.create import create_model, is_published, list_models
 from segtailor.models.inspect import Inspection, inspect_model
+from segtailor.models.network import Network
 from segtailor.models.output import SegOutput
 from segtailor.models.preprocess import Preprocess
 from segtailor.models.profile import count_multiply_adds, count_parameters, published_multiply_adds
@@ -13,6 +14,7 @@ from segtailor.models.teacher import Teacher
 
 __all__ = [
     "Inspection",
+    "Network",
     "Preprocess",
     "SegOutput",
     "Segmenter",

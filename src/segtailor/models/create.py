@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from segtailor.errors import SegtailorError, unknown
+from segtailor.models.adapters import Choices, create_adapted, family_of
 from segtailor.models.backbones import Backbone, is_timm_name, mit_backbone, timm_backbone
 from segtailor.models.heads import FCN, HEADS
 from segtailor.models.mit import MIT_SIZES
+from segtailor.models.network import Network
 from segtailor.models.preprocess import Preprocess
 from segtailor.models.segmenter import Segmenter
 
@@ -56,19 +58,43 @@ def create_model(
     output_stride: int | None = None,
     head_width: int | None = None,
     preprocess: dict[str, Any] | None = None,
-) -> Segmenter:
-    """Build the network ``name`` (``HEAD-BACKBONE``, see `list_models`) with fresh weights.
+    classifier: str | None = None,
+    taps: dict[str, str] | None = None,
+    config: dict[str, Any] | None = None,
+) -> Network:
+    """Build the network ``name`` (``HEAD-BACKBONE``, see `list_models`, or a URI of another library's) with fresh
+    weights.
 
     ``pretrained``: True loads ImageNet weights into a timm backbone, a path loads the published benchmark's ImageNet
     file (``resnet18-imagenet.pth``, ``mit_b0.pth``) into one of its own. ``output_stride`` and ``head_width`` override
-    the family's; ``preprocess`` are `Preprocess` arguments. Raises SegtailorError for unknown names, for a stride that
-    the backbone cannot have, and for weights out of reach.
+    the family's; ``preprocess`` are `Preprocess` arguments that override the network's own. ``taps`` names further
+    module paths as taps; ``classifier`` (the module that computes the logits) and ``config`` (the other library's own
+    configuration) are for networks of other libraries. Raises SegtailorError for unknown names, for a stride that the
+    backbone cannot have, and for weights out of reach.
 
     >>> create_model("fcn-lcnet_050", num_classes=3).tap_channels["stages.0"]
     32
     """
     if not 1 <= num_classes <= MOST_CLASSES:
         raise SegtailorError(f"{name}: num_classes is {num_classes}; it must be 1 to {MOST_CLASSES}")
+    if family_of(name):
+        _refuse(name, output_stride=output_stride, head_width=head_width)
+        choices = Choices(classifier, taps, dict(preprocess or {}), config)
+        return create_adapted(name, num_classes, pretrained, choices)
+    _refuse(name, classifier=classifier, config=config)
+    return create_segmenter(name, num_classes, pretrained, output_stride, head_width, preprocess, taps)
+
+
+def create_segmenter(
+    name: str,
+    num_classes: int,
+    pretrained: bool | str | Path = False,
+    output_stride: int | None = None,
+    head_width: int | None = None,
+    preprocess: dict[str, Any] | None = None,
+    taps: dict[str, str] | None = None,
+) -> Segmenter:
+    """Build a network of our own; see `create_model`."""
     head_name, _, backbone_name = name.partition("-")
     head_type = HEADS.get(head_name)
     if head_type is None or not _is_backbone(backbone_name):
@@ -81,16 +107,23 @@ def create_model(
     aux_head = None
     if head_type.has_aux and len(channels) > 1 and not (is_published(name) and backbone_name == "mobilenetv2"):
         aux_head = FCN(channels[:-1], strides[:-1], num_classes, FCN.default_width(channels[:-1]))
-    options = {"output_stride": output_stride, "head_width": head_width}
+    options = {"output_stride": output_stride, "head_width": head_width, "taps": taps}
     return Segmenter(
         name,
         num_classes,
         backbone,
         head,
         aux_head,
-        Preprocess(**(preprocess or backbone.preprocess)),
+        Preprocess(**{**backbone.preprocess, **(preprocess or {})}),
         {key: value for key, value in options.items() if value is not None},
     )
+
+
+def _refuse(name: str, **given: Any) -> None:
+    """Raise SegtailorError for options that a network of this kind does not have."""
+    for option, value in given.items():
+        if value is not None:
+            raise SegtailorError(f"{name} has no option {option}; leave it out")
 
 
 def _is_backbone(name: str) -> bool:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from segtailor.models.create import is_published
+from segtailor.models.network import Network
 from segtailor.models.output import SegOutput
 from segtailor.models.profile import count_multiply_adds, count_parameters, published_multiply_adds, run_on_meta
-from segtailor.models.segmenter import Segmenter
 
 DEFAULT_TAP = "feature"
 """The tap that feature methods use unless a recipe names another."""
@@ -61,25 +61,30 @@ class Inspection:
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         lines.append("")
         lines += [f"  {name:<{widths[0]}}  {shape:<{widths[1]}}  {stride:>{widths[2]}}" for name, shape, stride in rows]
-        default = next(tap for tap in self.taps if tap.name == DEFAULT_TAP)
+        default = next((tap for tap in self.taps if tap.name == DEFAULT_TAP), None)
         lines.append("")
-        lines.append(
-            f"Methods use the tap '{DEFAULT_TAP}' unless told otherwise: {default.shape[0]} channels at stride "
-            f"{default.stride}."
-        )
+        if default is None:
+            lines.append(
+                "It gives no feature: choose a method that compares logits, or name one of its modules as a tap: "
+                "taps: {feature: PATH}."
+            )
+        else:
+            lines.append(
+                f"Methods use the tap '{DEFAULT_TAP}' unless told otherwise: {default.shape[0]} channels at stride "
+                f"{default.stride}."
+            )
         return "\n".join(lines)
 
 
-def inspect_model(model: Segmenter, size: tuple[int, int] = (512, 1024)) -> Inspection:
+def inspect_model(model: Network, size: tuple[int, int] = (512, 1024)) -> Inspection:
     """Return cost and taps of ``model`` for one image of ``size`` (height, width); computes no value."""
-    height, width = size
-    multiple = model.preprocess.size_multiple
-    padded = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
+    padded = model.preprocess.input_size(size)
     output = run_on_meta(model, padded)
-    names = [*(f"stages.{index}" for index in range(len(output.stages))), "aux_logits", "feature", "classifier_input"]
-    found = [(name, output.tap(name)) for name in (*names, "logits")]
+    stages = [f"stages.{index}" for index in range(len(output.stages))]
+    names = [*stages, *output.taps, "aux_logits", "feature", "classifier_input", "logits"]
+    found = [(name, output.tap(name)) for name in names]
     taps = [
-        TapInfo(name, tuple(tensor.shape[1:]), _stride(name, tensor, output, model))
+        TapInfo(name, tuple(tensor.shape[1:]), _stride(name, tensor, output, model, padded))
         for name, tensor in found
         if tensor is not None
     ]
@@ -91,27 +96,29 @@ def inspect_model(model: Segmenter, size: tuple[int, int] = (512, 1024)) -> Insp
         multiply_adds=count_multiply_adds(model, padded),
         published_multiply_adds=published_multiply_adds(model, padded) if is_published(model.name) else None,
         taps=taps,
-        output_stride=model.backbone.strides[-1],
-        note=model.backbone.note,
+        output_stride=model.stage_strides[-1] if model.stage_strides else taps[-1].stride,
+        note=model.note,
         preprocess=_describe_input(model),
         licences=dict(model.licences),
     )
 
 
-def _stride(name: str, tensor: Tensor, output: SegOutput, model: Segmenter) -> int:
+def _stride(name: str, tensor: Tensor, output: SegOutput, model: Network, size: tuple[int, int]) -> int:
     """Return the stride of the backbone's map that ``tensor`` is as large as; sizes need not divide by strides."""
     if name.startswith("stages."):
-        return model.backbone.strides[int(name.removeprefix("stages."))]
-    for stage, stride in zip(reversed(output.stages), reversed(model.backbone.strides), strict=True):
+        return model.stage_strides[int(name.removeprefix("stages."))]
+    for stage, stride in zip(reversed(output.stages), reversed(model.stage_strides), strict=True):
         if stage.shape[-2:] == tensor.shape[-2:]:
             return stride
-    raise ValueError(f"{name} is as large as none of the backbone's maps")
+    return round(size[0] / tensor.shape[-2])
 
 
-def _describe_input(model: Segmenter) -> str:
+def _describe_input(model: Network) -> str:
     spec = model.preprocess.spec()
     top = round(255 * spec["scale"], 4)
     mean, std = ([round(value, 3) for value in spec[key]] for key in ("mean", "std"))
     text = f"{spec['channel_order'].upper()} 0..{top:g}, mean {mean}, std {std}"
+    if model.preprocess.size is not None:
+        return f"{text}, resized to {model.preprocess.size[0]} x {model.preprocess.size[1]}"
     multiple = spec["size_multiple"]
     return text if multiple == 1 else f"{text}, padded to a multiple of {multiple}"

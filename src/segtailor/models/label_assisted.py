@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from segtailor.errors import SegtailorError
 from segtailor.models.atomic import write_atomically
 from segtailor.models.fit import check_fit
+from segtailor.models.network import Network
 from segtailor.models.output import SegOutput
 from segtailor.models.preprocess import Preprocess
-from segtailor.models.segmenter import Segmenter
 from segtailor.models.store import read_card
 from segtailor.models.teacher import Teacher
 
@@ -27,14 +27,14 @@ FIRST_FILTERS = 0.1
 """Standard deviation of the fourth plane's filters before training."""
 
 
-def add_label_plane(model: Segmenter, dropout: float | None = None) -> Segmenter:
+def add_label_plane(model: Network, dropout: float | None = None) -> Network:
     """Return a copy of ``model`` whose first convolution takes a fourth plane; its other filters stay.
 
     The plane's filters are drawn from N(0, 0.1). ``dropout`` replaces the probability of every dropout. Raises
     :class:`SegtailorError` for a network that does not begin with a convolution over three planes.
     """
     model = copy.deepcopy(model)
-    first = next((part for part in model.backbone.modules() if isinstance(part, nn.Conv2d)), None)
+    first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
     if first is None or first.in_channels != 3 or first.groups != 1:
         raise SegtailorError(f"{model.name} does not begin with a convolution over an RGB image; choose another one")
     kept = first.weight.detach()
@@ -76,7 +76,7 @@ def label_plane(target: Tensor, num_classes: int, codes: Codes, noise: float) ->
     return (plane + noise * torch.randn(target.shape, device=target.device)).unsqueeze(1)
 
 
-def forward_assisted(model: Segmenter, images: Tensor, target: Tensor | None, codes: Codes, noise: float) -> SegOutput:
+def forward_assisted(model: Network, images: Tensor, target: Tensor | None, codes: Codes, noise: float) -> SegOutput:
     """Return the output of a four-plane ``model`` for raw ``images`` (B,3,H,W) and their labels (B,H,W)."""
     if target is None:
         raise SegtailorError(f"the label-assisted {model.name} needs labels beside the images")
@@ -93,7 +93,7 @@ class LabelAssisted(nn.Module):
 
     sees_target = True
 
-    def __init__(self, model: Segmenter, codes: Codes, noise: float) -> None:
+    def __init__(self, model: Network, codes: Codes, noise: float) -> None:
         super().__init__()
         self.model = model
         self.codes: Codes = codes
@@ -121,7 +121,7 @@ class LabelAssisted(nn.Module):
 class LabelAssistedTeacher(Teacher):
     """A frozen four-plane network; its score says nothing about images without labels."""
 
-    def __init__(self, model: Segmenter, codes: Codes, noise: float) -> None:
+    def __init__(self, model: Network, codes: Codes, noise: float) -> None:
         super().__init__(model)
         self.codes: Codes = codes
         self.noise = noise
@@ -132,7 +132,7 @@ class LabelAssistedTeacher(Teacher):
         return forward_assisted(self.model, images, target, self.codes, self.noise).detach()
 
 
-def save_assisted(model: Segmenter, path: Path, card: Mapping[str, Any]) -> None:
+def save_assisted(model: Network, path: Path, card: Mapping[str, Any]) -> None:
     """Write a four-plane network and its card; `load_model` refuses such a file, `load_assisted` reads it."""
     content = {"version": 1, "label_assisted": model.spec(), **card}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -140,7 +140,7 @@ def save_assisted(model: Segmenter, path: Path, card: Mapping[str, Any]) -> None
     write_atomically(path, lambda file: file.write(data))
 
 
-def load_assisted(model: Segmenter, path: Path) -> None:
+def load_assisted(model: Network, path: Path) -> None:
     """Read the weights that `save_assisted` wrote into ``model``.
 
     Raises :class:`SegtailorError` for a file that is missing, damaged, no label-assisted network, or another one.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -35,15 +37,23 @@ class SegOutput:
 
     def detach(self) -> SegOutput:
         """Return the same output with every tensor detached from the graph."""
+        return self.map(lambda tensor: tensor.detach())
 
-        def cut(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.detach()
+    def to(self, device: str | torch.device) -> SegOutput:
+        """Return the same output on ``device``."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> SegOutput:
+        """Return the same output with every tensor changed by ``change``."""
+
+        def changed(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else change(tensor)
 
         return SegOutput(
-            logits=self.logits.detach(),
-            aux_logits=cut(self.aux_logits),
-            feature=cut(self.feature),
-            classifier_input=cut(self.classifier_input),
-            stages=tuple(stage.detach() for stage in self.stages),
-            taps={name: tensor.detach() for name, tensor in self.taps.items()},
+            logits=change(self.logits),
+            aux_logits=changed(self.aux_logits),
+            feature=changed(self.feature),
+            classifier_input=changed(self.classifier_input),
+            stages=tuple(change(stage) for stage in self.stages),
+            taps={name: change(tensor) for name, tensor in self.taps.items()},
         )

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from segtailor.models.backbones import run_without_values
+from segtailor.models.network import Network
 from segtailor.models.output import SegOutput
-from segtailor.models.segmenter import Segmenter
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -18,14 +18,14 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_multiply_adds(model: Segmenter, size: tuple[int, int]) -> int:
+def count_multiply_adds(model: Network, size: tuple[int, int]) -> int:
     """Return the multiply-adds of one image of ``size``: convolutions, linear layers and attention products."""
     with FlopCounterMode(display=False) as counter:
         run_on_meta(model, size)
     return int(counter.get_total_flops()) // 2
 
 
-def published_multiply_adds(model: Segmenter, size: tuple[int, int]) -> int:
+def published_multiply_adds(model: Network, size: tuple[int, int]) -> int:
     """Return what the published tables' counter says for one image of ``size``.
 
     It takes ``(size + 2 * padding - kernel) // stride + 1`` as a convolution's output size, which is too large for a
@@ -59,14 +59,25 @@ def _published_convolution(module: nn.Conv2d, x: Tensor) -> int:
     return module.weight.numel() * cells
 
 
-def run_on_meta(model: Segmenter, size: tuple[int, int]) -> SegOutput:
-    """Run ``model`` in eval mode on one normalised image of ``size`` without computing or storing a value."""
+def run_on_meta(model: Network, size: tuple[int, int], exact: bool = False) -> SegOutput:
+    """Run ``model`` in eval mode on one image of ``size``; the output has shapes alone.
+
+    The size is what the network makes of it (its own, or padded to its multiple), unless ``exact``. Nothing is computed
+    or stored, but for networks that cannot run without values.
+    """
+    if not exact or model.preprocess.size is not None:
+        size = model.preprocess.input_size(size)
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        inputs = torch.empty(1, model.planes, *size, device="meta")
-        output: SegOutput = run_without_values(_Normalised(model), inputs)
-        return output
+        output: SegOutput
+        try:
+            output = run_without_values(_Normalised(model), torch.empty(1, model.planes, *size, device="meta"))
+        except Exception:  # foreign networks may look at values, or run outside PyTorch
+            device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+            with torch.no_grad():
+                output = model.forward_normalised(torch.zeros(1, model.planes, *size, device=device))
+        return output.to("meta")
     finally:
         for module, was_training in training.items():
             module.training = was_training
@@ -75,7 +86,7 @@ def run_on_meta(model: Segmenter, size: tuple[int, int]) -> SegOutput:
 class _Normalised(nn.Module):
     """Gives `forward_normalised` the name that `functional_call` asks for."""
 
-    def __init__(self, model: Segmenter) -> None:
+    def __init__(self, model: Network) -> None:
         super().__init__()
         self.model = model
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
-from segtailor.models.create import create_model
+from segtailor.models.create import create_segmenter
 from segtailor.models.fit import check_fit, count_names
 from segtailor.models.layout import backbone_prefixes, block_counts, published_names, rename, to_published
 from segtailor.models.mit import MIT_SIZES
@@ -113,9 +113,9 @@ def load_published(path: Path) -> Segmenter:
     """Build and fill the network that the published checkpoint ``path`` belongs to; every tensor must fit."""
     tensors = read_tensors(path)
     found = recognise(tensors, str(path))
-    model = create_model(found.name, found.num_classes)
+    model = create_segmenter(found.name, found.num_classes)
     if model.feature_channels != found.head_width:
-        model = create_model(found.name, found.num_classes, head_width=found.head_width)
+        model = create_segmenter(found.name, found.num_classes, head_width=found.head_width)
     network = f"{found.name} (head width {found.head_width}, {found.num_classes} classes)"
     check_fit(to_published(model), tensors, str(path), network)
     model.load_state_dict({ours: tensors[theirs] for ours, theirs in published_names(model).items()})

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from segtailor.models.adapters.named_taps import NamedTaps
 from segtailor.models.backbones import Backbone
 from segtailor.models.heads import FCN, Head
 from segtailor.models.heads.blocks import resize
+from segtailor.models.network import Network
 from segtailor.models.output import SegOutput
 from segtailor.models.preprocess import Preprocess
 
 
-class Segmenter(nn.Module):
+class Segmenter(Network):
     """A backbone with a head and, for most heads, an auxiliary FCN head on the last map but one.
 
     Built by `create_model`. ``tap_channels`` names every tap that a method may ask for; ``options`` are the
-    construction options that were set; ``licences`` are those of weights and data, for the card; ``planes`` is how many
-    its first convolution takes.
+    construction options that were set.
     """
 
     def __init__(
@@ -35,14 +36,16 @@ class Segmenter(nn.Module):
         self.name = name
         self.num_classes = num_classes
         self.options = options
-        self.planes = 3
         self.preprocess = preprocess
         self.backbone = backbone
         self.head = head
         self.aux_head = aux_head
         self.align_corners = head.align_corners
+        self.note = backbone.note
         self.feature_channels = head.width
         self.licences: dict[str, str] = {"backbone": backbone.licence} if backbone.licence else {}
+        self._taps = NamedTaps()
+        self._taps.name(self, options.get("taps") or {})
 
     @property
     def has_aux(self) -> bool:
@@ -56,16 +59,19 @@ class Segmenter(nn.Module):
         taps.update({f"stages.{index}": channels for index, channels in enumerate(self.backbone.channels)})
         return taps
 
-    def forward(self, images: Tensor) -> SegOutput:
-        """Return the output for raw RGB ``images`` (B,3,H,W), uint8 or float in 0..255."""
-        return self.forward_normalised(self.preprocess(images))
+    @property
+    def stage_strides(self) -> tuple[int, ...]:
+        """Strides of the backbone's maps, finest first."""
+        return self.backbone.strides
 
     def forward_normalised(self, inputs: Tensor) -> SegOutput:
         """Return the output for ``inputs`` (B,3,H,W) that are preprocessed already."""
+        self._taps.begin()
         stages = self.backbone(inputs)
         logits, feature, classifier_input = self.head(stages)
         aux_logits = None if self.aux_head is None else self.aux_head(stages[:-1]).logits
-        return SegOutput(logits, aux_logits, feature, classifier_input, tuple(stages))
+        taps = self._taps.take(inputs.shape[-2:])
+        return SegOutput(logits, aux_logits, feature, classifier_input, tuple(stages), taps)
 
     def upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Return ``logits`` (B,K,h,w) at ``size``, bilinear, with the corner rule that the family was trained with."""

@@ -10,10 +10,11 @@ import safetensors
 import safetensors.torch
 
 from segtailor.errors import SegtailorError
+from segtailor.models.adapters import Choices, family_of, load_adapted
 from segtailor.models.atomic import write_atomically
 from segtailor.models.create import create_model
 from segtailor.models.fit import check_fit
-from segtailor.models.segmenter import Segmenter
+from segtailor.models.network import Network
 
 CARD_VERSION = 1
 RUN_FILES = ("student.safetensors", "model.safetensors")
@@ -21,7 +22,7 @@ RUN_FILES = ("student.safetensors", "model.safetensors")
 PUBLISHED = "published:"
 
 
-def save_model(model: Segmenter, path: str | Path, card: dict[str, Any] | None = None) -> None:
+def save_model(model: Network, path: str | Path, card: dict[str, Any] | None = None) -> None:
     """Write ``model`` and its card to one ``.safetensors`` file, atomically.
 
     ``card`` adds what the model does not know itself: classes, palette, metrics, licences, recipe. Raises
@@ -40,25 +41,38 @@ def read_card(path: str | Path) -> dict[str, Any]:
     return _read_card(find_weights(path))
 
 
-def load_model(uri: str | Path, num_classes: int | None = None) -> Segmenter:
-    """Load a model from a run folder, a ``.safetensors`` file or ``published:FILE.pth``.
+def load_model(uri: str | Path, num_classes: int | None = None, **choices: Any) -> Network:
+    """Load a model from a run folder, a ``.safetensors`` file, ``published:FILE.pth`` or another library's URI.
 
-    With ``num_classes`` the class count must agree. Raises SegtailorError for files that are missing, damaged or of
-    another network.
+    Those are ``hf:ID-or-folder``, ``smp:ID-or-folder``, ``torchvision:NAME``, ``onnx:FILE`` and ``pt2:FILE``; for them
+    ``choices`` may hold ``classifier``, ``taps`` and ``preprocess`` (see `create_model`). With ``num_classes`` the
+    class count must agree. Raises SegtailorError for files that are missing, damaged or of another network.
     """
     text = str(uri)
-    if text.startswith(PUBLISHED):
+    if family_of(text):
+        model = load_adapted(text, Choices(**choices))
+    elif text.startswith(PUBLISHED):
         from segtailor.models.published import load_published
 
-        model: Segmenter = load_published(Path(text.removeprefix(PUBLISHED)))
+        model = load_published(Path(text.removeprefix(PUBLISHED)))
     else:
         model = _load_own(find_weights(uri))
     if num_classes is not None and model.num_classes != num_classes:
         raise SegtailorError(
             f"{uri} has {model.num_classes} classes where {num_classes} are asked for; "
-            "give weights trained on these classes"
+            "give weights trained on these classes, or for a teacher a class_map"
         )
     return model
+
+
+def is_own(path: Path) -> bool:
+    """Return whether ``path`` is a ``.safetensors`` file with a card of ours."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    try:
+        return "model" in _read_card(path)
+    except SegtailorError:
+        return False
 
 
 def find_weights(uri: str | Path) -> Path:
@@ -78,7 +92,7 @@ def find_weights(uri: str | Path) -> Path:
     return path
 
 
-def _load_own(path: Path) -> Segmenter:
+def _load_own(path: Path) -> Network:
     card = _read_card(path)
     spec = card.get("model")
     if "label_assisted" in card:
@@ -90,6 +104,7 @@ def _load_own(path: Path) -> Segmenter:
     except TypeError as error:
         raise SegtailorError(f"{path}: its card does not describe a model of this version ({error})") from error
     model.licences = dict(card.get("licences", {}))
+    model.classes = tuple(card.get("classes") or ())
     tensors = safetensors.torch.load_file(path)
     check_fit(model.state_dict(), tensors, str(path), model.name)
     model.load_state_dict(tensors)

@@ -6,20 +6,26 @@ import hashlib
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from segtailor.models.class_map import ClassMap
+from segtailor.models.network import Network
 from segtailor.models.output import SegOutput
 from segtailor.models.preprocess import Preprocess
-from segtailor.models.segmenter import Segmenter
 
 
 class Teacher(nn.Module):
-    """Wraps ``model``: always in eval mode, without gradients, called with the target beside the images."""
+    """Wraps ``model``: always in eval mode, without gradients, called with the target beside the images.
+
+    With a ``class_map`` its logits are those of the data's classes.
+    """
 
     sees_target = True
 
-    def __init__(self, model: Segmenter) -> None:
+    def __init__(self, model: Network, class_map: ClassMap | None = None) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
+        self.class_map = class_map
         self.training = False
 
     def train(self, mode: bool = True) -> Teacher:
@@ -32,8 +38,21 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, target: Tensor | None = None) -> SegOutput:
-        """Return the detached output for raw RGB ``images`` (B,3,H,W); ``target`` (B,H,W) is ignored here."""
-        return self.model(images).detach()  # type: ignore[no-any-return]
+        """Return the detached output for raw RGB ``images`` (B,3,H,W); ``target`` (B,H,W) is ignored here.
+
+        Images whose size is not the multiple that the model needs are resized to the next one, so that every grid still
+        shows the whole image.
+        """
+        output: SegOutput = self.model(self.fitted(images)).detach()
+        return output if self.class_map is None else self.class_map.map_output(output)
+
+    def fitted(self, images: Tensor) -> Tensor:
+        """Return ``images`` (B,3,H,W) at a size that the model takes."""
+        height, width = images.shape[-2:]
+        size = self.preprocess.input_size((height, width))
+        if self.preprocess.size is not None or size == (height, width):
+            return images  # one fixed size is the preprocessing's own affair
+        return functional.interpolate(images.float(), size, mode="bilinear", align_corners=False)
 
     def upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Return ``logits`` (B,K,h,w) at ``size`` by the model's own rule."""
@@ -47,7 +66,7 @@ class Teacher(nn.Module):
     @property
     def num_classes(self) -> int:
         """The number of classes."""
-        return self.model.num_classes
+        return self.model.num_classes if self.class_map is None else self.class_map.num_classes
 
     @property
     def preprocess(self) -> Preprocess:

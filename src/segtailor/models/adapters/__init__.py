@@ -1,0 +1,56 @@
+"""Networks of other libraries, by URI: ``hf:ID``, ``smp:Arch/encoder``, ``torchvision:name``, ``module:pkg.mod:make``,
+``onnx:FILE`` and ``pt2:FILE``. Each family is a module with ``create`` and ``load``."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from segtailor.models.network import Network
+
+FAMILIES = {
+    "hf": "segtailor.models.adapters.hf",
+    "module": "segtailor.models.adapters.own_module",
+    "onnx": "segtailor.models.adapters.onnx_file",
+    "pt2": "segtailor.models.adapters.exported",
+    "smp": "segtailor.models.adapters.smp",
+    "torchvision": "segtailor.models.adapters.torchvision_models",
+}
+"""Prefix of the URI, and the module that reads it; imported when it is needed."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a recipe may say of a foreign network: path of the classifier, taps by name, its preprocessing, and the
+    network's own configuration, which a card carries so that nothing is looked up again."""
+
+    classifier: str | None = None
+    taps: dict[str, str] | None = None
+    preprocess: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] | None = None
+
+
+def family_of(name: str) -> str | None:
+    """Return the prefix by which ``name`` belongs to another library, or None.
+
+    >>> family_of("smp:Unet/resnet18"), family_of("deeplabv3-resnet18")
+    ('smp', None)
+    """
+    prefix, colon, _ = name.partition(":")
+    return prefix if colon and prefix in FAMILIES else None
+
+
+def create_adapted(name: str, num_classes: int, pretrained: bool | str | Path, choices: Choices) -> Network:
+    """Build the network ``name`` (with its prefix) for ``num_classes``; ``pretrained`` loads what the library has."""
+    return cast(Network, _module(name).create(name.partition(":")[2], num_classes, pretrained, choices))
+
+
+def load_adapted(uri: str, choices: Choices) -> Network:
+    """Load the trained network that ``uri`` names, with its own classes."""
+    return cast(Network, _module(uri).load(uri.partition(":")[2], choices))
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(FAMILIES[name.partition(":")[0]])

@@ -1,0 +1,229 @@
+"""A network of another library, with the interface of ours: logits before enlarging, feature, stages and taps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from segtailor.errors import SegtailorError, reason
+from segtailor.models.adapters.capture import Source, Store, attach, check_paths, to_map
+from segtailor.models.adapters.trace import (
+    Classifier,
+    Step,
+    find_classifier,
+    find_encoder,
+    find_stages,
+    layout_of,
+    trace,
+)  # fmt: skip
+from segtailor.models.heads.blocks import resize
+from segtailor.models.network import Network
+from segtailor.models.output import SegOutput
+from segtailor.models.preprocess import Preprocess
+
+CLASSIFIER = "classifier:output"
+PROBES = ((96, 128), (192, 256))
+"""Sizes of the image with which a network is tried, the larger when the smaller is too small for it; made larger to
+the network's multiple."""
+
+
+class Ran(NamedTuple):
+    """What a foreign network gives: logits (B,K,h,w) at any size, auxiliary logits, and what it taps itself."""
+
+    logits: Tensor
+    aux_logits: Tensor | None = None
+    feature: Tensor | None = None
+
+
+class Adapted(Network):
+    """Wraps ``net``, a network of another library; a family overrides `run` where its call differs.
+
+    The module that computes the logits is found by trying the network on a small image, or is the path ``classifier``:
+    the logits are its output, before the network enlarges them, ``feature`` is its input, before dropout. ``taps``
+    names further module paths below ``net``, whose outputs are offered under those names (``feature`` and ``stages.N``
+    may be named, too). A network without such a module gives its full-size logits and no feature. ``encoder`` is the
+    path of the part whose maps are the stages. ``options`` go into `spec`, for `create_model`.
+
+    Raises SegtailorError for a network that does not run, gives no class maps, or has no such path.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        net: nn.Module,
+        preprocess: Preprocess,
+        *,
+        classifier: str | None = None,
+        taps: dict[str, str] | None = None,
+        encoder: str | None = None,
+        options: dict[str, Any] | None = None,
+        licences: dict[str, str] | None = None,
+        classes: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.name, self.num_classes, self.net, self.preprocess = name, num_classes, net, preprocess
+        self.licences, self.classes = dict(licences or {}), classes
+        self.options = {**(options or {}), **({"classifier": classifier} if classifier else {})}
+        self.options |= {"taps": dict(taps)} if taps else {}
+        self.align_corners = False
+        self._sources: dict[str, Source] = {}
+        self._layouts: dict[str, str] = {}
+        self._channels: dict[str, int] = {}
+        self._strides: tuple[int, ...] = ()
+        self._find(classifier, taps or {}, encoder)
+        self._store: Store = attach(net, self._sources, name)
+
+    def run(self, inputs: Tensor) -> Ran:
+        """Return what the network gives for normalised ``inputs`` (B,3,H,W)."""
+        result = self.net(inputs)
+        if isinstance(result, dict):
+            result = result.get("out", result.get("logits"))
+        if isinstance(result, tuple | list):
+            result = result[0]
+        if not isinstance(result, Tensor):
+            raise SegtailorError(f"{self.name} returns {type(result).__name__}, no tensor of logits (B,K,h,w)")
+        return Ran(result)
+
+    @property
+    def has_aux(self) -> bool:
+        """Whether the output carries auxiliary logits."""
+        return self._aux
+
+    @property
+    def tap_channels(self) -> dict[str, int]:
+        """Channels of every tap."""
+        return dict(self._channels)
+
+    @property
+    def classifier(self) -> str | None:
+        """The path of the module that computes the logits, where there is one."""
+        source = self._sources.get(CLASSIFIER)
+        return None if source is None else source.path
+
+    @property
+    def stage_strides(self) -> tuple[int, ...]:
+        """Strides of the backbone's maps, finest first."""
+        return self._strides
+
+    def forward_normalised(self, inputs: Tensor) -> SegOutput:
+        """Return the output for ``inputs`` (B,3,H,W) that are preprocessed already."""
+        self._store.begin()
+        try:
+            ran = self.run(inputs)
+        finally:
+            seen = self._store.take()
+        size = inputs.shape[-2:]
+        found = {name: to_map(value, self._layouts[name], size, name) for name, value in seen.items()}
+        if torch.is_grad_enabled() and ran.logits.requires_grad and not torch.compiler.is_compiling():
+            self._check_gradients(found)
+        logits = found.pop(CLASSIFIER, ran.logits)
+        stages = tuple(found.pop(f"stages.{index}") for index in range(len(self._strides)))
+        feature = found.pop("feature", ran.feature)
+        return SegOutput(logits, ran.aux_logits, feature, found.pop("classifier_input", feature), stages, found)
+
+    def upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return ``logits`` (B,K,h,w) at ``size``, bilinear, with the corner rule that the network itself has."""
+        return resize(logits, size, self.align_corners)
+
+    def spec(self) -> dict[str, Any]:
+        """Return what `create_model` needs to build the same network, as plain values."""
+        own = {"name": self.name, "num_classes": self.num_classes, "preprocess": self.preprocess.spec()}
+        return {**own, **self.options}
+
+    def _check_gradients(self, found: dict[str, Tensor]) -> None:
+        for name, value in found.items():
+            source = self._sources[name]
+            if value.requires_grad or source.side == "input":
+                continue
+            # without a trainable parameter of its own the part may simply be frozen
+            if any(parameter.requires_grad for parameter in self.net.get_submodule(source.path).parameters()):
+                raise SegtailorError(
+                    f"{self.name}: no gradient reaches the tap '{name}'; it lies in a block under re-entrant "
+                    "activation checkpointing: use use_reentrant=False"
+                )
+
+    def _find(self, classifier: str | None, taps: dict[str, str], encoder: str | None) -> None:
+        steps, ran, size = self._probe()
+        if ran.logits.ndim != 4 or ran.logits.shape[1] != self.num_classes:
+            raise SegtailorError(
+                f"{self.name} gives logits of shape {list(ran.logits.shape)} for an image of {size[0]} x {size[1]}, "
+                f"not (1,{self.num_classes},h,w); check the number of classes"
+            )
+        self._aux = ran.aux_logits is not None
+        known = {step.path: step for step in steps}
+        found = find_classifier(steps, ran.logits, size, self.num_classes, classifier)
+        if found is None and classifier is not None and classifier in known:
+            raise SegtailorError(f"{self.name}: the output of {classifier}, enlarged, is not the network's logits")
+        if classifier is not None and found is None:
+            self._add("classifier", Source(classifier), known, size)  # names the nearest path
+        if found is not None:
+            self._add_classifier(found, known, size)
+        elif ran.feature is not None:
+            self._channels["feature"] = self._channels["classifier_input"] = ran.feature.shape[1]
+        encoder = find_encoder(self.net, steps, found.path if found else None, size) if encoder is None else encoder
+        stages = find_stages(steps, encoder, size)
+        for index, stage in enumerate(stages):
+            self._add(f"stages.{index}", Source(stage.path), known, size)
+        self._strides = tuple(stage.stride for stage in stages)
+        for name, path in taps.items():
+            self._add(name, Source(path), known, size)
+        if "feature" in taps:
+            for kept in (self._sources, self._layouts):
+                kept.pop("classifier_input", None)
+            self._channels["classifier_input"] = self._channels["feature"]
+        self.note = self.note or ("" if "feature" in self._channels else "it gives logits alone and no feature")
+
+    def _probe(self) -> tuple[list[Step], Ran, tuple[int, int]]:
+        device = next((value.device for value in self.net.parameters()), torch.device("cpu"))
+        problem: Exception | None = None
+        for probe in PROBES:
+            size = self.preprocess.input_size(probe)
+            noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+            try:
+                with _evaluated(self.net):
+                    steps, ran = trace(self.net, lambda: self.run(noise))  # noqa: B023  (called at once)
+                return steps, ran, size
+            except SegtailorError:
+                raise
+            except Exception as error:  # any network may fail in any way
+                problem = problem or error
+        why = "" if problem is None else f" ({reason(problem)[:160]})"
+        raise SegtailorError(
+            f"{self.name} does not run on an image of {size[0]} x {size[1]}{why}; if it needs a certain size, set "
+            "preprocess.size or preprocess.size_multiple"
+        ) from problem
+
+    def _add_classifier(self, found: Classifier, known: dict[str, Step], size: tuple[int, int]) -> None:
+        self.align_corners = found.align_corners
+        self._sources[CLASSIFIER], self._layouts[CLASSIFIER] = Source(found.path), found.layout
+        self._add("feature", found.feature, known, size)
+        self._add("classifier_input", Source(found.path, "input"), known, size)
+
+    def _add(self, name: str, source: Source, known: dict[str, Step], size: tuple[int, int]) -> None:
+        step = known.get(source.path)
+        if step is None:
+            check_paths(self.net, {name: source}, self.name)
+            raise SegtailorError(f"{self.name}: the module {source.path} of tap '{name}' does not run in a forward")
+        tensor = step.input if source.side == "input" else step.output
+        layout = None if tensor is None else layout_of(tensor, size)
+        if layout is None:
+            shape = "no tensor" if tensor is None else f"a tensor of shape {list(tensor.shape)}"
+            raise SegtailorError(f"{self.name}: {source.path} gives {shape}, no map of the image; choose another tap")
+        self._sources[name], self._layouts[name], self._channels[name] = source, layout[0], layout[1]
+
+
+@contextmanager
+def _evaluated(net: nn.Module) -> Iterator[None]:
+    """Run the block with ``net`` in eval mode, and put every module's own mode back."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
