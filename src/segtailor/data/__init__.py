@@ -9,6 +9,7 @@ from segtailor.data.base import VOID, Sample, SegmentationDataset
 from segtailor.data.camvid import create_camvid
 from segtailor.data.cityscapes import create_cityscapes
 from segtailor.data.folder import create_folder
+from segtailor.data.limit import limit_dataset
 from segtailor.data.toy import create_toy
 from segtailor.errors import unknown
 
@@ -33,13 +34,17 @@ def create_dataset(config: DataConfig, split: str, training: bool) -> Segmentati
     """Open ``split`` of the data set that ``config`` names; its files are paired by name, not yet read.
 
     With ``training`` the targets are resized to ``config.size`` along with the images; without, they keep the masks'
-    own size, at which models are scored. Raises ``SegtailorError`` for an unknown name or split, for missing folders
-    and for images or masks without a partner.
+    own size, at which models are scored. The training split then has ``config.limit`` samples, where that is given.
+    Raises ``SegtailorError`` for an unknown name or split, for missing folders, for images or masks without a partner
+    and for a limit above the number of samples.
     """
     create = DATASETS.get(config.name)
     if create is None:
         raise unknown("data set", config.name, DATASETS, "For your own images and masks use the name 'folder'")
-    return create(config, split, training)
+    dataset = create(config, split, training)
+    if config.limit is not None and training and split == config.train_split:
+        return limit_dataset(dataset, config.limit)
+    return dataset
 
 
 def list_datasets() -> list[str]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Unpack
 
-from segtailor.data.base import MAX_CLASSES, VOID, Color, Sample, SegmentationDataset, check_classes
+from segtailor.data.base import MAX_CLASSES, VOID, Color, Sample, SegmentationDataset, check_classes, some
 from segtailor.data.pairs import Pair
 from segtailor.data.read import (
     Size,
@@ -31,10 +31,11 @@ class MaskValues:
     """What each number stored in a mask means: a class, void, or nothing (an error).
 
     ``classes`` maps stored values to class indices, ``void`` lists the stored values that are ignored; 255 always is,
-    unless ``classes`` names it.
+    unless ``classes`` names it. ``hint`` says in an error where a user mends this.
     """
 
-    def __init__(self, classes: Mapping[int, int], void: Iterable[int] = ()) -> None:
+    def __init__(self, classes: Mapping[int, int], void: Iterable[int] = (), hint: str = "") -> None:
+        self.hint = hint
         self.target = np.full(256, VOID, np.uint8)
         self.known = np.zeros(256, np.bool_)
         self.known[[VOID, *void]] = True
@@ -113,10 +114,12 @@ class MaskDataset(SegmentationDataset):
             raise SegtailorError(f"{image_at} is {shape(image.shape)}, but its mask {mask_at} is {shape(mask.shape)}")
         target = self.values.to_target(mask)
         if target is None:
-            value, count = next(iter(self.values.unknown(mask).items()))
+            unknown = self.values.unknown(mask)
+            common = sorted(unknown, key=lambda value: -unknown[value])
+            named = some([f"{self.values.describe(value)} ({unknown[value]} pixels)" for value in common])
             raise SegtailorError(
-                f"{mask_at} holds the value {self.values.describe(value)} ({count} pixels), which is none of the "
-                f"{self.num_classes} classes and not void"
+                f"{mask_at} holds the value{'' if len(unknown) == 1 else 's'} {named}: none of the {self.num_classes} "
+                f"classes and not void{'; ' if self.values.hint else ''}{self.values.hint}"
             )
         if self.size is not None:
             image = resize_image(image, self.size)

@@ -39,9 +39,9 @@ def pair_folders(
     ``image_key`` and ``mask_key`` turn that path (with ``/``) into the common name; None passes a file over. Raises
     ``SegtailorError`` for images without mask, masks without image, and two files of one name.
     """
-    found_images = _keyed(images, IMAGE_SUFFIXES, image_key, where)
+    found_images = files_by_key(images, IMAGE_SUFFIXES, image_key, where)
     # a JPEG is listed as well, so that a folder of JPEG masks is called that when it is read
-    found_masks = _keyed(masks, MASK_SUFFIXES | {".jpg", ".jpeg"}, mask_key, where)
+    found_masks = files_by_key(masks, MASK_SUFFIXES | {".jpg", ".jpeg"}, mask_key, where)
     if not found_images and not found_masks:
         raise SegtailorError(f"no images in {images} and no masks in {masks} ({where}); check data.root and the layout")
     no_mask = sorted(found_images.keys() - found_masks.keys())
@@ -54,6 +54,29 @@ def pair_folders(
     if problems:
         raise SegtailorError(f"{where}: {'; '.join(problems)}; add or remove files in {images} and {masks}")
     return tuple(Pair(found_images[key], found_masks[key], key) for key in sorted(found_images))
+
+
+def files_by_key(
+    folder: Path, suffixes: frozenset[str], key_of: Callable[[str], str | None], where: str
+) -> dict[str, Path]:
+    """Return the files below ``folder`` by what ``key_of`` makes of their path without suffix (with ``/``).
+
+    Hidden files, other suffixes and files whose key is None are passed over; two files of one key are an error.
+    """
+    found: dict[str, Path] = {}
+    twice: Counter[str] = Counter()
+    for path in folder.rglob("*"):
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+            continue
+        key = key_of(path.relative_to(folder).with_suffix("").as_posix())
+        if key is None:
+            continue
+        twice[key] += 1
+        found[key] = path
+    repeated = sorted(key for key, count in twice.items() if count > 1)
+    if repeated:
+        raise SegtailorError(f"{where}: {len(repeated)} names stand for several files in {folder}: {some(repeated)}")
+    return found
 
 
 def pair_list(path: Path, root: Path, where: str) -> tuple[Pair, ...]:
@@ -91,23 +114,6 @@ def pair_list(path: Path, root: Path, where: str) -> tuple[Pair, ...]:
     if not pairs:
         raise SegtailorError(f"{path} (the list of {where}) names no files")
     return tuple(pairs)
-
-
-def _keyed(folder: Path, suffixes: frozenset[str], key_of: Callable[[str], str | None], where: str) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    twice: Counter[str] = Counter()
-    for path in folder.rglob("*"):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        key = key_of(path.relative_to(folder).with_suffix("").as_posix())
-        if key is None:
-            continue
-        twice[key] += 1
-        found[key] = path
-    repeated = sorted(key for key, count in twice.items() if count > 1)
-    if repeated:
-        raise SegtailorError(f"{where}: {len(repeated)} names stand for several files in {folder}: {some(repeated)}")
-    return found
 
 
 def _under(root: Path, text: str) -> Path | None:

@@ -1,0 +1,93 @@
+"""``classes.yaml``: what a user says of the classes of images of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from segtailor.config import Strict
+from segtailor.data.base import Color, check_classes
+from segtailor.data.palette import distinct_colors
+from segtailor.errors import SegtailorError
+from segtailor.recipes import validate
+
+Byte = Annotated[int, Field(ge=0, le=255)]
+RGB = tuple[Byte, Byte, Byte]
+MEAN_COLOR: Color = (124, 116, 104)  # of ImageNet
+
+
+class ClassesFile(Strict):
+    """``classes.yaml``: the class names, and what the numbers or colours in the masks mean.
+
+    ``classes`` may be a list of names, or a mapping of names to colours.
+    """
+
+    classes: list[str] = Field(description="names in the masks' order")
+    palette: list[RGB] | None = Field(None, description="the colour of each class")
+    values: list[Byte] | None = Field(None, description="the mask value of each class; default 0, 1, 2, ...")
+    void: list[Byte] = Field(default_factory=list, description="mask values that are ignored; 255 always is")
+    void_colors: list[RGB] = Field(default_factory=list, description="colours of masks that are ignored")
+    mean_color: RGB = Field(MEAN_COLOR, description="what images are padded with")
+    licence: str = "unknown (set `licence` in classes.yaml)"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_names_from_colors(cls, content: Any) -> Any:
+        if isinstance(content, dict) and isinstance(content.get("classes"), dict):
+            named = content["classes"]
+            return {"palette": list(named.values()), **content, "classes": list(named)}
+        return content
+
+    @field_validator("classes")
+    @classmethod
+    def _names_differ(cls, names: list[str]) -> list[str]:
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"named twice: {', '.join(twice)}")
+        return names
+
+    @field_validator("palette", "values")
+    @classmethod
+    def _one_a_class(cls, given: list[Any] | None, info: ValidationInfo) -> list[Any] | None:
+        count = len(info.data.get("classes", ()))
+        if given is not None and count and len(given) != count:
+            raise ValueError(f"{len(given)} entries for {count} classes")
+        if given is not None and info.field_name == "values" and len(set(given)) < len(given):
+            raise ValueError("a mask value stands for two classes")
+        return given
+
+    @field_validator("void")
+    @classmethod
+    def _is_no_class(cls, void: list[int], info: ValidationInfo) -> list[int]:
+        values = info.data.get("values") or range(len(info.data.get("classes", ())))
+        if both := sorted(set(void) & set(values)):
+            raise ValueError(f"the mask values {both} are classes already; give the classes' mask values as `values`")
+        return void
+
+    def class_values(self) -> list[int]:
+        """Return the mask value of each class."""
+        return list(self.values or range(len(self.classes)))
+
+    def colors(self) -> tuple[Color, ...]:
+        """Return the palette, made up when the file gives none."""
+        return tuple(self.palette) if self.palette else distinct_colors(len(self.classes))
+
+
+def read_classes(path: Path) -> ClassesFile:
+    """Read the YAML at ``path``; raises ``SegtailorError``, on one line, for a file that is missing or wrong."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SegtailorError(
+            f"no such file: {path}; write the class names there ('classes: [road, car]') or set data.classes"
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SegtailorError(f"cannot read {path} as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise SegtailorError(f"{path} holds no mapping; write the class names there ('classes: [road, car]')")
+    names = content.get("classes")
+    if isinstance(names, list | dict):
+        check_classes(str(path), tuple(map(str, names)))
+    return validate(ClassesFile, content, str(path))
