@@ -23,6 +23,7 @@ from segtailor.jobs.arms import all_arms, arm_folder, baseline_of
 from segtailor.jobs.group import Ground, outcome_status, train_group
 from segtailor.jobs.setup import (
     check_methods,
+    check_weights_licences,
     environment,
     make_teacher,
     on_first_process,
@@ -84,6 +85,7 @@ def train_seeds(recipe: CompareRecipe, seeds: Sequence[int], fresh: bool = True)
     data, val = open_data(recipe.data, fabric)
     teacher = make_teacher(recipe.teacher, data)
     if teacher is not None and recipe.teacher is not None:
+        check_weights_licences(recipe.run.license_policy, {"teacher": teacher.model}, fabric.is_global_zero)
         teacher.to(fabric.device)
         if recipe.teacher.check:
             score_teacher(teacher, val, fabric.device)

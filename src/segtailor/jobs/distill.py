@@ -20,6 +20,7 @@ from segtailor.jobs.alignment import align
 from segtailor.jobs.setup import (
     card_with_metrics,
     check_methods,
+    check_weights_licences,
     environment,
     make_methods,
     make_student,
@@ -61,6 +62,8 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
         if checked.teacher.check:
             score_teacher(teacher, val, fabric.device)
     student = make_student(checked.student, data.num_classes, checked.train.seed)
+    networks = {"teacher": teacher.model if teacher is not None else None, "student": student}
+    check_weights_licences(checked.run.license_policy, networks, fabric.is_global_zero)
     methods, weights = make_methods(checked.method, student, teacher, checked.student, checked.train.seed)
     label = "+".join(methods)
     name = checked.run.name or f"{checked.data.name}-{student.name}-{label}"
@@ -74,7 +77,7 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
     if fabric.is_global_zero:
         print("\n".join(alignment), file=sys.stderr)
     own = {name: method.teacher for name, method in methods.items() if method.teacher is not None}
-    card = model_card(data, plain)
+    card = model_card(data, plain, teacher)
     task = Task(label, run.path, data, val, checked.data, checked.train, checked.evaluate, card)
     with resumable(run.path):
         alone, alone_row = _baseline(fabric, checked, run.path, data, val, size)

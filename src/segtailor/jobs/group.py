@@ -25,7 +25,7 @@ from segtailor.evaluation import evaluate_model, inference_settings
 from segtailor.evaluation.boundary import BoundarySettings
 from segtailor.jobs.alignment import align
 from segtailor.jobs.arms import arm_folder, arm_recipe
-from segtailor.jobs.setup import card_with_metrics, make_methods, make_student, model_card
+from segtailor.jobs.setup import card_with_metrics, check_weights_licences, make_methods, make_student, model_card
 from segtailor.jobs.stages import run_stages
 from segtailor.models import save_model
 from segtailor.models.atomic import write_atomically
@@ -113,7 +113,8 @@ def _build(ground: Ground, name: str, seed: int, folder: Path) -> Entry:
     crop = recipe.data.crop or recipe.data.size or ground.size
     alignment = align(student, ground.teacher, methods, crop)
     stages = run_stages(ground.fabric, recipe, methods, ground.teacher, ground.data, ground.val)
-    card = model_card(ground.data, recipe.model_dump(mode="json"))
+    check_weights_licences(recipe.run.license_policy, {"student": student}, first=False)
+    card = model_card(ground.data, recipe.model_dump(mode="json"), ground.teacher)
     task = Task(name, folder, ground.data, ground.val, recipe.data, recipe.train, recipe.evaluate, card)
     learner = Distiller(student, methods, weights, recipe.train.aux_weight)
     needs_teacher = any(method.uses_teacher for method in methods.values())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from segtailor.jobs.networks import build_network, load_teacher
 from segtailor.methods import METHODS, check_options, create_method
 from segtailor.methods.base import Method
 from segtailor.models.class_map import read_class_map
+from segtailor.models.licences import Policy, check_licences
 from segtailor.models.network import Network
 from segtailor.models.profile import count_multiply_adds, count_parameters
 from segtailor.models.teacher import Teacher
@@ -183,9 +185,22 @@ def environment(config: TrainConfig, fabric: Any) -> dict[str, str]:
     }
 
 
-def model_card(data: SegmentationDataset, recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return what a weights file says of its data and origin."""
+def check_weights_licences(policy: Policy, networks: Mapping[str, Network | None], first: bool) -> None:
+    """Print a note for each network's licence that is not known to be permissive, on the ``first`` process.
+
+    Raises ``SegtailorError`` for a restricted one where ``policy`` is ``permissive``.
+    """
+    found = {role: network.licences for role, network in networks.items() if network is not None}
+    notes = check_licences(policy, found)
+    if first and notes:
+        print("\n".join(f"note: {note}" for note in notes), file=sys.stderr)
+
+
+def model_card(data: SegmentationDataset, recipe: dict[str, Any], teacher: Teacher | None = None) -> dict[str, Any]:
+    """Return what a weights file says of its data and origin; the licences are those of a ``teacher``'s weights."""
+    taught = {} if teacher is None else teacher.model.licences
     return {
+        "licences": {f"teacher's {part}": text for part, text in taught.items()},
         "classes": list(data.classes),
         "palette": [list(color) for color in data.palette],
         "mean_color": list(data.mean_color),

@@ -17,6 +17,7 @@ from segtailor.engine.runs import open_run, write_json
 from segtailor.evaluation import inference_settings
 from segtailor.jobs.setup import (
     card_with_metrics,
+    check_weights_licences,
     environment,
     make_student,
     model_card,
@@ -51,6 +52,7 @@ def train(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[st
     fabric = launch(checked.train)
     data, val = open_data(checked.data, fabric)
     model = make_student(checked.model, data.num_classes, checked.train.seed)
+    check_weights_licences(checked.run.license_policy, {"model": model}, fabric.is_global_zero)
     name = checked.run.name or f"{checked.data.name}-{model.name}"
     plain = checked.model_dump(mode="json")
     run = on_first_process(fabric, lambda: open_run(checked.run, name, plain))

