@@ -8,6 +8,7 @@ from segtailor.config import DataConfig
 from segtailor.data.base import VOID, Sample, SegmentationDataset
 from segtailor.data.camvid import create_camvid
 from segtailor.data.cityscapes import create_cityscapes
+from segtailor.data.coco_json import create_coco_json
 from segtailor.data.csv_table import create_csv
 from segtailor.data.folder import create_folder
 from segtailor.data.limit import limit_dataset
@@ -26,6 +27,7 @@ class Create(Protocol):
 DATASETS: dict[str, Create] = {
     "camvid": create_camvid,
     "cityscapes": create_cityscapes,
+    "coco-json": create_coco_json,
     "csv": create_csv,
     "folder": create_folder,
     "toy": create_toy,
