@@ -1,0 +1,391 @@
+"""Packing a data set and reading the pack: the same samples, whole or not at all, damage told in one line."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from data.trees import truncate, write_camvid, write_folder, write_image, write_mask
+from segtailor.config import DataConfig
+from segtailor.data import create_dataset
+from segtailor.data.loader import train_batches
+from segtailor.data.pack import split as split_module
+from segtailor.data.pack.encode import decode_target, encode_target
+from segtailor.data.pack.manifest import read_manifest
+from segtailor.data.pack.writer import format_pack, pack
+from segtailor.errors import SegtailorError
+
+
+def camvid(root: Path, **options) -> DataConfig:
+    return DataConfig(name="camvid", root=root, workers=0, **options)
+
+
+def packed(root: Path, **options) -> DataConfig:
+    return DataConfig(name="packed", root=root, workers=0, **options)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> DataConfig:
+    return camvid(write_camvid(tmp_path / "camvid", names=tuple("abcdefg")))
+
+
+def assert_same(source: DataConfig, found: DataConfig, split: str, training: bool) -> None:
+    ours, theirs = create_dataset(found, split, training), create_dataset(source, split, training)
+    assert len(ours) == len(theirs)
+    for mine, original in zip(ours, theirs, strict=True):
+        assert mine.name == original.name
+        assert mine.image.dtype == mine.target.dtype == torch.uint8
+        assert mine.image.equal(original.image)
+        assert mine.target.equal(original.target)
+    for what in ("name", "split", "classes", "palette", "mean_color", "licence", "num_classes"):
+        assert getattr(ours, what) == getattr(theirs, what)
+
+
+@pytest.mark.parametrize("encoding", ["raw", "png", "keep"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_lossless_packs_give_the_samples_of_the_source(tmp_path, encoding, suffix):
+    source = camvid(write_camvid(tmp_path / "camvid", names=tuple("abcde"), suffix=suffix))
+    manifest = pack(source, tmp_path / "out", encoding=encoding)
+    assert {name: split.samples for name, split in manifest.splits.items()} == {"train": 5, "val": 5}
+    assert all(split.loss is None for split in manifest.splits.values())
+    assert "identical pixels" in format_pack(manifest, tmp_path / "out")
+    for split in ("train", "val"):
+        assert_same(source, packed(tmp_path / "out"), split, training=split == "train")
+        # resized on reading, as the source is
+        resized = {"size": (8, 10)}
+        found = packed(tmp_path / "out", **resized)
+        assert_same(source.model_copy(update=resized), found, split, training=split == "train")
+
+
+def test_samples_of_different_sizes_keep_theirs(tmp_path):
+    root = write_folder(tmp_path / "tree")
+    write_image(root / "train/images/c.png", (5, 9))
+    write_mask(root / "train/masks/c.png", (5, 9))
+    source = DataConfig(name="folder", root=root, workers=0)
+    pack(source, tmp_path / "out")
+    assert_same(source, packed(tmp_path / "out"), "train", training=True)
+
+
+def test_a_sideways_photo_is_kept_and_read_upright(tmp_path):
+    root = write_folder(tmp_path / "tree")
+    photo = root / "train/images/c.jpg"
+    picture = Image.open(write_image(tmp_path / "plain.png", (9, 5)))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(photo, exif=exif)
+    write_mask(root / "train/masks/c.png", (5, 9))
+    source = DataConfig(name="folder", root=root, workers=0)
+    pack(source, tmp_path / "out", encoding="keep")
+    assert_same(source, packed(tmp_path / "out"), "train", training=True)
+
+
+def test_packing_at_the_training_size(tmp_path, source):
+    source = source.model_copy(update={"size": (8, 10)})
+    manifest = pack(source, tmp_path / "out")
+    assert manifest.size == (8, 10)
+    assert "at 8 x 10" in format_pack(manifest, tmp_path / "out")
+    for asked in ({}, {"size": (8, 10)}):
+        found = packed(tmp_path / "out", **asked)
+        assert_same(source, found, "train", training=True)
+        assert_same(source, found, "val", training=False)
+        assert create_dataset(found, "val", training=False)[0].target.shape == (12, 16)
+        assert_same(source, found, "val", training=True)
+    with pytest.raises(SegtailorError, match=r"made at data\.size \[8, 10\], not \[6, 6\]; set data.size"):
+        create_dataset(packed(tmp_path / "out", size=(6, 6)), "train", training=True)
+    with pytest.raises(SegtailorError, match=r"targets of train in .* were resized for training"):
+        create_dataset(packed(tmp_path / "out"), "train", training=False)
+
+
+def test_jpeg_states_what_it_lost(tmp_path, source):
+    manifest = pack(source, tmp_path / "out", encoding="jpeg", quality=80)
+    assert manifest.quality == 80
+    found, original = (create_dataset(config, "train", True) for config in (packed(tmp_path / "out"), source))
+    apart = np.stack(
+        [mine.image.numpy().astype(float) - its.image.numpy() for mine, its in zip(found, original, strict=True)]
+    )
+    loss = manifest.splits["train"].loss
+    assert loss is not None
+    assert loss.mean_abs_error == pytest.approx(np.abs(apart).mean(), abs=1e-3)
+    assert loss.psnr == pytest.approx(10 * np.log10(255**2 / (apart**2).mean()), abs=0.01)
+    worst = (apart**2).mean((1, 2, 3)).max()
+    assert loss.worst_psnr == pytest.approx(10 * np.log10(255**2 / worst), abs=0.01)
+    assert loss.largest_error == np.abs(apart).max()
+    assert all(mine.target.equal(its.target) for mine, its in zip(found, original, strict=True))
+    said = format_pack(manifest, tmp_path / "out")
+    assert "JPEG quality 80, PSNR" in said
+    assert "mean absolute error" in said
+    assert "identical pixels" not in said
+    # what is stated survives in the manifest
+    assert read_manifest(tmp_path / "out") == manifest
+
+
+def test_training_batches_are_those_of_the_source(tmp_path, source):
+    pack(source, tmp_path / "out", shards=3)
+    batches = []
+    for config in (source, packed(tmp_path / "out")):
+        config = config.model_copy(update={"crop": (8, 8), "workers": 1})
+        data = create_dataset(config, "train", training=True)
+        batches.append(list(train_batches(data, config, seed=1, global_batch=4, micro_batch=4, steps=4)))
+    for one, other in zip(*batches, strict=True):
+        assert one.names == other.names
+        assert one.images.equal(other.images)
+        assert one.target.equal(other.target)
+
+
+def test_a_recipes_limit_applies_when_the_pack_is_read(tmp_path, source):
+    for size in ({}, {"size": (8, 10)}):
+        out = tmp_path / f"out{len(size)}"
+        limited = source.model_copy(update={"limit": 3, **size})
+        assert pack(limited, out).splits["train"].samples == 7
+        assert_same(limited, packed(out, limit=3, **size), "train", training=True)
+
+
+@pytest.mark.parametrize(("context", "workers"), [("fork", 2), ("spawn", 1)])
+def test_workers_read_what_one_process_reads(tmp_path, source, context, workers):
+    pack(source, tmp_path / "out", shards=3)
+    data = create_dataset(packed(tmp_path / "out"), "train", True)
+    before = [data[index] for index in range(len(data))]  # so that the shards are open already
+    loader = DataLoader(data, batch_size=None, num_workers=workers, multiprocessing_context=context)
+    for _, (image, target, name), mine in zip(range(7), loader, before, strict=True):
+        assert name == mine.name
+        assert torch.as_tensor(image).equal(mine.image)
+        assert torch.as_tensor(target).equal(mine.target)
+    again = pickle.loads(pickle.dumps(data))
+    assert again[3].image.equal(before[3].image)
+
+
+def test_packing_with_workers_writes_the_same_bytes(tmp_path, source):
+    for workers in (0, 2):
+        pack(source.model_copy(update={"workers": workers}), tmp_path / str(workers), shards=2)
+    for path in (tmp_path / "0").iterdir():
+        assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes()
+
+
+def test_shards_are_plain_tars_that_any_tool_reads(tmp_path, source):
+    manifest = pack(source, tmp_path / "out", shards=3, splits=["train"])
+    shards = manifest.splits["train"].shards
+    assert [shard.samples for shard in shards] == [2, 2, 3]
+    samples = list(create_dataset(source, "train", True))
+    count = 0
+    for shard in shards:
+        path = tmp_path / "out" / shard.file
+        assert path.stat().st_size == shard.bytes
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == shard.sha256
+        index = json.loads((tmp_path / "out" / shard.index).read_text())
+        rows = [dict(zip(index["columns"], row, strict=True)) for row in index["samples"]]
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:  # as a stream
+            members = [(member.name, member.offset_data, tar.extractfile(member).read()) for member in tar]
+        for row, image, target in zip(rows, members[::2], members[1::2], strict=True):
+            sample = samples[count]
+            assert row["name"] == sample.name
+            assert (image[0], target[0]) == (f"{count:08d}.image.npy", f"{count:08d}.target.png")
+            assert (row["image_at"], row["image_bytes"]) == (image[1], len(image[2]))
+            assert (row["target_at"], row["target_bytes"]) == (target[1], len(target[2]))
+            assert np.array_equal(np.load(io.BytesIO(image[2])), sample.image.numpy())
+            assert np.array_equal(np.array(Image.open(io.BytesIO(target[2]))), sample.target.numpy())
+            count += 1
+    assert count == 7
+
+
+def test_shards_of_a_size(tmp_path):
+    root = tmp_path / "tree"
+    root.mkdir()
+    (root / "classes.yaml").write_text("classes: [road, car]")
+    for name in "abcde":
+        write_image(root / f"train/images/{name}.png", (400, 500))
+        write_mask(root / f"train/masks/{name}.png", (400, 500))
+    manifest = pack(DataConfig(name="folder", root=root, workers=0), tmp_path / "out", shard_mb=1, splits=["train"])
+    assert [shard.samples for shard in manifest.splits["train"].shards] == [2, 2, 1]
+
+
+def test_targets_are_read_back_whatever_their_size_and_values():
+    rng = np.random.default_rng(0)
+    for size in ((1, 1), (3, 7), (64, 65), (300, 401)):
+        target = torch.from_numpy(rng.integers(0, 256, size, dtype=np.uint8))
+        content = encode_target(target, ((1, 2, 3), (4, 5, 6)))
+        assert np.array_equal(decode_target(np.frombuffer(content, np.uint8), size), target.numpy())
+        picture = Image.open(io.BytesIO(content))
+        assert picture.mode == "P"
+        assert picture.getpalette()[:9] == [1, 2, 3, 4, 5, 6, 0, 0, 0]
+        # a PNG with row filters, as another program writes it
+        other = io.BytesIO()
+        Image.fromarray(target.numpy()).save(other, "PNG")
+        assert np.array_equal(decode_target(np.frombuffer(other.getvalue(), np.uint8), size), target.numpy())
+
+
+def test_an_interrupted_pack_is_no_pack_and_goes_on(tmp_path, source, monkeypatch):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    pack(source, whole, shards=3)
+    encoded = []
+
+    def interrupt(encoder, start, workers):
+        for sample in split_samples(encoder, start, workers):
+            if len(encoded) == 5:
+                raise KeyboardInterrupt
+            encoded.append(sample.name)
+            yield sample
+
+    split_samples = split_module.encode_samples
+    monkeypatch.setattr(split_module, "encode_samples", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pack(source, out, shards=3)
+    with pytest.raises(SegtailorError, match="is unfinished; give the same `segtailor data pack` command"):
+        create_dataset(packed(out), "train", True)
+    with pytest.raises(SegtailorError, match=r"unfinished pack with other settings \(encoding\)"):
+        pack(source, out, shards=3, encoding="png")
+    kept = (out / "train-00001.tar").stat().st_mtime_ns
+    encoded.clear()
+    monkeypatch.setattr(
+        split_module, "encode_samples", lambda *given: (encoded.append(s.name) or s for s in split_samples(*given))
+    )
+    pack(source, out, shards=3)
+    assert encoded == [*"efg", *"abcdefg"]  # two shards of two were whole
+    assert (out / "train-00001.tar").stat().st_mtime_ns == kept
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        path.name: path.read_bytes() for path in whole.iterdir()
+    }
+    assert_same(source, packed(out), "train", training=True)
+
+
+def test_a_sample_that_cannot_be_read_stops_the_pack_in_one_line_and_it_goes_on_when_mended(tmp_path, source):
+    broken = source.root / "train/d.png"
+    content = broken.read_bytes()
+    truncate(broken)
+    for workers in (0, 2):
+        with pytest.raises(SegtailorError, match=r"cannot read .*d\.png: truncated") as caught:
+            pack(source.model_copy(update={"workers": workers}), tmp_path / "out", shards=3)
+        assert "\n" not in str(caught.value)
+    broken.write_bytes(content)
+    pack(source, tmp_path / "out", shards=3)
+    assert_same(source, packed(tmp_path / "out"), "train", training=True)
+
+
+def damage(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def rows(out: Path, index: str) -> list[dict]:
+    content = json.loads((out / index).read_text())
+    return [dict(zip(content["columns"], row, strict=True)) for row in content["samples"]]
+
+
+@pytest.mark.parametrize("what", ["image", "target"])
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+def test_a_damaged_shard_is_told_in_one_line(tmp_path, source, what, encoding):
+    out = tmp_path / "out"
+    pack(source, out, encoding=encoding)
+    row = rows(out, "train-00000.json")[2]
+    damage(out / "train-00000.tar", row[f"{what}_at"] + row[f"{what}_bytes"] // 2)
+    data = create_dataset(packed(out), "train", True)
+    assert data[1].name == "b"
+    with pytest.raises(SegtailorError, match=r"train-00000\.tar is damaged at the sample c .*checksum") as caught:
+        data[2]
+    assert "\n" not in str(caught.value)
+
+
+def test_shards_that_are_short_or_missing_are_told_on_opening(tmp_path, source):
+    out = tmp_path / "out"
+    pack(source, out, shards=3)
+    truncate(out / "train-00001.tar")
+    (out / "train-00002.tar").unlink()
+    with pytest.raises(SegtailorError, match=r"2 of 3 shards not whole: train-00001\.tar \(\d+ of \d+ bytes\), tr"):
+        create_dataset(packed(out), "train", True)
+    assert len(create_dataset(packed(out), "val", False)) == 7
+
+
+def test_a_shard_that_shrinks_while_it_is_read_is_told(tmp_path, source):
+    pack(source, tmp_path / "out")
+    data = create_dataset(packed(tmp_path / "out"), "train", True)
+    truncate(tmp_path / "out/train-00000.tar")
+    with pytest.raises(SegtailorError, match=r"damaged at the sample g"):
+        data[6]
+    (tmp_path / "out/train-00000.tar").unlink()
+    sent = pickle.loads(pickle.dumps(data))  # as to a worker
+    with pytest.raises(SegtailorError, match=r"cannot read .*train-00000\.tar: No such file"):
+        sent[0]
+
+
+def test_what_is_no_pack_is_told(tmp_path, source):
+    with pytest.raises(SegtailorError, match=r"needs data\.root"):
+        create_dataset(DataConfig(name="packed"), "train", True)
+    with pytest.raises(SegtailorError, match="no such folder"):
+        create_dataset(packed(tmp_path / "none"), "train", True)
+    with pytest.raises(SegtailorError, match=r"no pack in .*: manifest\.json is missing"):
+        create_dataset(packed(source.root), "train", True)
+    out = tmp_path / "out"
+    pack(source, out)
+    with pytest.raises(SegtailorError, match=r"unknown split of the pack in .*'test'; nearest: "):
+        create_dataset(packed(out), "test", False)
+    index = out / "train-00000.json"
+    index.write_text((out / "val-00000.json").read_text())
+    with pytest.raises(SegtailorError, match=r"train-00000\.json is not the index of train-00000\.tar"):
+        create_dataset(packed(out), "train", True)
+    manifest = out / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 9'))
+    with pytest.raises(SegtailorError, match=r"manifest\.json is damaged or of another version \(version: ") as caught:
+        create_dataset(packed(out), "val", False)
+    assert "\n" not in str(caught.value)
+    truncate(manifest)
+    with pytest.raises(SegtailorError, match=r"manifest\.json is damaged"):
+        create_dataset(packed(out), "val", False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoding": "jpg"}, "unknown --format 'jpg'; nearest: jpeg"),
+        ({"quality": 0}, "--quality is 1 to 100, not 0"),
+        ({"shards": 0}, "at least 1"),
+        ({"shard_mb": 0}, "at least 1"),
+        ({"splits": ["tests"]}, "no such folder"),
+    ],
+)
+def test_settings_that_do_not_fit_leave_nothing(tmp_path, source, options, message):
+    with pytest.raises(SegtailorError, match=message):
+        pack(source, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_keep_needs_files_of_their_own_size(tmp_path, source):
+    with pytest.raises(SegtailorError, match=r"keep copies image files as they are; leave out data\.size"):
+        pack(source.model_copy(update={"size": (8, 10)}), tmp_path / "out", encoding="keep")
+    with pytest.raises(SegtailorError, match="keep copies image files, and toy has none"):
+        pack(DataConfig(name="toy", length=2), tmp_path / "out", encoding="keep", splits=["train"])
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, source):
+    out = tmp_path / "out"
+    pack(source, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(SegtailorError, match="is a whole pack already"):
+        pack(source, out, encoding="png")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    with pytest.raises(SegtailorError, match="holds other files"):
+        pack(source, source.root)
+
+
+def test_a_disk_that_is_too_small_is_told_first(tmp_path, source, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(SegtailorError, match=r"the pack takes about 0\.0 GB, and .* free some space"):
+        pack(source, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+
+def test_a_pack_can_be_packed_again(tmp_path):
+    source = DataConfig(name="toy", size=(24, 32), length=3, workers=0)
+    pack(source, tmp_path / "raw", splits=["train"])
+    again = packed(tmp_path / "raw", size=(24, 32))
+    pack(again, tmp_path / "png", encoding="png", splits=["train"])
+    assert_same(source, packed(tmp_path / "png"), "train", training=True)
