@@ -8,6 +8,8 @@ from torch import nn
 
 from segtailor.config import OptimizerConfig, ScheduleConfig
 from segtailor.engine.optim import AveragedWeights, build_optimizer, learning_rate, set_learning_rate
+from segtailor.models import Preprocess, create_model
+from segtailor.models.adapters.adapted import Adapted
 
 
 def test_poly_is_the_published_schedule() -> None:
@@ -34,16 +36,37 @@ class Net(nn.Module):
 
 
 def test_groups_separate_heads_and_spared_parameters() -> None:
-    net = Net()
+    net = create_model("fcn-lcnet_050", 2)
+    net.head.classifier.bias.requires_grad_(False)
     config = OptimizerConfig(name="sgd", lr=0.1, weight_decay=0.01, head_lr_factor=10, decay_norm_and_bias=False)
-    optimizer = build_optimizer(net, config)
+    optimizer = build_optimizer(nn.ModuleDict({"student": net, "projector": nn.Conv2d(2, 2, 1)}), config)
     set_learning_rate(optimizer, 0.05)
     found = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
-    assert found[id(net.backbone[0].weight)] == (0.05, 0.01)
-    assert found[id(net.backbone[1].weight)] == (0.05, 0.0)
-    assert found[id(net.head.weight)] == (0.5, 0.01)
-    assert found[id(net.head.bias)] == (0.5, 0.0)
-    assert id(net.frozen) not in found
+    for parameter in net.backbone.parameters():
+        assert found[id(parameter)] == (0.05, 0.01 if parameter.ndim > 1 else 0.0)
+    for parameter in net.head.parameters():
+        if parameter.requires_grad:
+            assert found[id(parameter)] == (0.5, 0.01 if parameter.ndim > 1 else 0.0)
+    assert id(net.head.classifier.bias) not in found
+    assert len(found) == sum(1 for _ in net.parameters()) + 1
+
+
+@pytest.mark.parametrize("encoder", ["encoder", None])
+def test_the_encoder_of_a_foreign_network_has_the_backbones_rate(encoder: str | None) -> None:
+    class Foreign(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1))
+            self.classifier = nn.Conv2d(16, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.classifier(self.encoder(x))
+
+    net = Adapted("module:mine:net", 3, Foreign(), Preprocess(), encoder=encoder)
+    optimizer = build_optimizer(net, OptimizerConfig(lr=0.1, head_lr_factor=10))
+    found = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    assert found[id(net.net.encoder[0].weight)] == 0.1
+    assert found[id(net.net.classifier.weight)] == 1.0
 
 
 def test_the_published_recipe_is_one_group() -> None:

@@ -9,19 +9,26 @@ import torch
 from torch import nn
 
 from segtailor.config import OptimizerConfig, ScheduleConfig
+from segtailor.models.network import Network
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Build SGD or AdamW over the trainable parameters of a distiller.
 
-    Parameters whose name contains ``backbone`` get ``lr``; all others (heads and the method's own) get
-    ``lr * head_lr_factor``. One-dimensional parameters are left out of weight decay unless ``decay_norm_and_bias``.
+    Parameters of a network's encoder get ``lr``; all others (heads and the method's own) get ``lr * head_lr_factor``.
+    One-dimensional parameters are left out of weight decay unless ``decay_norm_and_bias``.
     """
+    encoders = {
+        id(parameter)
+        for network in module.modules()
+        if isinstance(network, Network)
+        for parameter in network.encoder_parameters()
+    }
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
+    for parameter in module.parameters():
         if not parameter.requires_grad:
             continue
-        factor = 1.0 if ".backbone." in f".{name}" else config.head_lr_factor
+        factor = 1.0 if id(parameter) in encoders else config.head_lr_factor
         spared = parameter.ndim <= 1 and not config.decay_norm_and_bias
         groups.setdefault((factor, 0.0 if spared else config.weight_decay), []).append(parameter)
     listed: list[dict[str, Any]] = [

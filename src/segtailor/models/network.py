@@ -43,6 +43,10 @@ class Network(nn.Module, ABC):
     def stage_strides(self) -> tuple[int, ...]:
         """Strides of the backbone's maps, finest first."""
 
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the encoder, whose learning rate a recipe may set apart from the heads'."""
+        return []
+
     def forward(self, images: Tensor) -> SegOutput:
         """Return the output for raw RGB ``images`` (B,3,H,W), uint8 or float in 0..255."""
         return self.forward_normalised(self.preprocess(images))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from segtailor.models.adapters.named_taps import NamedTaps
 from segtailor.models.backbones import Backbone
@@ -46,6 +46,10 @@ class Segmenter(Network):
         self.licences: dict[str, str] = {"backbone": backbone.licence} if backbone.licence else {}
         self._taps = NamedTaps()
         self._taps.name(self, options.get("taps") or {})
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Return the backbone's parameters."""
+        return list(self.backbone.parameters())
 
     @property
     def has_aux(self) -> bool:

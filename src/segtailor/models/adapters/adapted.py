@@ -126,6 +126,10 @@ class Adapted(Network):
         feature = found.pop("feature", ran.feature)
         return SegOutput(logits, ran.aux_logits, feature, found.pop("classifier_input", feature), stages, found)
 
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the part whose maps are the stages."""
+        return list(self.net.get_submodule(self._encoder).parameters()) if self._encoder else []
+
     def upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Return ``logits`` (B,K,h,w) at ``size``, bilinear, with the corner rule that the network itself has."""
         return resize(logits, size, self.align_corners)
@@ -166,6 +170,7 @@ class Adapted(Network):
         elif ran.feature is not None:
             self._channels["feature"] = self._channels["classifier_input"] = ran.feature.shape[1]
         encoder = find_encoder(self.net, steps, found.path if found else None, size) if encoder is None else encoder
+        self._encoder = encoder
         stages = find_stages(steps, encoder, size)
         for index, stage in enumerate(stages):
             self._add(f"stages.{index}", Source(stage.path), known, size)
