@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from segtailor.cli_recipes import PLAIN
+
+# commands on data take `[RECIPE] [--data.KEY VALUE]...`
+DATA = {"allow_extra_args": True, "ignore_unknown_options": True}
+DATA_USAGE = "[RECIPE] [--data.KEY VALUE]... [OPTIONS]"
 
 data_app = typer.Typer(help="The data sets that segtailor reads.", **PLAIN)
 
@@ -15,3 +22,41 @@ def data_ls() -> None:
     from segtailor.data import list_datasets
 
     print("\n".join(list_datasets()))
+
+
+@data_app.command(
+    "pack",
+    context_settings=DATA,
+    options_metavar=DATA_USAGE,
+    epilog="Example: segtailor data pack --data.name camvid --data.root data/camvid --out data/camvid-packed",
+)
+def data_pack(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="folder to write, new or empty; an interrupted pack there goes on")],
+    format: Annotated[  # noqa: A002
+        str, typer.Option(help="raw (fastest), png (smallest without loss), jpeg (states its loss), keep (own files)")
+    ] = "raw",
+    quality: Annotated[int, typer.Option(help="of jpeg, 1 to 100")] = 95,
+    shards: Annotated[int | None, typer.Option(help="number of shards of a split; default: by --shard-size")] = None,
+    shard_size: Annotated[int, typer.Option(help="size of a shard in MiB")] = 256,
+    splits: Annotated[str | None, typer.Option(help="as in train,val,test; default: the recipe's two")] = None,
+) -> None:
+    """Repack a data set once for fast reading, in tar shards; with --data.size at the training size.
+
+    The data are a recipe's, or set by --data.KEY VALUE. A recipe reads the pack as {name: packed, root: OUT}.
+    """
+    from segtailor.data.pack.writer import format_pack, pack
+    from segtailor.data.recipe import data_of
+
+    chosen = splits.split(",") if splits else None
+    manifest = pack(
+        data_of(context.args),
+        out,
+        splits=chosen,
+        encoding=format,
+        quality=quality,
+        shards=shards,
+        shard_mb=shard_size,
+        progress=True,
+    )
+    print(format_pack(manifest, out))
