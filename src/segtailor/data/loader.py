@@ -6,52 +6,91 @@ import atexit
 import signal
 import weakref
 from collections.abc import Generator, Iterator, Sequence
-from typing import NamedTuple
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from segtailor.config import DataConfig
 from segtailor.data.augment import augment
-from segtailor.data.base import Sample, SegmentationDataset
+from segtailor.data.base import VOID, Color, Sample, SegmentationDataset
+from segtailor.data.batch import Batch, UnlabelledSample, collate
 from segtailor.data.read import Size
+from segtailor.data.unlabelled import Mix, UnlabelledImages, mix_of
 from segtailor.errors import SegtailorError
 
-# Streams of random numbers that must not be the same: the order of an epoch, and one sample's augmentation.
-ORDER, AUGMENT = 0, 1
+# Streams of random numbers that must not be the same: the order of an epoch, and one sample's augmentation, of labelled
+# and of unlabelled images.
+LABELLED, UNLABELLED = (0, 1), (2, 3)
 
 
-class Batch(NamedTuple):
-    """A micro-batch: ``images`` uint8 RGB (b,3,H,W), ``target`` uint8 (b,H,W), and the samples' names."""
+class Images(Protocol):
+    """What a stream reads: a labelled split, or unlabelled images."""
 
-    images: Tensor
-    target: Tensor
-    names: list[str]
+    mean_color: Color
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+    def order(self, epoch: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return the order in which all of them are shown in ``epoch``."""
 
 
-class TrainingPositions(Dataset[Sample]):
-    """The endless training stream: position p is sample ``order[p % len]`` of epoch ``p // len``, augmented."""
+class Stream:
+    """An endless stream: position p is sample ``order[p % len]`` of epoch ``p // len``, augmented."""
 
-    def __init__(self, dataset: SegmentationDataset, config: DataConfig, seed: int) -> None:
-        if len(dataset) == 0:
-            raise SegtailorError(f"the split {dataset.split} of {dataset.name} holds no images")
-        self.dataset, self.config, self.seed = dataset, config, seed
-        self.crop: Size = config.crop or config.size or _size(dataset[0])
+    def __init__(self, images: Images, config: DataConfig, seed: int, crop: Size, numbers: tuple[int, int]) -> None:
+        self.images, self.config, self.seed, self.crop = images, config, seed, crop
+        self.numbers = numbers
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __getitem__(self, position: int) -> Sample:
         """Return the augmented sample at ``position``."""
-        epoch, place = divmod(position, len(self.dataset))
+        for_order, for_sample = self.numbers
+        epoch, place = divmod(position, len(self.images))
         if epoch != self._epoch:
-            rng = np.random.default_rng((self.seed, ORDER, epoch))
-            self._epoch, self._order = epoch, self.dataset.order(epoch, rng)
-        sample = self.dataset[int(self._order[place])]
-        rng = np.random.default_rng((self.seed, AUGMENT, position))
-        return augment(sample, rng, self.crop, self.config.scale, self.config.flip, self.dataset.mean_color)
+            rng = np.random.default_rng((self.seed, for_order, epoch))
+            self._epoch, self._order = epoch, self.images.order(epoch, rng)
+        sample = self.images[int(self._order[place])]
+        rng = np.random.default_rng((self.seed, for_sample, position))
+        return augment(sample, rng, self.crop, self.config.scale, self.config.flip, self.images.mean_color)
 
-    def __getitems__(self, positions: list[int]) -> list[Sample] | SegtailorError:
+
+class TrainingPositions(Dataset[Sample | UnlabelledSample]):
+    """The rows of all global batches, numbered through: which image comes there, augmented.
+
+    Labelled and unlabelled rows have a stream each, so that the labelled rows are those of a smaller batch without the
+    others.
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        config: DataConfig,
+        seed: int,
+        mix: Mix | None = None,
+        unlabelled: UnlabelledImages | None = None,
+    ) -> None:
+        if len(dataset) == 0:
+            raise SegtailorError(f"the split {dataset.split} of {dataset.name} holds no images")
+        self.seed, self.mix = seed, mix or Mix(1)
+        crop: Size = config.crop or config.size or _size(dataset[0])
+        self.labelled = Stream(dataset, config, seed, crop, LABELLED)
+        self.unlabelled = None if unlabelled is None else Stream(unlabelled, config, seed, crop, UNLABELLED)
+
+    def __getitem__(self, position: int) -> Sample | UnlabelledSample:
+        """Return the augmented sample at ``position``."""
+        step, row = divmod(position, self.mix.batch)
+        unlabelled, place = self.mix.place(row)
+        if not unlabelled or self.unlabelled is None:
+            return self.labelled[step * self.mix.labelled + place]
+        sample = self.unlabelled[step * self.mix.unlabelled + place]
+        return UnlabelledSample(sample.image, sample.target != VOID, sample.name)
+
+    def __getitems__(self, positions: list[int]) -> list[Sample | UnlabelledSample] | SegtailorError:
         """Return the samples at ``positions``; a user's error is handed on as a value, so that it stays one line."""
         try:
             return [self[position] for position in positions]
@@ -70,12 +109,16 @@ def train_batches(
     world: int = 1,
     start_step: int = 0,
     steps: int,
+    unlabelled: UnlabelledImages | None = None,
 ) -> Iterator[Batch]:
     """Yield this rank's micro-batches of steps ``start_step + 1`` to ``steps``, in order.
 
     Row i of step n's global batch stands at position ``(n - 1) * global_batch + i``, and what comes there is a function
     of ``seed`` and the position alone: neither ``config.workers`` nor ``world`` nor ``start_step`` changes it. Rank r
     takes rows ``r * global_batch / world`` onwards. A data set smaller than the batch wraps into its next epoch.
+
+    ``unlabelled`` images take the rows that :func:`mix_of` gives them, evenly spread. The n others of a step are then
+    those of a batch of n without unlabelled images.
 
     Raises SegtailorError when the batch does not split evenly, and for files that turn out bad while training.
     """
@@ -91,14 +134,15 @@ def train_batches(
         for first in range(0, rows, micro_batch)
     ]
     plan = [list(range(first, first + micro_batch)) for first in firsts]
-    batches = _batches(TrainingPositions(dataset, config, seed), plan, config.workers)
+    mix = mix_of(config.unlabelled if unlabelled is not None else None, global_batch)
+    batches = _batches(TrainingPositions(dataset, config, seed, mix, unlabelled), plan, config.workers)
     # The workers ignore SIGTERM, with which Python would end them on leaving: they are asked to stop before that.
     atexit.register(_close, weakref.ref(batches))
     return batches
 
 
 def _batches(positions: TrainingPositions, plan: Sequence[list[int]], workers: int) -> Generator[Batch, None, None]:
-    loader: DataLoader[Sample] = DataLoader(
+    loader: DataLoader[Sample | UnlabelledSample] = DataLoader(
         positions,
         batch_sampler=plan,
         num_workers=min(workers, len(plan)),
@@ -119,15 +163,6 @@ def _close(batches: weakref.ref[Generator[Batch, None, None]]) -> None:
     generator = batches()
     if generator is not None:
         generator.close()
-
-
-def collate(samples: Sequence[Sample] | SegtailorError) -> Batch | SegtailorError:
-    """Stack samples of one size into a batch; an error passes through."""
-    if isinstance(samples, SegtailorError):
-        return samples
-    images = torch.stack([sample.image for sample in samples])
-    target = torch.stack([sample.target for sample in samples])
-    return Batch(images, target, [sample.name for sample in samples])
 
 
 def _start_worker(_: int) -> None:
