@@ -11,6 +11,7 @@ from segtailor.data.cityscapes import create_cityscapes
 from segtailor.data.coco_json import create_coco_json
 from segtailor.data.csv_table import create_csv
 from segtailor.data.folder import create_folder
+from segtailor.data.hf import create_hf
 from segtailor.data.limit import limit_dataset
 from segtailor.data.pack.reader import create_packed
 from segtailor.data.toy import create_toy
@@ -31,6 +32,7 @@ DATASETS: dict[str, Create] = {
     "coco-json": create_coco_json,
     "csv": create_csv,
     "folder": create_folder,
+    "hf": create_hf,
     "packed": create_packed,
     "toy": create_toy,
 }

@@ -67,6 +67,11 @@ def read_mask(source: Source) -> NDArray[Any]:
             hint = ": set data.masks: color if its colours are the classes" if file.mode in ("RGB", "RGBA") else ""
             raise UnreadableFile(f"a mask holds one class index a pixel, but its mode is {file.mode}{hint}")
         mask = np.array(file)
+    return narrow(mask)
+
+
+def narrow(mask: NDArray[Any]) -> NDArray[Any]:
+    """Return whole numbers ``mask`` as uint8 where they fit, else as int32."""
     if mask.dtype == np.uint8 or mask.dtype == np.bool_:
         return mask.astype(np.uint8, copy=False)
     wide = mask.astype(np.int32)
