@@ -1,0 +1,339 @@
+"""`get`: fetching, checking and unpacking a data set from a server on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import sys
+import tarfile
+import types
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.trees import write_image, write_mask
+from data.web import Web
+from segtailor.data.download.archive import Archive
+from segtailor.data.download.entry import Download
+from segtailor.data.download.get import get
+from segtailor.data.download.matlab import convert_stuff, merge_boundaries, read_boundaries_mask, read_stuff_mask
+from segtailor.data.download.unpack import unpack
+from segtailor.data.download.verify import find_fault
+from segtailor.errors import SegtailorError
+
+
+@pytest.fixture
+def web():
+    web = Web()
+    yield web
+    web.close()
+
+
+@pytest.fixture
+def scipy(monkeypatch):
+    """A stand-in for scipy.io, whose files are NumPy's: no library for MATLAB files is needed to test the rest."""
+
+    def loadmat(path: Path) -> dict:
+        mask = np.load(path)
+        return {"S": mask, "GTcls": [{"Segmentation": [mask]}]}
+
+    module, inner = types.ModuleType("scipy"), types.ModuleType("scipy.io")
+    module.io, inner.loadmat = inner, loadmat
+    monkeypatch.setitem(sys.modules, "scipy", module)
+    monkeypatch.setitem(sys.modules, "scipy.io", inner)
+
+
+def zipped(files: dict[str, bytes], method=zipfile.ZIP_DEFLATED) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", method) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return content.getvalue()
+
+
+def tarred(files: dict[str, bytes], mode="w:gz") -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode=mode) as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return content.getvalue()
+
+
+def serve(web: Web, file: str, content: bytes, parts: dict[str, str], checked: bool = True) -> Archive:
+    web.files[file] = content
+    checksum = f"md5:{hashlib.md5(content).hexdigest()}" if checked else None
+    return Archive(file, (web.url(file),), len(content), checksum, parts, len(content))
+
+
+def entry(*archives: Archive, **options) -> Download:
+    return Download("street", "Street", "free", "https://example.org", Path("data/street"), archives, **options)
+
+
+def no_pause(seconds: float) -> None:
+    pass
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_archives_are_unpacked_in_place_and_removed(web, tmp_path):
+    images = serve(
+        web, "images.zip", zipped({"top/a.jpg": b"a", "top/sub/b.jpg": b"b", "x": b"x"}), {"top/": "images/"}
+    )
+    masks = serve(web, "masks.tgz", tarred({"./m/a.png": b"A", "m/list.txt": b"l"}), {"m/": "", "m/list.txt": "l.txt"})
+    said = get(entry(images, masks), tmp_path / "root", pause=no_pause)
+    assert names(tmp_path / "root") == [".segtailor-get.json", "a.png", "images/a.jpg", "images/sub/b.jpg", "l.txt"]
+    assert (tmp_path / "root/images/sub/b.jpg").read_bytes() == b"b"
+    assert f"data: {{name: street, root: {tmp_path / 'root'}}}" in said
+    assert not (tmp_path / "root/downloads").exists()
+    # all is there
+    assert "street is complete in" in get(entry(images, masks), tmp_path / "root")
+    assert len(web.requests) == 2
+
+
+def test_an_interrupted_call_goes_on_with_what_is_left(web, tmp_path):
+    first = serve(web, "a.zip", zipped({"a": b"a"}), {"a": "a"})
+    second = serve(web, "b.zip", zipped({"b": b"b" * 1000}, zipfile.ZIP_STORED), {"b": "b"})
+    web.answers, web.cuts = [None, None, 404], [None, 100]
+    with pytest.raises(SegtailorError, match=r"cannot fetch b\.zip"):
+        get(entry(first, second), tmp_path, pause=no_pause)
+    assert (tmp_path / "a").read_bytes() == b"a"
+    web.requests.clear()
+    get(entry(first, second), tmp_path, pause=no_pause)
+    assert web.requests == [("b.zip", "bytes=100-")]
+    assert (tmp_path / "b").read_bytes() == b"b" * 1000
+
+
+def test_an_archive_that_the_user_put_there_is_taken(web, tmp_path):
+    archive = serve(web, "a.zip", zipped({"a": b"a"}), {"a": "a"})
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads/a.zip").write_bytes(web.files["a.zip"])
+    get(entry(archive), tmp_path)
+    assert not web.requests
+    assert (tmp_path / "a").read_bytes() == b"a"
+
+
+def test_a_wrong_archive_is_removed_and_fetched_once_more(web, tmp_path):
+    archive = serve(web, "a.zip", zipped({"a": b"a"}), {"a": "a"})
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads/a.zip").write_bytes(b"wrong" * 20)
+    get(entry(archive), tmp_path)
+    assert len(web.requests) == 1
+    assert (tmp_path / "a").read_bytes() == b"a"
+
+
+def test_an_archive_that_is_wrong_twice_is_removed_and_named(web, tmp_path):
+    archive = serve(web, "a.zip", zipped({"a": b"a"}), {"a": "a"})
+    web.files["a.zip"] = bytes(len(web.files["a.zip"]))
+    with pytest.raises(
+        SegtailorError, match=r"a\.zip was wrong twice and has been removed: its md5 is \w+, not "
+    ) as told:
+        get(entry(archive), tmp_path)
+    assert "\n" not in str(told.value)
+    assert len(web.requests) == 2
+    assert names(tmp_path) == []
+
+
+def test_the_second_try_is_at_another_address(web, tmp_path):
+    archive = serve(web, "a.zip", zipped({"a": b"a"}), {"a": "a"})
+    web.files["bad.zip"] = bytes(len(web.files["a.zip"]))
+    get(entry(archive._replace(urls=(web.url("bad.zip"), web.url("a.zip")))), tmp_path)
+    assert [name for name, _ in web.requests] == ["bad.zip", "a.zip"]
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_without_a_checksum_the_archive_itself_tells_damage(web, tmp_path, pack):
+    content = pack({"a": np.random.default_rng(0).bytes(5000)})
+    archive = serve(web, "a.any", content, {"a": "a"}, checked=False)
+    damaged = bytearray(content)
+    damaged[len(damaged) // 2] ^= 1
+    web.files["a.any"] = bytes(damaged)
+    with pytest.raises(SegtailorError, match=r"a\.any was wrong twice and has been removed: .*(damaged|no whole)"):
+        get(entry(archive), tmp_path)
+    web.files["a.any"] = b"<html>not found</html>"
+    with pytest.raises(SegtailorError, match="it is no whole zip or tar file"):
+        get(entry(archive), tmp_path)
+    web.files["a.any"] = content
+    get(entry(archive), tmp_path)
+    assert (tmp_path / "a").stat().st_size == 5000
+    assert "no checksum is published: its length and the CRC" in entry(archive).describe()
+
+
+@pytest.mark.parametrize("kind", ["md5", "sha1", "sha256"])
+def test_checksums(tmp_path, kind):
+    path = tmp_path / "a"
+    path.write_bytes(b"content")
+    archive = Archive("a", (), 7, f"{kind}:{hashlib.new(kind, b'content').hexdigest()}", {}, 0)
+    told = []
+    assert find_fault(archive, path, lambda *given: told.append(given)) is None
+    assert told == [(7, 7)]
+    path.write_bytes(b"Content")
+    assert find_fault(archive, path, lambda *_: None).startswith(f"its {kind} is ")
+    path.write_bytes(b"con")
+    assert find_fault(archive, path, lambda *_: None) == "it has 3 bytes, not 7"
+
+
+@pytest.mark.parametrize("name", ["../out", "/out", "a/../../out", "..\\out", "C:\\out"])
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_a_path_that_leads_out_is_not_unpacked(tmp_path, name, pack):
+    path = tmp_path / "in/a.any"
+    path.parent.mkdir()
+    path.write_bytes(pack({name: b"evil"}))
+    with pytest.raises(SegtailorError, match=r"which leads out of its folder; it was not unpacked"):
+        unpack(path, {"": "", "/": "/", "a/": "a/"}, tmp_path / "in/root", lambda *_: None)
+    assert names(tmp_path) == ["in/a.any"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_are_not_unpacked(tmp_path, kind):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        member = tarfile.TarInfo("d/link")
+        member.type, member.linkname = kind, "/etc/passwd"
+        archive.addfile(member)
+    with pytest.raises(SegtailorError, match="which is a link or a device"):
+        unpack(path, {"d/": ""}, tmp_path / "root", lambda *_: None)
+    assert names(tmp_path) == ["a.tar"]
+
+
+def test_a_link_in_a_zip_is_not_unpacked(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        info = zipfile.ZipInfo("d/link")
+        info.external_attr = 0o120777 << 16
+        archive.writestr(info, "/etc/passwd")
+    with pytest.raises(SegtailorError, match="which is a link or a device"):
+        unpack(path, {"d/": ""}, tmp_path / "root", lambda *_: None)
+
+
+def test_an_archive_without_what_is_looked_for(web, tmp_path):
+    archive = serve(web, "a.zip", zipped({"a": b"a"}), {"a": "a", "images/": "images/"})
+    with pytest.raises(SegtailorError, match=r"a\.zip holds no images/; it is another file than expected"):
+        get(entry(archive), tmp_path)
+
+
+def test_a_disk_that_is_too_small_is_told_first(web, tmp_path, monkeypatch):
+    archive = serve(web, "a.zip", zipped({"a": b"a"}), {"a": "a"})._replace(length=3 * 10**9, unpacked=2 * 10**9)
+    asked = []
+
+    def usage(path):
+        asked.append(path)
+        return types.SimpleNamespace(free=10**9)
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    with pytest.raises(SegtailorError, match=r"street takes about 5\.0 GB while .* 1\.0 GB free; free some space"):
+        get(entry(archive), tmp_path / "not/there/yet")
+    assert asked == [tmp_path]
+    assert not web.requests
+    assert not list(tmp_path.iterdir())
+
+
+def test_space_is_reckoned_with_archives_coming_and_going(web, tmp_path, monkeypatch):
+    one, two = (Archive(f"{name}.zip", (), 10 * 10**9, None, {}, 10**9) for name in "ab")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=10**9))
+    with pytest.raises(SegtailorError, match=r"about 12\.0 GB"):
+        get(entry(one, two), tmp_path)
+
+
+def matrix(mask: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.save(content, mask)
+    return content.getvalue()
+
+
+def voc_archives(web: Web, tmp_path: Path) -> tuple[Archive, Archive]:
+    """VOC with train a, val b, and boundaries for a, b, c and d."""
+    tree = tmp_path / "voc"
+    for name in "ab":
+        write_mask(tree / f"SegmentationClass/{name}.png", values=(0, 7, 255), palette=[9] * 768)
+    for name in "abcd":
+        write_image(tree / f"JPEGImages/{name}.jpg")
+    files = {path.relative_to(tree).as_posix(): path.read_bytes() for path in tree.rglob("*.*")}
+    files |= {"ImageSets/Segmentation/train.txt": b"a\n", "ImageSets/Segmentation/val.txt": b"b\n"}
+    voc = tarred({f"VOCdevkit/VOC2012/{name}": content for name, content in files.items()}, "w")
+    masks = {f"b/dataset/cls/{name}.mat": matrix(np.full((12, 16), 20, np.uint8)) for name in "abcd"}
+    sbd = tarred({**masks, "b/dataset/img/a.jpg": b"left out"})
+    return (
+        serve(web, "voc.tar", voc, {"VOCdevkit/VOC2012/": ""}),
+        serve(web, "sbd.tgz", sbd, {"b/dataset/cls/": ".matlab/cls/"}),
+    )
+
+
+def test_boundaries_become_the_augmented_training_set(web, tmp_path, scipy):
+    root = tmp_path / "root"
+    said = get(entry(*voc_archives(web, tmp_path), convert=merge_boundaries), root)
+    assert "SegmentationClassAug: 4 masks; trainaug.txt: 3 images" in said
+    assert (root / "ImageSets/Segmentation/trainaug.txt").read_text() == "a\nc\nd\n"
+    for name in "abcd":
+        with Image.open(root / f"SegmentationClassAug/{name}.png") as file:
+            assert file.mode == "L"
+            mask = np.array(file)
+        if name in "ab":  # VOC's own, with its void
+            with Image.open(root / f"SegmentationClass/{name}.png") as file:
+                assert np.array_equal(mask, np.array(file))
+            assert set(np.unique(mask)) == {0, 7, 255}
+        else:
+            assert set(np.unique(mask)) == {20}
+    assert not (root / ".matlab").exists()
+    assert "is complete" in get(entry(*voc_archives(web, tmp_path), convert=merge_boundaries), root)
+
+
+def test_an_interrupted_conversion_is_done_again(web, tmp_path, scipy):
+    root = tmp_path / "root"
+    archives = voc_archives(web, tmp_path)
+
+    def interrupt(folder: Path, track) -> str:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        get(entry(*archives, convert=interrupt), root)
+    web.requests.clear()
+    assert "trainaug.txt: 3 images" in get(entry(*archives, convert=merge_boundaries), root)
+    assert not web.requests
+
+
+def test_stuff_10k_becomes_what_164k_stores(web, tmp_path, scipy):
+    mask = np.array([[0, 1, 182], [92, 0, 5]])
+    content = zipped({"annotations/x.mat": matrix(mask), "images/x.jpg": b"x", "imageLists/train.txt": b"x"})
+    parts = {"annotations/": ".matlab/annotations/", "images/": "images/", "imageLists/": "imageLists/"}
+    said = get(entry(serve(web, "s.zip", content, parts), convert=convert_stuff, variant="10k"), tmp_path)
+    with Image.open(tmp_path / "annotations/x.png") as file:
+        assert np.array(file).tolist() == [[255, 0, 181], [91, 255, 4]]
+    assert names(tmp_path) == [".segtailor-get.json", "annotations/x.png", "imageLists/train.txt", "images/x.jpg"]
+    assert "data: {name: street, variant: 10k, root:" in said
+
+
+def test_a_missing_library_is_told_before_anything_is_fetched(web, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(SegtailorError, match=r'needs the extra data: pip install "segtailor\[data\]"$'):
+        get(entry(*voc_archives(web, tmp_path), convert=merge_boundaries), tmp_path / "root")
+    assert not web.requests
+
+
+def test_a_matlab_file_that_is_something_else(tmp_path, scipy):
+    path = tmp_path / "a.mat"
+    path.write_bytes(b"nothing")
+    with pytest.raises(SegtailorError, match=r"cannot read .*a\.mat as a mask"):
+        read_stuff_mask(path)
+    path.write_bytes(matrix(np.zeros((2, 3, 4), np.uint8)))
+    with pytest.raises(SegtailorError, match=r"it is \(2, 3, 4\), not height and width"):
+        read_stuff_mask(path)
+
+
+def test_matlab_files_as_they_are_published(tmp_path):
+    savemat = pytest.importorskip("scipy.io").savemat
+    mask = np.array([[0, 15, 15], [20, 0, 0]], np.uint8)
+    savemat(tmp_path / "b.mat", {"GTcls": {"Segmentation": mask, "CategoriesPresent": [15, 20]}}, do_compression=True)
+    assert np.array_equal(read_boundaries_mask(tmp_path / "b.mat"), mask)
+    stuff = np.array([[0, 1, 182]], np.uint8)
+    savemat(tmp_path / "s.mat", {"S": stuff, "names": np.array(["unlabeled", "person"], object)}, do_compression=True)
+    assert read_stuff_mask(tmp_path / "s.mat").tolist() == [[255, 0, 181]]
+    (tmp_path / "s.mat").write_bytes((tmp_path / "s.mat").read_bytes()[:150])
+    with pytest.raises(SegtailorError, match=r"cannot read .*s\.mat as a mask"):
+        read_stuff_mask(tmp_path / "s.mat")
