@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,18 +13,19 @@ from segtailor.models.adapters.capture import Source, Store, attach, check_paths
 from segtailor.models.adapters.trace import (
     Classifier,
     Step,
+    evaluated,
     find_classifier,
     find_encoder,
     find_stages,
     layout_of,
     trace,
 )  # fmt: skip
-from segtailor.models.heads.blocks import resize
+from segtailor.models.heads.blocks import PooledBatchNorm2d, resize
 from segtailor.models.network import Network
 from segtailor.models.output import SegOutput
 from segtailor.models.preprocess import Preprocess
 
-CLASSIFIER = "classifier:output"
+CLASSIFIER, AUX = "classifier:output", "aux:output"
 PROBES = ((96, 128), (192, 256))
 """Sizes of the image with which a network is tried, the larger when the smaller is too small for it; made larger to
 the network's multiple."""
@@ -46,7 +46,8 @@ class Adapted(Network):
     the logits are its output, before the network enlarges them, ``feature`` is its input, before dropout. ``taps``
     names further module paths below ``net``, whose outputs are offered under those names (``feature`` and ``stages.N``
     may be named, too). A network without such a module gives its full-size logits and no feature. ``encoder`` is the
-    path of the part whose maps are the stages. ``options`` go into `spec`, for `create_model`.
+    path of the part whose maps are the stages, and ``stages`` are those maps' paths, finest first, where known;
+    ``aux`` is the path of the module that computes auxiliary logits. ``options`` go into `spec`, for `create_model`.
 
     Raises SegtailorError for a network that does not run, gives no class maps, or has no such path.
     """
@@ -61,6 +62,8 @@ class Adapted(Network):
         classifier: str | None = None,
         taps: dict[str, str] | None = None,
         encoder: str | None = None,
+        stages: Sequence[str] | None = None,
+        aux: str | None = None,
         options: dict[str, Any] | None = None,
         licences: dict[str, str] | None = None,
         classes: tuple[str, ...] = (),
@@ -75,7 +78,12 @@ class Adapted(Network):
         self._layouts: dict[str, str] = {}
         self._channels: dict[str, int] = {}
         self._strides: tuple[int, ...] = ()
-        self._find(classifier, taps or {}, encoder)
+        self._enlarges = False
+        # a pooled branch leaves one value a channel where an image is alone in its batch
+        for module in net.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = PooledBatchNorm2d
+        self._find(classifier, taps or {}, encoder, stages, aux)
         self._store: Store = attach(net, self._sources, name)
 
     def run(self, inputs: Tensor) -> Ran:
@@ -121,17 +129,23 @@ class Adapted(Network):
         found = {name: to_map(value, self._layouts[name], size, name) for name, value in seen.items()}
         if torch.is_grad_enabled() and ran.logits.requires_grad and not torch.compiler.is_compiling():
             self._check_gradients(found)
-        logits = found.pop(CLASSIFIER, ran.logits)
+        logits, aux_logits = found.pop(CLASSIFIER, ran.logits), found.pop(AUX, ran.aux_logits)
         stages = tuple(found.pop(f"stages.{index}") for index in range(len(self._strides)))
         feature = found.pop("feature", ran.feature)
-        return SegOutput(logits, ran.aux_logits, feature, found.pop("classifier_input", feature), stages, found)
+        return SegOutput(logits, aux_logits, feature, found.pop("classifier_input", feature), stages, found)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the part whose maps are the stages."""
         return list(self.net.get_submodule(self._encoder).parameters()) if self._encoder else []
 
     def upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return ``logits`` (B,K,h,w) at ``size``, bilinear, with the corner rule that the network itself has."""
+        """Return ``logits`` (B,K,h,w) at ``size``, bilinear, with the corner rule that the network itself has.
+
+        A network of one size that enlarges its logits itself does so to that size; what is left is done from there.
+        """
+        own = self.preprocess.size
+        if own is not None and self._enlarges and tuple(size) != own:
+            return resize(resize(logits, own, self.align_corners), size, False)
         return resize(logits, size, self.align_corners)
 
     def spec(self) -> dict[str, Any]:
@@ -151,14 +165,21 @@ class Adapted(Network):
                     "activation checkpointing: use use_reentrant=False"
                 )
 
-    def _find(self, classifier: str | None, taps: dict[str, str], encoder: str | None) -> None:
+    def _find(
+        self,
+        classifier: str | None,
+        taps: dict[str, str],
+        encoder: str | None,
+        stages: Sequence[str] | None,
+        aux: str | None,
+    ) -> None:
         steps, ran, size = self._probe()
         if ran.logits.ndim != 4 or ran.logits.shape[1] != self.num_classes:
             raise SegtailorError(
                 f"{self.name} gives logits of shape {list(ran.logits.shape)} for an image of {size[0]} x {size[1]}, "
                 f"not (1,{self.num_classes},h,w); check the number of classes"
             )
-        self._aux = ran.aux_logits is not None
+        self._aux = aux is not None or ran.aux_logits is not None
         known = {step.path: step for step in steps}
         found = find_classifier(steps, ran.logits, size, self.num_classes, classifier)
         if found is None and classifier is not None and classifier in known:
@@ -167,14 +188,19 @@ class Adapted(Network):
             self._add("classifier", Source(classifier), known, size)  # names the nearest path
         if found is not None:
             self._add_classifier(found, known, size)
+            self._enlarges = tuple(ran.logits.shape[-2:]) == size
         elif ran.feature is not None:
             self._channels["feature"] = self._channels["classifier_input"] = ran.feature.shape[1]
         encoder = find_encoder(self.net, steps, found.path if found else None, size) if encoder is None else encoder
         self._encoder = encoder
-        stages = find_stages(steps, encoder, size)
-        for index, stage in enumerate(stages):
-            self._add(f"stages.{index}", Source(stage.path), known, size)
-        self._strides = tuple(stage.stride for stage in stages)
+        if stages is None:
+            stages = [stage.path for stage in find_stages(steps, encoder, size)]
+        self._strides = tuple(
+            self._add(f"stages.{index}", Source(path), known, size) for index, path in enumerate(stages)
+        )
+        if aux is not None:
+            self._add(AUX, Source(aux), known, size)
+            del self._channels[AUX]
         for name, path in taps.items():
             self._add(name, Source(path), known, size)
         if "feature" in taps:
@@ -190,7 +216,7 @@ class Adapted(Network):
             size = self.preprocess.input_size(probe)
             noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
             try:
-                with _evaluated(self.net):
+                with evaluated(self.net):
                     steps, ran = trace(self.net, lambda: self.run(noise))  # noqa: B023  (called at once)
                 return steps, ran, size
             except SegtailorError:
@@ -209,7 +235,8 @@ class Adapted(Network):
         self._add("feature", found.feature, known, size)
         self._add("classifier_input", Source(found.path, "input"), known, size)
 
-    def _add(self, name: str, source: Source, known: dict[str, Step], size: tuple[int, int]) -> None:
+    def _add(self, name: str, source: Source, known: dict[str, Step], size: tuple[int, int]) -> int:
+        """Read ``source`` as the tap ``name`` from now on, and return its stride."""
         step = known.get(source.path)
         if step is None:
             check_paths(self.net, {name: source}, self.name)
@@ -220,15 +247,4 @@ class Adapted(Network):
             shape = "no tensor" if tensor is None else f"a tensor of shape {list(tensor.shape)}"
             raise SegtailorError(f"{self.name}: {source.path} gives {shape}, no map of the image; choose another tap")
         self._sources[name], self._layouts[name], self._channels[name] = source, layout[0], layout[1]
-
-
-@contextmanager
-def _evaluated(net: nn.Module) -> Iterator[None]:
-    """Run the block with ``net`` in eval mode, and put every module's own mode back."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+        return layout[2]

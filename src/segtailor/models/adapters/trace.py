@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -64,6 +65,18 @@ def trace(net: nn.Module, run: Callable[[], Any]) -> tuple[list[Step], Any]:
         for hook in hooks:
             hook.remove()
     return steps, result
+
+
+@contextmanager
+def evaluated(net: nn.Module) -> Iterator[None]:
+    """Run the block with ``net`` in eval mode, and put every module's own mode back."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def layout_of(tensor: Tensor, size: tuple[int, int]) -> tuple[str, int, int] | None:
