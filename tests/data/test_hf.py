@@ -14,6 +14,7 @@ from PIL import Image
 
 from segtailor.config import DataConfig
 from segtailor.data import VOID, create_dataset, hf, stream
+from segtailor.data.check import check_files
 from segtailor.data.hf import slice_rows
 from segtailor.data.loader import train_batches
 from segtailor.errors import SegtailorError
@@ -239,6 +240,7 @@ def test_training_from_a_stream_does_not_depend_on_the_workers(tmp_path, cache, 
         results.append(batches(data, config))
         assert batches(data, config, start_step=6) == results[0][12:]
     assert results[0] == results[1]
+    check_files(data)
     assert len({name for names in results[0] for name in names}) == (limit or 20)
 
 
@@ -260,7 +262,11 @@ def test_cells_that_hold_nothing_or_no_image_are_named(tmp_path, streaming):
     assert data[0].target.tolist() == TARGET
     with pytest.raises(SegtailorError, match=r"row 1 of .* has no mask"):
         data[1]
-    if not streaming:
+    if streaming:
+        check_files(data)  # what has not come yet is not waited for
+    else:
+        with pytest.raises(SegtailorError, match=r"hf train, 3 rows checked: 2 cannot be used: row 1 of .*image 2 of"):
+            check_files(data)
         with pytest.raises(SegtailorError, match=r"cannot read image 2 of .* train: not a readable image; mend"):
             data[2]
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from segtailor.data.base import SegmentationDataset, some
-from segtailor.data.files import FileDataset, shape
+from segtailor.data.files import FileDataset, MaskDataset, shape
 from segtailor.data.pairs import Pair
 from segtailor.data.read import UnreadableFile, read_image, turn_upright
 from segtailor.errors import SegtailorError
@@ -27,11 +27,15 @@ def check_files(dataset: SegmentationDataset, threads: int | None = None) -> Non
     """Decode every image and mask of ``dataset`` in ``threads`` (default: one a core, at most 16) and report once.
 
     Raises one SegtailorError, on one line, that counts and names unreadable or truncated files, masks of another size
-    than their image, and mask values that are neither class nor void. Data sets that are not files pass.
+    than their image, and mask values that are neither class nor void. Rows of a table of images are checked one by one;
+    drawn scenes and streams, which have not come yet, pass.
     """
-    if not isinstance(dataset, FileDataset):
-        return
     threads = threads or min(16, os.cpu_count() or 1)
+    if not isinstance(dataset, FileDataset):
+        whole = getattr(dataset, "whole", dataset)
+        if isinstance(whole, MaskDataset) and not whole.streamed:
+            _check_rows(dataset, threads)
+        return
     with ThreadPoolExecutor(threads) as pool:
         findings = [found for found in pool.map(lambda pair: _examine(dataset, pair), dataset.pairs) if found]
     if findings:
@@ -39,6 +43,23 @@ def check_files(dataset: SegmentationDataset, threads: int | None = None) -> Non
         raise SegtailorError(
             f"{dataset.name} {dataset.split}, {len(dataset)} pairs checked: {'; '.join(lines)}; "
             "mend or remove these files and run again"
+        )
+
+
+def _check_rows(dataset: SegmentationDataset, threads: int) -> None:
+    def problem(index: int) -> str | None:
+        try:
+            dataset[index]
+        except SegtailorError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(threads) as pool:
+        problems = [found for found in pool.map(problem, range(len(dataset))) if found]
+    if problems:
+        raise SegtailorError(
+            f"{dataset.name} {dataset.split}, {len(dataset)} rows checked: {len(problems)} cannot be used: "
+            f"{some(problems)}"
         )
 
 
