@@ -14,14 +14,17 @@ from torch import Tensor, nn
 
 from segtailor.config import DataConfig, EvaluateConfig, TrainConfig
 from segtailor.data.base import SegmentationDataset
-from segtailor.data.loader import Batch
+from segtailor.data.batch import Batch
+from segtailor.data.unlabelled import UnlabelledImages, mix_of
 from segtailor.engine.checkpoint import load_checkpoint, save_checkpoint
 from segtailor.engine.learner import Learner
 from segtailor.engine.logging import Recorder
 from segtailor.engine.opponents import Opponents
 from segtailor.engine.optim import AveragedWeights, build_optimizer, learning_rate, set_learning_rate
+from segtailor.engine.unlabelled import Handout, StepTargets, check_rows
 from segtailor.engine.window import check_weights
 from segtailor.evaluation import EvaluationResult, evaluate_model, inference_settings
+from segtailor.losses import global_batch
 from segtailor.models import save_model
 from segtailor.models.network import Network
 from segtailor.models.output import SegOutput
@@ -29,7 +32,10 @@ from segtailor.models.output import SegOutput
 
 @dataclass
 class Task:
-    """What one learner is trained on: data, settings, and the folder that takes its files."""
+    """What one learner is trained on: data, settings, and the folder that takes its files.
+
+    ``unlabelled`` images are read beside the training data, in the share that ``data.unlabelled`` says.
+    """
 
     label: str
     folder: Path
@@ -39,6 +45,7 @@ class Task:
     train: TrainConfig
     evaluate: EvaluateConfig
     card: dict[str, Any] = field(default_factory=dict)
+    unlabelled: UnlabelledImages | None = None
 
 
 @dataclass
@@ -65,6 +72,11 @@ class Arm:
         self.fabric, self.task = fabric, task
         self.learner = _placed(learner, task.train, fabric)
         train, subject = task.train, self.learner.subject
+        self._images = train.batch
+        if task.unlabelled is not None and (self.learner.teachers or not self.learner.uses_shared):
+            check_rows(train, task.data, fabric.world_size)
+        if task.unlabelled is not None and not self.learner.uses_shared:
+            self._images = mix_of(task.data.unlabelled, train.batch).labelled
         self.opponents = Opponents(fabric, self.learner.opponents)
         self.module, self.optimizer = fabric.setup(self.learner, build_optimizer(self.learner, train.optimizer))
         self.average = AveragedWeights(subject, train.ema) if train.ema and subject is not None else None
@@ -80,6 +92,7 @@ class Arm:
         self.recorder.teacher_seconds_alone = self.state.teacher_seconds_alone
         self.result: EvaluationResult | None = None
         self._sums: dict[str, Tensor] = {}
+        self._confident: Tensor | None = None
 
     @property
     def finished(self) -> bool:
@@ -103,18 +116,43 @@ class Arm:
         self.optimizer.zero_grad(set_to_none=True)
         self._sums = {}
 
-    def accumulate(self, batch: Batch, shared: SegOutput | None, progress: float, index: int, count: int) -> None:
-        """Add the gradients of micro-batch ``index`` of ``count``; ``shared`` is the recipe's teacher's output."""
+    def accumulate(
+        self,
+        batch: Batch,
+        shared: SegOutput | None,
+        progress: float,
+        index: int,
+        count: int,
+        targets: StepTargets | None = None,
+    ) -> None:
+        """Add the gradients of micro-batch ``index`` of ``count``; ``shared`` is the recipe's teacher's output.
+
+        Where batches hold unlabelled images, ``targets`` are those of the whole step. A learner that the teacher does
+        not teach passes these images over.
+        """
+        if targets is None:
+            self._accumulate(batch, shared, progress, index, count, None)
+        elif self.learner.uses_shared:
+            self._accumulate(batch, shared, progress, index, count, targets.handout(index, self.learner.readings))
+            self._confident = targets.confident
+        else:
+            with global_batch(targets.targets["labelled images"]):
+                self._accumulate(batch.labelled_part(), None, progress, index, count, None)
+
+    def _accumulate(
+        self, batch: Batch, shared: SegOutput | None, progress: float, index: int, count: int, handout: Handout | None
+    ) -> None:
         learner, last = self.learner, index + 1 == count
         with self.fabric.autocast():
-            own = {name: teacher(batch.images, batch.target) for name, teacher in learner.teachers.items()}
+            labelled = batch if handout is None or not learner.teachers else batch.labelled_part()
+            own = {name: teacher(labelled.images, labelled.target) for name, teacher in learner.teachers.items()}
         taught = learner.select(shared, own)
         # Gradients are exchanged once a step, with the last micro-batch.
         waiting = nullcontext() if last else self.fabric.no_backward_sync(self.module)
         with waiting, self.opponents.frozen():
-            terms = self.module(batch.images, batch.target, taught, progress)
+            terms = self.module(batch.images, batch.target, taught, progress, handout)
             self.fabric.backward(torch.stack(list(terms.values())).sum() / count)
-        terms |= self.opponents.accumulate(learner.seen, taught, batch.target, 1 / count, last)
+        terms |= self.opponents.accumulate(learner.seen, taught, batch.target, 1 / count, last, handout)
         for name, value in terms.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value.detach() / count
 
@@ -128,7 +166,7 @@ class Arm:
         if self.average is not None and self.learner.subject is not None:
             self.average.update(self.learner.subject, step)
         self.state.step = step
-        self.recorder.step(step, self._sums, train.batch)
+        self.recorder.step(step, self._sums, self._images, self._confident)
 
     def close_step(self, step: int, stopping: bool, wait: bool = False) -> None:
         """Write the losses, score and save after ``step`` where it is time to.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 from torch import Tensor, nn
 
 from segtailor.engine.learner import Learner, Taught
+from segtailor.engine.unlabelled import Handout, Reading, reading_of
 from segtailor.losses import cross_entropy
 from segtailor.methods.base import Method
 from segtailor.methods.stage import Opponent
@@ -62,6 +64,11 @@ class Distiller(Learner):
         return {name: method.opponent for name, method in self._methods().items() if method.opponent is not None}
 
     @property
+    def readings(self) -> dict[str, Reading]:
+        """Where each method learns."""
+        return {name: reading_of(method) for name, method in self._methods().items()}
+
+    @property
     def seen(self) -> Taught:
         """The last forward's student, as far as methods with an opponent read it."""
         return self._seen
@@ -74,23 +81,32 @@ class Distiller(Learner):
         found = {name: (method, own.get(name, shared)) for name, method in self._methods().items()}
         return {name: method.select(output) for name, (method, output) in found.items() if output is not None}
 
-    def forward(self, images: Tensor, target: Tensor, taught: Taught, progress: float) -> dict[str, Tensor]:
+    def forward(
+        self, images: Tensor, target: Tensor, taught: Taught, progress: float, handout: Handout | None = None
+    ) -> dict[str, Tensor]:
         """Return the terms, which sum to the loss, for raw ``images`` (B,3,H,W) and ``target`` (B,H,W).
 
-        A method that is taught nothing gives no term.
+        A method that is taught nothing gives no term. With a ``handout`` the task's terms are of the labelled rows
+        alone, and each method's of what it is given.
         """
         output = self.student(images)
-        size = (target.shape[-2], target.shape[-1])
-        terms = {"task": cross_entropy(self.student.upsample(output.logits, size), target)}
+        terms = {"task": self._task(output.logits, target, handout)}
         if output.aux_logits is not None and self.aux_weight > 0:
-            aux = cross_entropy(self.student.upsample(output.aux_logits, size), target)
-            terms["task_aux"] = self.aux_weight * aux
+            terms["task_aux"] = self.aux_weight * self._task(output.aux_logits, target, handout)
         self._seen = {}
         for name, method in self._methods().items():
             if name not in taught:
                 continue
-            for term, value in method(output, taught[name], target, progress).items():
-                terms[f"{name}.{term}"] = self.weights[name] * value
+            handed = None if handout is None else handout.methods[name]
+            own, labels = (output, target) if handed is None else (handed.part_of(output), handed.target)
+            with nullcontext() if handed is None else handed.counting():
+                for term, value in method(own, taught[name], labels, progress).items():
+                    terms[f"{name}.{term}"] = self.weights[name] * value
             if method.opponent is not None:
-                self._seen[name] = method.select(output).detach()
+                self._seen[name] = method.select(own).detach()
         return terms
+
+    def _task(self, logits: Tensor, target: Tensor, handout: Handout | None) -> Tensor:
+        if handout is not None and handout.task.rows is not None:
+            logits, target = logits.index_select(0, handout.task.rows), handout.task.target
+        return cross_entropy(self.student.upsample(logits, (target.shape[-2], target.shape[-1])), target)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from segtailor.engine.unlabelled import Handout, Reading
 from segtailor.methods.stage import Lesson, Opponent
 from segtailor.models.output import SegOutput
 from segtailor.models.teacher import Teacher
@@ -39,6 +40,16 @@ class Learner(nn.Module, ABC):
         return True
 
     @property
+    def readings(self) -> dict[str, Reading]:
+        """Where each method learns, by its name, in batches that hold images without labels."""
+        return {}
+
+    @property
+    def reads_confident_pixels(self) -> bool:
+        """Whether a method takes the teacher's classes where it is sure."""
+        return "confident pixels" in self.readings.values()
+
+    @property
     def seen(self) -> Taught:
         """What each opponent is shown of the last forward's student, detached, by the method's name."""
         return {}
@@ -48,8 +59,13 @@ class Learner(nn.Module, ABC):
         """Return what each method reads of the shared teacher or of its own; the memory of the rest is then free."""
 
     @abstractmethod
-    def forward(self, images: Tensor, target: Tensor, taught: Taught, progress: float) -> dict[str, Tensor]:
-        """Return the terms, which sum to the loss, for raw ``images`` (B,3,H,W) and ``target`` (B,H,W)."""
+    def forward(
+        self, images: Tensor, target: Tensor, taught: Taught, progress: float, handout: Handout | None = None
+    ) -> dict[str, Tensor]:
+        """Return the terms, which sum to the loss, for raw ``images`` (B,3,H,W) and ``target`` (B,H,W).
+
+        Where some images have no labels, ``handout`` says what the task and each method are given instead.
+        """
 
 
 class StageLearner(Learner):
@@ -68,7 +84,9 @@ class StageLearner(Learner):
         """Return the recipe's teacher's whole output."""
         return {} if shared is None else {"teacher": shared}
 
-    def forward(self, images: Tensor, target: Tensor, taught: Taught, progress: float) -> dict[str, Tensor]:
-        """Return the lesson's terms."""
+    def forward(
+        self, images: Tensor, target: Tensor, taught: Taught, progress: float, handout: Handout | None = None
+    ) -> dict[str, Tensor]:
+        """Return the lesson's terms; lessons are learnt from labelled images alone."""
         terms: dict[str, Tensor] = self.lesson(images, target, taught.get("teacher"), progress)
         return terms

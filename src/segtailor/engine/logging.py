@@ -70,7 +70,8 @@ class Recorder:
         self._fabric = fabric
         self._log = MetricsLog(folder, start) if fabric.is_global_zero else None
         self._ticker = Ticker(label, steps, start, enabled=fabric.is_global_zero and not quiet)
-        self._losses = LossWindow()
+        self._losses, self._confident = LossWindow(), LossWindow()
+        self._shares: dict[str, float] = {}
         self.seconds = seconds
         self.teacher_seconds = self.teacher_seconds_alone = 0.0
         self._window()
@@ -93,14 +94,22 @@ class Recorder:
         self.teacher_seconds += seconds * share
         self.teacher_seconds_alone += seconds
 
-    def step(self, step: int, terms: dict[str, Tensor], images: int) -> None:
-        """Note the terms of a step on ``images`` images, without waiting for the device."""
+    def step(self, step: int, terms: dict[str, Tensor], images: int, confident: Tensor | None = None) -> None:
+        """Note the terms of a step on ``images`` images, without waiting for the device.
+
+        ``confident`` (2,) counts the unlabelled pixels that the teacher was sure of, and all that it labelled.
+        """
         self._losses.add(step, terms)
+        if confident is not None:
+            self._confident.add(step, {"sure": confident[0], "labelled": confident[1]})
         self._images += images
 
     def losses(self, last_good: int) -> dict[str, float]:
         """Return the window's mean of each term; waits for the device. Raises when one is not finite."""
-        return self._losses.means(self._fabric, last_good)
+        means = self._losses.means(self._fabric, last_good)
+        counts = self._confident.means(self._fabric, last_good)
+        self._shares = {"confident": counts["sure"] / max(counts["labelled"], 1e-9)} if counts else {}
+        return means
 
     def flush(self, step: int, means: dict[str, float], lr: float) -> float:
         """Write the window; returns the seconds of training so far."""
@@ -111,7 +120,7 @@ class Recorder:
         if self._log is not None:
             self._log.write({
                 "kind": "train", "step": step, "loss": loss, "terms": means, "lr": lr, "images_per_second": rate,
-                "data_wait": self._waited / spent, "seconds": self.seconds,
+                "data_wait": self._waited / spent, "seconds": self.seconds, **self._shares,
             })  # fmt: skip
         self._ticker.train(step, loss, means, rate)
         self._window()

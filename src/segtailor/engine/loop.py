@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from segtailor.data.loader import Batch, train_batches
+from segtailor.data.loader import train_batches
+from segtailor.data.unlabelled import mix_of
 from segtailor.engine.arm import Arm, Task
 from segtailor.engine.launch import any_process, seed_step, split_batch
 from segtailor.engine.learner import Learner
 from segtailor.engine.preemption import RunStopped, StopRequest
+from segtailor.engine.unlabelled import StepTargets
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import EvaluationResult
 from segtailor.losses import global_batch
@@ -81,36 +83,42 @@ def fit_together(
     start = min(arm.state.step for arm in arms)
     batches = train_batches(
         first.train_data, first.data, seed=train.seed, global_batch=train.batch, micro_batch=micro,
-        rank=rank, world=world, start_step=start, steps=train.steps,
+        rank=rank, world=world, start_step=start, steps=train.steps, unlabelled=first.unlabelled,
     )  # fmt: skip
     with ExitStack() as stack, StopRequest() as stop:
         for arm in arms:
             stack.callback(arm.close)
         for step in range(start + 1, train.steps + 1):
             began = time.perf_counter()
-            step_batches = [_to_device(next(batches), device) for _ in range(count)]
+            step_batches = [next(batches).to(device) for _ in range(count)]
             waited = time.perf_counter() - began
             active = [index for index, arm in enumerate(arms) if index not in problems and arm.state.step < step]
             for index in active:
                 arms[index].recorder.wait(waited, 1 / len(active))
                 arms[index].begin(step)
+            targets = None
+            if first.unlabelled is not None and first.data.unlabelled is not None:
+                targets = StepTargets(step_batches, first.data.unlabelled.threshold)
+            if teacher is not None and targets is not None and count > 1:
+                # Means over confident pixels divide by those of the whole step.
+                ahead = [arms[index] for index in active if arms[index].learner.reads_confident_pixels]
+                if ahead:
+                    with _teaching(ahead, device, wait=several):
+                        targets.label_ahead(teacher, fabric.autocast)
             with global_batch([batch.target for batch in step_batches]):
                 for part, batch in enumerate(step_batches):
-                    began = time.perf_counter()
-                    taught = [index for index in active if arms[index].learner.uses_shared]
+                    taught = [arms[index] for index in active if arms[index].learner.uses_shared]
                     shared = None
                     if teacher is not None and taught:
-                        with fabric.autocast():
-                            shared = teacher(batch.images, batch.target)
-                        if several and device.type == "cuda":
-                            torch.cuda.synchronize(device)
-                        spent = time.perf_counter() - began
-                        for index in taught:
-                            arms[index].recorder.teach(spent, 1 / len(taught))
+                        with _teaching(taught, device, wait=several):
+                            with fabric.autocast():
+                                shared = teacher(batch.images, batch.target)
+                            if targets is not None:
+                                targets.label(part, teacher, shared)
                     for index in list(active):
                         seed_step(train.seed, step, rank, part)
                         with _surviving(keep_going, problems, index, active), arms[index].timed(wait=several):
-                            arms[index].accumulate(batch, shared, step / train.steps, part, count)
+                            arms[index].accumulate(batch, shared, step / train.steps, part, count, targets)
                             if part + 1 == count:
                                 arms[index].finish(step)
             last, stopping = step == train.steps, any_process(fabric, stop.requested, device)
@@ -122,6 +130,18 @@ def fit_together(
             if stopping and not last:
                 raise RunStopped(f"stopped after step {step} of {train.steps}; the checkpoint is written", stop.code)
     return [_trained(arm, problems.get(index)) for index, arm in enumerate(arms)]
+
+
+@contextmanager
+def _teaching(arms: Sequence[Arm], device: torch.device, wait: bool) -> Iterator[None]:
+    """Count the time inside as a pass of the common teacher for ``arms``."""
+    began = time.perf_counter()
+    yield
+    if wait and device.type == "cuda":
+        torch.cuda.synchronize(device)
+    spent = time.perf_counter() - began
+    for arm in arms:
+        arm.recorder.teach(spent, 1 / len(arms))
 
 
 class _surviving:  # noqa: N801 - used as a function
@@ -154,7 +174,10 @@ def _trained(arm: Arm, problem: str | None) -> Trained:
 
 def _note_few_images(fabric: Any, entries: Sequence[tuple[Learner, Task]], micro: int) -> None:
     """Say it when batch norm sees few images at a time."""
-    synced = fabric.world_size > 1 and entries[0][1].train.sync_batchnorm and fabric.device.type == "cuda"
+    task = entries[0][1]
+    if task.unlabelled is not None and not all(learner.uses_shared for learner, _ in entries):
+        micro = mix_of(task.data.unlabelled, task.train.batch).fewest_labelled(micro)  # they pass over the others
+    synced = fabric.world_size > 1 and task.train.sync_batchnorm and fabric.device.type == "cuda"
     seen = micro * fabric.world_size if synced else micro
     subjects = [learner.subject for learner, _ in entries if learner.subject is not None]
     normed = any(
@@ -162,7 +185,3 @@ def _note_few_images(fabric: Any, entries: Sequence[tuple[Learner, Task]], micro
     )
     if normed and seen < FEW_IMAGES and fabric.is_global_zero:
         print(f"note: batch norm sees {seen} images at a time; scores may suffer below {FEW_IMAGES}", file=sys.stderr)
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    return Batch(batch.images.to(device, non_blocking=True), batch.target.to(device, non_blocking=True), batch.names)

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segtailor.data.loader import Batch, train_batches
+from segtailor.data.loader import train_batches
 from segtailor.engine.arm import Arm, Task
 from segtailor.engine.launch import seed_step, split_batch
 from segtailor.engine.learner import Learner
+from segtailor.engine.unlabelled import StepTargets
 from segtailor.losses import global_batch
 from segtailor.models.teacher import Teacher
 
@@ -54,18 +55,23 @@ def measure_demand(fabric: Any, learner: Learner, task: Task, teacher: Teacher |
         batches = train_batches(
             task.train_data, task.data.model_copy(update={"workers": 0}), seed=task.train.seed,
             global_batch=task.train.batch, micro_batch=micro, rank=fabric.global_rank, world=fabric.world_size,
-            start_step=0, steps=1,
+            start_step=0, steps=1, unlabelled=task.unlabelled,
         )  # fmt: skip
-        parts = [_to_device(next(batches), device) for _ in range(count)]
+        parts = [next(batches).to(device) for _ in range(count)]
         if teacher is not None:
             teacher.to(device)
         before = _begin(device)
         seed_step(task.train.seed, 1, fabric.global_rank)
         arm.begin(1)
         with global_batch([part.target for part in parts]):
+            targets = None
+            if task.unlabelled is not None and task.data.unlabelled is not None:
+                targets = StepTargets(parts, task.data.unlabelled.threshold)
+                if teacher is not None:
+                    targets.label_ahead(teacher, fabric.autocast)
             for index, part in enumerate(parts):
                 shared = None if teacher is None else teacher(part.images, part.target)
-                arm.accumulate(part, shared, 1 / task.train.steps, index, count)
+                arm.accumulate(part, shared, 1 / task.train.steps, index, count, targets)
         arm.finish(1)
         grown = _peak(device) - before
         kept = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(arm))
@@ -107,7 +113,3 @@ def _status(key: str) -> int:
         if line.startswith(key):
             return 1024 * int(line.split()[1])
     return 0
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    return Batch(batch.images.to(device), batch.target.to(device), batch.names)

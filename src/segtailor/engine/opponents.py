@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from segtailor.engine.learner import Taught
+from segtailor.engine.unlabelled import Handout
 from segtailor.methods.stage import Opponent
 
 
@@ -40,17 +41,20 @@ class Opponents:
                 opponent.requires_grad_(True)
 
     def accumulate(
-        self, seen: Taught, taught: Taught, target: Tensor, share: float, last: bool
+        self, seen: Taught, taught: Taught, target: Tensor, share: float, last: bool, handout: Handout | None = None
     ) -> dict[str, torch.Tensor]:
         """Add the gradients of one micro-batch, ``share`` of the step's; returns each opponent's loss.
 
-        ``seen`` and ``taught`` are what it is shown of student and teacher, by the method's name. Gradients
-        are exchanged between processes with the ``last`` micro-batch.
+        ``seen`` and ``taught`` are what it is shown of student and teacher, by the method's name; its
+        target is the method's in ``handout`` where there is one. Gradients are exchanged between processes with the
+        ``last`` micro-batch.
         """
         losses = {}
         for name, (module, _) in self._set_up.items():
-            with nullcontext() if last else self._fabric.no_backward_sync(module):
-                loss = module(seen[name], taught[name], target)
+            handed = None if handout is None else handout.methods[name]
+            waiting = nullcontext() if last else self._fabric.no_backward_sync(module)
+            with waiting, nullcontext() if handed is None else handed.counting():
+                loss = module(seen[name], taught[name], target if handed is None else handed.target)
                 self._fabric.backward(loss * share)
             losses[f"{name}.opponent"] = loss.detach()
         return losses

@@ -16,8 +16,9 @@ from segtailor.models.atomic import write_atomically
 
 # Settings that change where or how fast a run goes, not what it computes.
 FREE_TO_CHANGE = (
-    "description", "run", "data.root", "data.workers", "data.check", "train.devices", "train.nodes", "train.threads",
-    "train.accelerator", "train.log_every", "train.checkpoint_every", "evaluate.samples",
+    "description", "run", "data.root", "data.unlabelled.images", "data.workers", "data.check", "train.devices",
+    "train.nodes", "train.threads", "train.accelerator", "train.log_every", "train.checkpoint_every",
+    "evaluate.samples",
 )  # fmt: skip
 
 

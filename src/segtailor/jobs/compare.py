@@ -32,6 +32,7 @@ from segtailor.jobs.setup import (
     result_row,
     score_teacher,
 )  # fmt: skip
+from segtailor.jobs.unlabelled import add_unlabelled
 from segtailor.methods import METHODS
 from segtailor.models import load_model
 from segtailor.recipes import load_recipe
@@ -83,6 +84,7 @@ def train_seeds(recipe: CompareRecipe, seeds: Sequence[int], fresh: bool = True)
     rank, world = _place() if recipe.spread == "groups" else (0, 1)
     fabric = launch(train, find_unused_parameters=any(_has_phases(recipe)))
     data, val = open_data(recipe.data, fabric)
+    more = add_unlabelled(recipe.data, recipe.train.batch, data, val, fabric)
     teacher = make_teacher(recipe.teacher, data)
     if teacher is not None and recipe.teacher is not None:
         check_weights_licences(recipe.run.license_policy, {"teacher": teacher.model}, fabric.is_global_zero)
@@ -95,7 +97,7 @@ def train_seeds(recipe: CompareRecipe, seeds: Sequence[int], fresh: bool = True)
     if rank > 0 or not fresh:
         _wait_for(recipe.run.folder / name / "comparison.json")
     folder = on_first_process(fabric, lambda: open_run(run, name, plain).path)
-    ground = Ground(fabric, recipe, folder, data, val, teacher, profile_size(recipe.data, val))
+    ground = Ground(fabric, recipe, folder, data, val, teacher, profile_size(recipe.data, val), more)
     if fabric.is_global_zero and rank == 0 and not (folder / "comparison.json").exists():
         _write_plan(ground, name, plain)
     names, demands = list(all_arms(recipe)), dict[str, Demand]()

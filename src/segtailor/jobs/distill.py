@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from segtailor.jobs.setup import (
 )  # fmt: skip
 from segtailor.jobs.stages import run_stages
 from segtailor.jobs.train import RunResult, finished, header, training_facts
+from segtailor.jobs.unlabelled import add_unlabelled, reading_lines, unlabelled_facts
 from segtailor.methods import METHODS
 from segtailor.models import load_model, save_model
 from segtailor.models.network import Network
@@ -56,6 +58,7 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
     phases = any(METHODS[config.name].phases for config in checked.method)
     fabric = launch(checked.train, find_unused_parameters=phases)
     data, val = open_data(checked.data, fabric)
+    more = add_unlabelled(checked.data, checked.train.batch, data, val, fabric)
     teacher = make_teacher(checked.teacher, data)
     if teacher is not None and checked.teacher is not None:
         teacher.to(fabric.device)
@@ -74,18 +77,20 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
 
     size = profile_size(checked.data, val)
     alignment = align(student, teacher, methods, checked.data.crop or checked.data.size or size)
+    alignment += reading_lines(checked.data, methods)
     if fabric.is_global_zero:
         print("\n".join(alignment), file=sys.stderr)
     own = {name: method.teacher for name, method in methods.items() if method.teacher is not None}
     card = model_card(data, plain, teacher)
-    task = Task(label, run.path, data, val, checked.data, checked.train, checked.evaluate, card)
+    task = Task(label, run.path, data, val, checked.data, checked.train, checked.evaluate, card, more)
     with resumable(run.path):
-        alone, alone_row = _baseline(fabric, checked, run.path, data, val, size)
+        alone, alone_row = _baseline(fabric, checked, run.path, task, size)
         stages = run_stages(fabric, checked, methods, teacher, data, val)
         watched = [item for item in (teacher, *own.values()) if item is not None]
         fingerprints = [item.fingerprint() for item in watched]
         guide = teacher if any(method.uses_teacher for method in methods.values()) else None
-        trained = fit(fabric, Distiller(student, methods, weights, checked.train.aux_weight), guide, task)
+        learner = Distiller(student, methods, weights, checked.train.aux_weight)
+        trained = fit(fabric, learner, guide, task)
     if [item.fingerprint() for item in watched] != fingerprints:
         raise SegtailorError("the teacher's weights changed during the run; this is a defect of the method, report it")
     settings = inference_settings(checked.evaluate, checked.data)
@@ -116,6 +121,7 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
             "gap_closed": gap_closed(rows),
             "alignment": alignment,
             "stages": stages,
+            **unlabelled_facts(checked.data, checked.train.batch, data, more, learner.readings, run.path),
             "curves": {"distilled": "metrics.jsonl", **_baseline_curve(checked, run.path)},
             "samples": write_samples(run.path, val, models, checked.evaluate, fabric.device, settings["window"]),
             "environment": environment(checked.train, fabric),
@@ -143,11 +149,11 @@ def _baseline(
     fabric: Any,
     recipe: DistillRecipe,
     folder: Path,
-    data: SegmentationDataset,
-    val: SegmentationDataset,
+    distilled: Task,
     size: tuple[int, int],
 ) -> tuple[Network | None, dict[str, Any] | None]:
-    """Return the student alone and its row: trained now with the same recipe, or read from a run folder."""
+    """Return the student alone and its row: trained now as the ``distilled`` one, or read from a run folder."""
+    data, val = distilled.train_data, distilled.val_data
     if recipe.baseline == "none":
         return None, None
     if recipe.baseline != "train":
@@ -163,7 +169,7 @@ def _baseline(
     card = model_card(data, plain)
     if run.finished:
         return load_model(run.path), finished(run.path).results["rows"][0]
-    task = Task("alone", run.path, data, val, recipe.data, recipe.train, recipe.evaluate, card)
+    task = replace(distilled, label="alone", folder=run.path, card=card)
     trained = fit(fabric, Distiller(model, {}, aux_weight=recipe.train.aux_weight), None, task)
     steps = recipe.train.steps
     row = result_row("alone", "Student alone", trained.student, trained.last, size, **training_facts(trained, steps))

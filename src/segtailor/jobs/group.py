@@ -15,6 +15,7 @@ import torch
 
 from segtailor.config import CompareRecipe
 from segtailor.data.base import SegmentationDataset
+from segtailor.data.unlabelled import UnlabelledImages
 from segtailor.engine.distiller import Distiller
 from segtailor.engine.learner import Learner
 from segtailor.engine.loop import Task, Trained, fit_together
@@ -27,6 +28,7 @@ from segtailor.jobs.alignment import align
 from segtailor.jobs.arms import arm_folder, arm_recipe
 from segtailor.jobs.setup import card_with_metrics, check_weights_licences, make_methods, make_student, model_card
 from segtailor.jobs.stages import run_stages
+from segtailor.jobs.unlabelled import reading_lines, unlabelled_facts
 from segtailor.models import save_model
 from segtailor.models.atomic import write_atomically
 from segtailor.models.profile import count_multiply_adds, count_parameters
@@ -46,6 +48,7 @@ class Ground:
     val: SegmentationDataset
     teacher: Teacher | None
     size: tuple[int, int]
+    unlabelled: UnlabelledImages | None = None
 
 
 @dataclass
@@ -111,11 +114,13 @@ def _build(ground: Ground, name: str, seed: int, folder: Path) -> Entry:
     student = make_student(recipe.student, ground.data.num_classes, seed)
     methods, weights = make_methods(recipe.method, student, ground.teacher, recipe.student, seed)
     crop = recipe.data.crop or recipe.data.size or ground.size
-    alignment = align(student, ground.teacher, methods, crop)
+    alignment = align(student, ground.teacher, methods, crop) + reading_lines(recipe.data, methods)
     stages = run_stages(ground.fabric, recipe, methods, ground.teacher, ground.data, ground.val)
     check_weights_licences(recipe.run.license_policy, {"student": student}, first=False)
     card = model_card(ground.data, recipe.model_dump(mode="json"), ground.teacher)
-    task = Task(name, folder, ground.data, ground.val, recipe.data, recipe.train, recipe.evaluate, card)
+    task = Task(
+        name, folder, ground.data, ground.val, recipe.data, recipe.train, recipe.evaluate, card, ground.unlabelled
+    )
     learner = Distiller(student, methods, weights, recipe.train.aux_weight)
     needs_teacher = any(method.uses_teacher for method in methods.values())
     seconds = sum(stage["seconds"] or 0.0 for stage in stages)
@@ -188,6 +193,9 @@ def _conclude(ground: Ground, entry: Entry, trained: Trained, demand: Demand) ->
         "multiply_adds": count_multiply_adds(trained.student, ground.size), "model": trained.student.name,
         "method": "+".join(method.name for method in arm_recipe(recipe, name, seed).method),
         "alignment": entry.alignment,
+        **unlabelled_facts(
+            recipe.data, recipe.train.batch, ground.data, ground.unlabelled, entry.learner.readings, folder
+        ),
     })  # fmt: skip
 
 

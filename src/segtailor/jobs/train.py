@@ -27,6 +27,7 @@ from segtailor.jobs.setup import (
     result_row,
     weights_path,
 )  # fmt: skip
+from segtailor.jobs.unlabelled import refuse_unlabelled
 from segtailor.models import save_model
 from segtailor.recipes import load_recipe
 from segtailor.report import write_report
@@ -49,6 +50,7 @@ def train(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[st
     run folder. Raises ``SegtailorError`` for a mistake in recipe or data, ``RunStopped`` after Ctrl-C.
     """
     checked = load_recipe(recipe, TrainRecipe, overrides)
+    refuse_unlabelled(checked.data)
     fabric = launch(checked.train)
     data, val = open_data(checked.data, fabric)
     model = make_student(checked.model, data.num_classes, checked.train.seed)

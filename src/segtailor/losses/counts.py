@@ -17,7 +17,8 @@ _targets: list[Sequence[Tensor]] = []
 def global_batch(targets: Sequence[Tensor]) -> Iterator[None]:
     """Declare this rank's targets of the whole step, one tensor for each micro-batch.
 
-    Inside, :func:`global_count` divides by counts over all micro-batches and ranks. The loop wraps each step in it.
+    Inside, :func:`global_count` divides by counts over all micro-batches and ranks. The loop wraps each step in it, and
+    the terms of a method that is handed other targets than the task in another one.
 
     >>> halves = torch.tensor([[[0, 1]]]), torch.tensor([[[0, 255]]])
     >>> with global_batch(halves):
@@ -29,6 +30,11 @@ def global_batch(targets: Sequence[Tensor]) -> Iterator[None]:
         yield
     finally:
         _targets.pop()
+
+
+def declared_targets() -> Sequence[Tensor] | None:
+    """Return what the innermost :func:`global_batch` was given; None outside."""
+    return _targets[-1] if _targets else None
 
 
 def global_count(count: Callable[[Tensor], Tensor], target: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from torch.utils.checkpoint import checkpoint
 
+from segtailor.losses.counts import declared_targets, global_batch
+
 R = TypeVar("R")
 
 
@@ -16,5 +18,13 @@ def recomputed(term: Callable[..., R], *inputs: object) -> R:
     >>> recomputed(lambda values: values.exp().sum(), torch.zeros(2, requires_grad=True)).item()
     2.0
     """
-    result: R = checkpoint(term, *inputs, use_reentrant=False, preserve_rng_state=False)
+    targets = declared_targets()
+
+    def counted(*values: object) -> R:
+        assert targets is not None
+        with global_batch(targets):  # in backward, too, where another batch may be declared
+            return term(*values)
+
+    function = term if targets is None else counted
+    result: R = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
     return result

@@ -92,6 +92,7 @@ class Adversarial(Method):
         "whose batch norm mixes images"
     )
     Options: ClassVar[type[MethodOptions]] = AdversarialOptions
+    void_only = True
     options: AdversarialOptions
 
     def __init__(

@@ -98,6 +98,7 @@ class DenseContrast(Method):
         "leave a patch or two for an image"
     )
     Options: ClassVar[type[MethodOptions]] = DenseContrastOptions
+    void_only = True
     options: DenseContrastOptions
     rebuild: nn.Module | None
 

@@ -67,6 +67,7 @@ class AttentionTransfer(Method):
         "small or thin objects often are, hardly count"
     )
     Options: ClassVar[type[MethodOptions]] = AttentionTransferOptions
+    void_only = True
     compares_logits = False
     options: AttentionTransferOptions
 

@@ -65,6 +65,8 @@ class Method(nn.Module):
     """Whether it reads the teacher at all; where no method does, the teacher is not run."""
     needs: frozenset[str] = frozenset()
     """What it reads beside the logits: labels, aux_logits, feature. An instance may need less than its class."""
+    void_only: bool = False
+    """Whether labels tell it only where void is; it then learns from every pixel of images without masks."""
     reads: frozenset[str] = frozenset()
     """Taps that it reads beside the two kinds of logits, by their names in :class:`SegOutput`."""
     compares_logits: bool = True

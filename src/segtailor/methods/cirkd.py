@@ -139,7 +139,8 @@ class CIRKD(Method):
         used = bool(options.minibatch) or self.projector is not None
         self.tap = "feature" if self.clean else "classifier_input"
         self.reads = frozenset({self.tap, "feature"} if used else ())
-        labels = used and (self.clean or self.projector is not None)
+        self.void_only = self.projector is None
+        labels = used and (self.clean or not self.void_only)
         self.needs = frozenset(name for name, needed in {"labels": labels, "feature": used}.items() if needed)
         self.minimal_at_teacher = frozenset({"minibatch"} if options.minibatch else ())
         self._warned = False

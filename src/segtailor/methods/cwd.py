@@ -51,6 +51,7 @@ class ChannelWise(Method):
         "lies below the student alone); teachers without a feature, with which `feature: 0` leaves the logit term"
     )
     Options: ClassVar[type[MethodOptions]] = ChannelWiseOptions
+    void_only = True
     minimal_at_teacher: frozenset[str] = frozenset({"cwd_logits"})
     options: ChannelWiseOptions
     projector: nn.Module | None

@@ -119,6 +119,7 @@ class DiffKD(Method):
         "every step runs each denoiser six times"
     )
     Options: ClassVar[type[MethodOptions]] = DiffKDOptions
+    void_only = True
     phases = True
     couples_images = True
     options: DiffKDOptions

@@ -64,6 +64,7 @@ class DIST(Method):
         "where calibrated probabilities are wanted, since a correlation ignores scale and shift: take kd"
     )
     Options: ClassVar[type[MethodOptions]] = DISTOptions
+    void_only = True
     options: DISTOptions
 
     def __init__(

@@ -104,6 +104,7 @@ class DoubleSimilarity(Method):
         "keeps one of three comparisons; classes of very few pixels, whose peaked maps rule `csd`"
     )
     Options: ClassVar[type[MethodOptions]] = DoubleSimilarityOptions
+    void_only = True
     options: DoubleSimilarityOptions
 
     def __init__(

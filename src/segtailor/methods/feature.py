@@ -61,6 +61,7 @@ class FeatureRegression(Method):
         "`standardised` on crops of a few cells, where moments over one image say little"
     )
     Options: ClassVar[type[MethodOptions]] = FeatureOptions
+    void_only = True
     compares_logits = False
     options: FeatureOptions
     projector: nn.Module | None

@@ -39,6 +39,7 @@ class FitNet(Method):
         "far narrower than the teacher cannot follow every channel (at, skd and ifvd ask for less)"
     )
     Options: ClassVar[type[MethodOptions]] = FitNetOptions
+    void_only = True
     compares_logits = False
     options: FitNetOptions
     projector: nn.Module | None

@@ -48,6 +48,7 @@ class PixelKD(Method):
         "to the labels (raise the temperature)"
     )
     Options: ClassVar[type[MethodOptions]] = PixelKDOptions
+    void_only = True
     options: PixelKDOptions
 
     def __init__(

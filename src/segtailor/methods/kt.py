@@ -126,7 +126,8 @@ class KnowledgeTailoring(Method):
                 self.tap_names[tap] = decoder if tap == DECODER else tap
         reads = set(self.tap_names.values())
         self.reads = frozenset(reads | ({"feature"} if DECODER in self.tap_names else set()))
-        labels = options.variant == "clean" or options.lt_all or options.lt_class or options.lt_nonclass
+        self.void_only = not (options.lt_all or options.lt_class or options.lt_nonclass)
+        labels = options.variant == "clean" or not self.void_only
         conditions = {"labels": labels, "aux_logits": options.kd_aux, "feature": DECODER in self.tap_names}
         self.needs = frozenset(name for name, needed in conditions.items() if needed)
         self.compares_logits = bool(options.kd or options.lt_all or options.lt_class or options.lt_nonclass)

@@ -94,6 +94,7 @@ class MaskedDistillation(Method):
         "where there is no time for a stage before each new teacher"
     )
     Options: ClassVar[type[MethodOptions]] = MaskedOptions
+    void_only = True
     options: MaskedOptions
     tokens: Tensor
 

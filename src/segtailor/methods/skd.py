@@ -114,6 +114,7 @@ class Pairwise(Method):
         "`pool`; similarities do not change when a feature is rotated, so alike networks may still disagree on classes"
     )
     Options: ClassVar[type[MethodOptions]] = PairwiseOptions
+    void_only = True
     compares_logits = False
     minimal_at_teacher: frozenset[str] = frozenset({"pairwise"})
     options: PairwiseOptions
