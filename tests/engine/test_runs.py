@@ -1,10 +1,11 @@
 """A run folder is new, resumed or replaced, and an existing one is never touched by surprise."""
 
+import copy
 from pathlib import Path
 
 import pytest
 
-from segtailor.config import RunConfig
+from segtailor.config import ModelConfig, RunConfig, TrainRecipe
 from segtailor.engine.runs import open_run, write_text
 from segtailor.errors import SegtailorError
 
@@ -49,6 +50,17 @@ def test_resuming_a_changed_recipe_names_the_keys(tmp_path: Path) -> None:
     assert "train.steps 10 -> 20" in str(caught.value)
     assert "method.0.name kt -> kd" in str(caught.value)
     assert "threads" not in str(caught.value)
+
+
+def test_a_run_of_a_version_that_knew_fewer_settings_can_be_resumed(tmp_path: Path) -> None:
+    now = TrainRecipe(model=ModelConfig(model="x")).model_dump(mode="json")
+    before = copy.deepcopy(now)
+    del before["data"]["streaming"], before["evaluate"], before["train"]["precision"]
+    open_run(config(tmp_path), "a", before)
+    open_run(config(tmp_path, "resume"), "a", now)
+    now["data"]["streaming"] = True
+    with pytest.raises(SegtailorError, match=r"changed .data.streaming False -> True.; undo"):
+        open_run(config(tmp_path, "resume"), "a", now)
 
 
 def test_resuming_knows_a_finished_run(tmp_path: Path) -> None:

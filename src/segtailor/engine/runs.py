@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from segtailor.config import RunConfig
+from segtailor.config import CompareRecipe, DistillRecipe, RunConfig, TrainRecipe
 from segtailor.errors import SegtailorError
 from segtailor.models.atomic import write_atomically
 
@@ -71,7 +72,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    old, new = _flatten(before), _flatten(now)
+    old, new = _flatten(_completed(before)), _flatten(now)
     changed = [
         f"{key} {old.get(key)} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
@@ -82,6 +83,15 @@ def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None
         raise SegtailorError(
             f"cannot resume {path}: the recipe has changed ({listed}); undo that, or choose another --run.name"
         )
+
+
+def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe that an earlier version wrote with the settings it did not know, at their defaults."""
+    kind = CompareRecipe if "arms" in recipe else TrainRecipe if "model" in recipe else DistillRecipe
+    try:
+        return kind.model_validate(recipe).model_dump(mode="json")
+    except ValidationError:
+        return recipe
 
 
 def _free(key: str) -> bool:
