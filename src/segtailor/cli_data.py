@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -18,10 +19,13 @@ data_app = typer.Typer(help="The data sets that segtailor reads.", **PLAIN)
 
 @data_app.command("ls")
 def data_ls() -> None:
-    """List the data sets that segtailor reads."""
-    from segtailor.data import list_datasets
+    """List the data sets that segtailor reads: variants, classes, splits with their images, and licences."""
+    from rich.console import Console
 
-    print("\n".join(list_datasets()))
+    from segtailor.data.catalogue import datasets_table
+
+    # a file or a pipe has no width to fit into
+    Console(width=None if sys.stdout.isatty() else 250, highlight=False).print(datasets_table())
 
 
 @data_app.command(

@@ -5,16 +5,22 @@ from __future__ import annotations
 from typing import Protocol
 
 from segtailor.config import DataConfig
+from segtailor.data.ade20k import create_ade20k
 from segtailor.data.base import VOID, Sample, SegmentationDataset
 from segtailor.data.camvid import create_camvid
 from segtailor.data.cityscapes import create_cityscapes
 from segtailor.data.coco_json import create_coco_json
+from segtailor.data.coco_stuff import create_coco_stuff
 from segtailor.data.csv_table import create_csv
 from segtailor.data.folder import create_folder
 from segtailor.data.hf import create_hf
 from segtailor.data.limit import limit_dataset
+from segtailor.data.loveda import create_loveda
+from segtailor.data.mapillary import create_mapillary
 from segtailor.data.pack.reader import create_packed
+from segtailor.data.pascal_context import create_pascal_context
 from segtailor.data.toy import create_toy
+from segtailor.data.voc import create_voc
 from segtailor.errors import unknown
 
 __all__ = ["DATASETS", "VOID", "Sample", "SegmentationDataset", "create_dataset", "list_datasets"]
@@ -27,14 +33,20 @@ class Create(Protocol):
 
 
 DATASETS: dict[str, Create] = {
+    "ade20k": create_ade20k,
     "camvid": create_camvid,
     "cityscapes": create_cityscapes,
     "coco-json": create_coco_json,
+    "coco-stuff": create_coco_stuff,
     "csv": create_csv,
     "folder": create_folder,
     "hf": create_hf,
+    "loveda": create_loveda,
+    "mapillary": create_mapillary,
     "packed": create_packed,
+    "pascal-context": create_pascal_context,
     "toy": create_toy,
+    "voc": create_voc,
 }
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import re
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
 
 from segtailor.config import DataConfig
 from segtailor.data.base import Color
-from segtailor.data.files import FileDataset, MaskValues
-from segtailor.data.pairs import pair_folders, pair_list, require_folder
+from segtailor.data.files import FileDataset
+from segtailor.data.known import Known, Variant
+from segtailor.data.pairs import Pair, pair_folders, pair_list, require_folder
+from segtailor.errors import SegtailorError
 
 CLASSES: tuple[tuple[str, Color], ...] = (
     ("sky", (128, 128, 128)),
@@ -24,34 +28,75 @@ CLASSES: tuple[tuple[str, Color], ...] = (
     ("bicyclist", (0, 128, 192)),
 )
 UNLABELLED = 11
-MEAN_COLOR = (105, 108, 110)  # of the 367 training frames
-LICENCE = "CamVid (Brostow et al., 2009): research use"
+CAMVID = Known(
+    name="camvid",
+    title="CamVid: frames of drives through Cambridge, 11 classes, the SegNet split",
+    licence="CamVid (Brostow et al., 2009): research use",
+    root=Path("data/camvid"),
+    variants=(
+        Variant("default", CLASSES, {"train": 367, "val": 101, "test": 233, "trainval": 468, "fit": 295, "dev": 72}),
+    ),
+    mean_color=(105, 108, 110),  # of the 367 training frames
+)
 HINT = "set data.root or SEGTAILOR_CAMVID to the folder that holds CamVid's train, trainannot, val and valannot"
+# Of each recorded sequence, the share of training frames that `dev` takes from its end.
+DEV_SHARE = 5
 
 
 def create_camvid(config: DataConfig, split: str, training: bool) -> FileDataset:
     """Return a split of CamVid: ``SPLIT/`` and ``SPLITannot/``, frames .png or .jpg; ``SPLIT.txt`` lists the frames.
 
-    The root is ``config.root``, else ``$SEGTAILOR_CAMVID``, else ``data/camvid``. Without a list file all frames of the
-    folder are taken. Raises ``SegtailorError`` for missing folders and for frames or masks without a partner.
+    ``trainval`` is both where the tree does not give it; ``fit`` and ``dev`` are cut from ``train``: see
+    :func:`cut_sequences`. The root is ``config.root``, else ``$SEGTAILOR_CAMVID``, else ``data/camvid``. Without a list
+    file all frames of the folder are taken. Raises ``SegtailorError`` for missing folders and for frames or masks
+    without a partner.
     """
-    root = require_folder(config.root or Path(os.environ.get("SEGTAILOR_CAMVID") or "data/camvid"), HINT)
+    variant = CAMVID.variant(config)
+    root = require_folder(config.root or Path(os.environ.get("SEGTAILOR_CAMVID") or CAMVID.root), HINT)
+    given = (root / f"{split}.txt").is_file() or (root / split).is_dir()
+    if not given:
+        CAMVID.require_split(variant, split, f"A further split is a folder or a list of that name in {root}")
+    if split in ("fit", "dev"):
+        pairs = cut_sequences(_pairs(root, "train"), split)
+    elif split == "trainval" and not given:
+        pairs = (*_pairs(root, "train"), *_pairs(root, "val"))
+    else:
+        pairs = _pairs(root, split)
+    values = CAMVID.values(config, variant, range(len(CLASSES)), [UNLABELLED])
+    return CAMVID.open(pairs, config, variant, split, training, values)
+
+
+def _pairs(root: Path, split: str) -> tuple[Pair, ...]:
     listed = root / f"{split}.txt"
     where = f"camvid {split}"
     if listed.is_file():
-        pairs = pair_list(listed, root, where)
-    else:
-        images, masks = (require_folder(root / name, HINT) for name in (split, f"{split}annot"))
-        pairs = pair_folders(images, masks, where)
-    return FileDataset(
-        pairs,
-        name="camvid",
-        split=split,
-        classes=tuple(name for name, _ in CLASSES),
-        palette=tuple(color for _, color in CLASSES),
-        mean_color=MEAN_COLOR,
-        licence=LICENCE,
-        values=MaskValues({index: index for index in range(len(CLASSES))}, void=(UNLABELLED,)),
-        size=config.size,
-        training=training,
-    )
+        return pair_list(listed, root, where)
+    images, masks = (require_folder(root / name, HINT) for name in (split, f"{split}annot"))
+    return pair_folders(images, masks, where)
+
+
+def cut_sequences(pairs: tuple[Pair, ...], split: str) -> tuple[Pair, ...]:
+    """Return the part ``dev`` of the training frames, the last fifth of each recorded sequence, or the rest, ``fit``.
+
+    A frame's sequence is its name before the first underscore, and its time the number at the name's end. The cut is
+    in time, not at random, as frames that follow one another are nearly the same picture. Raises ``SegtailorError``
+    when no sequence has five frames.
+    """
+    sequences: defaultdict[str, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        sequences[PurePosixPath(pair.name).name.partition("_")[0]].append(pair)
+    dev: set[Pair] = set()
+    for frames in sequences.values():
+        frames.sort(key=_time)
+        dev.update(frames[len(frames) - len(frames) // DEV_SHARE :])
+    if not dev:
+        raise SegtailorError(
+            f"camvid {split} is cut from train by time, but no recorded sequence there has {DEV_SHARE} frames; a "
+            "frame's sequence is its name before the first underscore, as in 0001TP_006690"
+        )
+    return tuple(pair for pair in pairs if (pair in dev) == (split == "dev"))
+
+
+def _time(pair: Pair) -> tuple[int, str]:
+    number = re.search(r"(\d+)$", pair.name)
+    return (int(number.group()) if number else 0, pair.name)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
-from segtailor.data.base import Color
+from segtailor.data.base import VOID, Color
 from segtailor.data.files import FileDataset, MaskValues
-from segtailor.data.pairs import pair_folders, require_folder
+from segtailor.data.known import Known, Variant
+from segtailor.data.masks import refuse_values
+from segtailor.data.pairs import Pair, pair_folders, require_folder
+from segtailor.data.read import read_mask
 
 # name, colour, and the number that the class has in *_labelIds.png
 CLASSES: tuple[tuple[str, Color, int], ...] = (
@@ -32,51 +39,103 @@ CLASSES: tuple[tuple[str, Color, int], ...] = (
     ("bicycle", (119, 11, 32), 33),
 )
 LARGEST_ID = 33
-# What the published training code pads with: the mean of ImageNet, not of Cityscapes.
-MEAN_COLOR: Color = (123, 117, 104)
-LICENCE = "Cityscapes (Cordts et al., 2016): non-commercial research use, no redistribution"
+# Where the parts of each split lie: the folder of images, and the set of annotations.
+FINE, COARSE = "gtFine", "gtCoarse"
+PARTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "train": (("train", FINE),),
+    "val": (("val", FINE),),
+    "trainval": (("train", FINE), ("val", FINE)),
+    "train_extra": (("train_extra", COARSE),),
+    "train+extra": (("train", FINE), ("train_extra", COARSE)),
+}
+NAMED = tuple((name, color) for name, color, _ in CLASSES)
+FINE_COUNTS = {"train": 2975, "val": 500, "trainval": 3475}
+CITYSCAPES = Known(
+    name="cityscapes",
+    title="Cityscapes: street scenes of 50 cities, 19 classes",
+    licence="Cityscapes (Cordts et al., 2016): non-commercial research use, no redistribution",
+    root=Path("data/cityscapes"),
+    variants=(
+        Variant("fine", NAMED, FINE_COUNTS),
+        Variant("extra", NAMED, {**FINE_COUNTS, "train_extra": 19998, "train+extra": 22973}),
+    ),
+    # What the published training code pads with: the mean of ImageNet, not of Cityscapes.
+    mean_color=(123, 117, 104),
+)
 IMAGE_ENDING = "_leftImg8bit"
-# The first ending found is read: ids as distributed, else the train ids that Cityscapes' own scripts write.
-IDS_ENDING, TRAIN_IDS_ENDING = "_gtFine_labelIds", "_gtFine_labelTrainIds"
-HINT = "data.root must hold Cityscapes' leftImg8bit and gtFine folders"
+# Ids as distributed, and the train ids that Cityscapes' own scripts write.
+IDS, TRAIN_IDS = "labelIds", "labelTrainIds"
+# In place of an id: a train id that means nothing is this much more.
+UNKNOWN_TRAIN_ID = 1000
+HINT = "data.root must hold Cityscapes' leftImg8bit and gtFine folders, and gtCoarse for train_extra"
 
 
 def create_cityscapes(config: DataConfig, split: str, training: bool) -> FileDataset:
     """Return a split of Cityscapes: ``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` and ``gtFine/SPLIT/CITY/``.
 
-    Masks are ``*_gtFine_labelIds.png``, whose ids are mapped to the 19 classes on reading and to void otherwise; a
-    split that has none of these is read from ``*_gtFine_labelTrainIds.png``. The root is ``config.root``, else
-    ``data/cityscapes``. Raises ``SegtailorError`` for missing folders and for images or masks without a partner.
+    The variant ``extra`` has the splits ``train_extra``, with masks in ``gtCoarse``, and ``train+extra``, too. Masks
+    are ``*_labelIds.png``, whose ids are mapped to the 19 classes on reading and to void otherwise; an image that has
+    none of these is read with its ``*_labelTrainIds.png``. The root is ``config.root``, else ``data/cityscapes``.
+    Raises ``SegtailorError`` for missing folders and for images or masks without a partner.
     """
-    root = require_folder(config.root or Path("data/cityscapes"), HINT)
-    images, masks = (require_folder(root / name / split, HINT) for name in ("leftImg8bit", "gtFine"))
-    raw = next(masks.glob(f"*/*{IDS_ENDING}.png"), None) is not None
-    mask_ending = IDS_ENDING if raw else TRAIN_IDS_ENDING
-    pairs = pair_folders(
-        images,
-        masks,
-        f"cityscapes {split}",
-        image_key=lambda stem: _without(stem, IMAGE_ENDING),
-        mask_key=lambda stem: _without(stem, mask_ending),
-    )
-    if raw:
-        values = {number: index for index, (_, _, number) in enumerate(CLASSES)}
-        void = [number for number in range(LARGEST_ID) if number not in values]
-    else:
-        values, void = {index: index for index in range(len(CLASSES))}, []
-    return FileDataset(
-        pairs,
-        name="cityscapes",
-        split=split,
-        classes=tuple(name for name, _, _ in CLASSES),
-        palette=tuple(color for _, color, _ in CLASSES),
-        mean_color=MEAN_COLOR,
-        licence=LICENCE,
-        values=MaskValues(values, void),
-        size=config.size,
-        training=training,
+    variant = CITYSCAPES.variant(config)
+    refuse_values(config, "Cityscapes' masks say by their file names what they hold")
+    hint = "The masks of its test images are not published" if split == "test" else ""
+    if split in PARTS and split not in variant.splits:
+        hint = "Set data.variant: extra for it"
+    CITYSCAPES.require_split(variant, split, hint)
+    root = CITYSCAPES.find_root(config, [], HINT)
+    pairs = tuple(pair for folder, annotations in PARTS[split] for pair in _pairs(root, folder, annotations))
+    return CITYSCAPES.open(pairs, config, variant, split, training, CityscapesIds(), read_ids)
+
+
+def _pairs(root: Path, folder: str, annotations: str) -> tuple[Pair, ...]:
+    images, masks = (require_folder(root / name / folder, HINT) for name in ("leftImg8bit", annotations))
+    ids, train_ids = (f"_{annotations}_{kind}" for kind in (IDS, TRAIN_IDS))
+    raw = {path.relative_to(masks).as_posix()[: -len(f"{ids}.png")] for path in masks.glob(f"*/*{ids}.png")}
+
+    def mask_key(stem: str) -> str | None:
+        key = _without(stem, ids)
+        if key is not None:
+            return key
+        key = _without(stem, train_ids)
+        return None if key in raw else key
+
+    return pair_folders(
+        images, masks, f"cityscapes {folder}", image_key=lambda stem: _without(stem, IMAGE_ENDING), mask_key=mask_key
     )
 
 
 def _without(stem: str, ending: str) -> str | None:
     return stem.removesuffix(ending) if stem.endswith(ending) else None
+
+
+class CityscapesIds(MaskValues):
+    """The numbers that :func:`read_ids` gives: ids, void, and more than a byte for unknown train ids."""
+
+    def __init__(self) -> None:
+        classes = {number: index for index, (_, _, number) in enumerate(CLASSES)}
+        super().__init__(classes, void=[number for number in range(LARGEST_ID) if number not in classes])
+
+    def describe(self, value: int) -> str:
+        """Return an unknown train id as such."""
+        return str(value) if value < UNKNOWN_TRAIN_ID else f"{value - UNKNOWN_TRAIN_ID} as a train id"
+
+
+def _ids_of_train_ids() -> NDArray[np.int32]:
+    table = np.arange(256, dtype=np.int32) + UNKNOWN_TRAIN_ID
+    table[: len(CLASSES)] = [number for _, _, number in CLASSES]
+    table[VOID] = VOID
+    return table
+
+
+IDS_OF_TRAIN_IDS = _ids_of_train_ids()
+
+
+def read_ids(pair: Pair) -> NDArray[Any]:
+    """Return the ids (H,W) of the mask of ``pair``; those of a file of train ids are looked up."""
+    mask = read_mask(pair.mask)
+    if not pair.mask.stem.endswith(TRAIN_IDS) or mask.dtype != np.uint8:
+        return mask
+    ids = IDS_OF_TRAIN_IDS.take(mask)
+    return ids.astype(np.uint8) if ids.max(initial=0) < UNKNOWN_TRAIN_ID else ids

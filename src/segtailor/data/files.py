@@ -137,7 +137,8 @@ class FileDataset(MaskDataset):
     """Pairs of an image and a mask file, read when asked for.
 
     ``read_mask`` turns a pair into the numbers that ``values`` explains (H,W) and raises ``UnreadableFile``: by default
-    the mask file's own. The other keywords are those of :class:`Description`.
+    the mask file's own. ``expected`` is the number of pairs that the data set's publishers state, None where nobody
+    does; any number is read. The other keywords are those of :class:`Description`.
     """
 
     def __init__(
@@ -145,10 +146,11 @@ class FileDataset(MaskDataset):
         pairs: Sequence[Pair],
         *,
         read_mask: Callable[[Pair], NDArray[Any]] | None = None,
+        expected: int | None = None,
         **described: Unpack[Description],
     ) -> None:
         super().__init__(**described)
-        self.pairs = tuple(pairs)
+        self.pairs, self.expected = tuple(pairs), expected
         self.read_mask = read_mask or read_index_mask
 
     def __len__(self) -> int:

@@ -28,7 +28,7 @@ def limit_dataset(dataset: SegmentationDataset, count: int) -> SegmentationDatas
     chosen = evenly(len(dataset), count)
     if isinstance(dataset, FileDataset):
         part = copy.copy(dataset)
-        part.pairs = tuple(dataset.pairs[index] for index in chosen)
+        part.pairs, part.expected = tuple(dataset.pairs[index] for index in chosen), count
         return part
     return Chosen(dataset, chosen)
 

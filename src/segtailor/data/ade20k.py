@@ -1,0 +1,36 @@
+"""ADE20K's scene parsing benchmark with 150 classes (Zhou et al., CVPR 2017)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from segtailor.config import DataConfig
+from segtailor.data.files import FileDataset
+from segtailor.data.known import Known, Variant
+from segtailor.data.pairs import pair_folders, require_folder
+from segtailor.data.tables.ade20k import CLASSES
+
+ADE20K = Known(
+    name="ade20k",
+    title="ADE20K: scenes indoors and outdoors, the 150 classes of the scene parsing benchmark",
+    licence="ADE20K (Zhou et al., 2017): images for non-commercial research and education, annotations BSD-3-Clause",
+    root=Path("data/ade20k"),
+    variants=(Variant("default", CLASSES, {"train": 20210, "val": 2000}),),
+)
+FOLDERS = {"train": "training", "val": "validation"}
+INNER = ("ADEChallengeData2016",)
+HINT = "data.root must hold the images and annotations folders of ADEChallengeData2016"
+
+
+def create_ade20k(config: DataConfig, split: str, training: bool) -> FileDataset:
+    """Return a split of ADE20K: ``images/training/*.jpg`` and ``annotations/training/*.png``, or ``validation``.
+
+    Mask value 0, other, is void, and 1 to 150 are the classes. The root, or ``ADEChallengeData2016`` in it, is
+    ``config.root``, else ``data/ade20k``. Raises ``SegtailorError`` for what is missing.
+    """
+    variant = ADE20K.variant(config)
+    ADE20K.require_split(variant, split)
+    root = ADE20K.find_root(config, INNER, HINT)
+    images, masks = (require_folder(root / name / FOLDERS[split], HINT) for name in ("images", "annotations"))
+    values = ADE20K.values(config, variant, range(1, len(CLASSES) + 1), [0])
+    return ADE20K.open(pair_folders(images, masks, f"ade20k {split}"), config, variant, split, training, values)

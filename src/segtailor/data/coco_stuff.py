@@ -1,0 +1,122 @@
+"""COCO-Stuff, 164k and 10k, with 171 classes or all 182 labels (Caesar et al., CVPR 2018)."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segtailor.config import DataConfig
+from segtailor.data.base import VOID, Color
+from segtailor.data.files import FileDataset, read_index_mask
+from segtailor.data.id_lists import files_by_stem, pair_ids, read_ids
+from segtailor.data.known import Known, Variant, first_folder
+from segtailor.data.mat_masks import read_mat, require_scipy
+from segtailor.data.pairs import Pair, pair_folders
+from segtailor.data.tables.coco_stuff import LABELS, UNUSED
+from segtailor.data.tables.voc import label_color
+
+# Mask values of the 171 classes: the 11 gaps are labels that no mask holds.
+NUMBERS = tuple(number for number, name in enumerate(LABELS) if name not in UNUSED)
+
+
+def _classes(numbers: tuple[int, ...]) -> tuple[tuple[str, Color], ...]:
+    # there are no official colours: VOC's rule, by label; black is left to what is unlabelled
+    return tuple((LABELS[number], label_color(number + 1)) for number in numbers)
+
+
+ALL_NUMBERS = tuple(range(len(LABELS)))
+COUNTS_164K = {"train": 118287, "val": 5000}
+COUNTS_10K = {"train": 9000, "val": 1000}
+COCO_STUFF = Known(
+    name="coco-stuff",
+    title="COCO-Stuff: everyday photos, 80 things and 91 stuff classes",
+    licence="COCO-Stuff (Caesar et al., 2018): annotations CC-BY-4.0; photos under Flickr's terms of use",
+    root=Path("data/coco-stuff"),
+    variants=(
+        Variant("164k", _classes(NUMBERS), COUNTS_164K),
+        Variant("164k-raw", _classes(ALL_NUMBERS), COUNTS_164K),
+        Variant("10k", _classes(NUMBERS), COUNTS_10K),
+        Variant("10k-raw", _classes(ALL_NUMBERS), COUNTS_10K),
+    ),
+)
+ROOT_10K = Path("data/coco-stuff-10k")
+FOLDERS = {"train": "train2017", "val": "val2017"}
+MASK_FOLDERS = ("annotations", "stuffthingmaps", "stuffthingmaps_trainval2017")
+# How the names of files end that other tools write beside the masks.
+CONVERTED = "TrainIds"
+# The release calls its second split test.
+LISTS = {"train": "train.txt", "val": "test.txt"}
+HINT_164K = "data.root must hold images/train2017, images/val2017, annotations/train2017 and annotations/val2017"
+HINT_10K = "data.root must hold the images, annotations and imageLists folders of COCO-Stuff 10k"
+
+
+def create_coco_stuff(config: DataConfig, split: str, training: bool) -> FileDataset:
+    """Return a split of COCO-Stuff: ``images/train2017/ID.jpg`` and ``annotations/train2017/ID.png``, or ``val2017``.
+
+    The variants ``10k`` and ``10k-raw`` read ``images/NAME.jpg`` and ``annotations/NAME.png``, else ``NAME.mat``, as
+    ``imageLists/train.txt`` and, for ``val``, ``test.txt`` list them. Mask values 0 to 181 are the labels and 255 is
+    void; without ``-raw`` the 171 that occur are numbered without gaps. The 10k release stores every label one higher
+    in its MATLAB files and 0 for unlabelled: ``config.reduce_zero_label`` says that PNGs do so, too. The root is
+    ``config.root``, else ``data/coco-stuff`` or ``data/coco-stuff-10k``. Raises ``SegtailorError`` for what is missing.
+    """
+    variant = COCO_STUFF.variant(config)
+    COCO_STUFF.require_split(variant, split)
+    small = variant.name.startswith("10k")
+    if small:
+        root = COCO_STUFF._replace(root=ROOT_10K).find_root(config, [], HINT_10K)
+        pairs = _pairs_10k(root, split)
+    else:
+        pairs = _pairs_164k(COCO_STUFF.find_root(config, [], HINT_164K), split)
+    numbers = ALL_NUMBERS if variant.name.endswith("raw") else NUMBERS
+    # what reduce_zero_label says is true of each label, whichever of them are classes: the reader sees to it
+    values = COCO_STUFF.values(config.model_copy(update={"reduce_zero_label": False}), variant, numbers, [])
+    reader = partial(read_labels, reduce_zero_label=config.reduce_zero_label)
+    return COCO_STUFF.open(pairs, config, variant, split, training, values, reader)
+
+
+def _pairs_164k(root: Path, split: str) -> tuple[Pair, ...]:
+    folder = FOLDERS[split]
+    images = first_folder(root, [f"images/{folder}", folder], HINT_164K)
+    masks = first_folder(root, [f"{name}/{folder}" for name in MASK_FOLDERS], HINT_164K)
+    return pair_folders(images, masks, f"coco-stuff {split}", mask_key=_label_key)
+
+
+def _label_key(stem: str) -> str | None:
+    return None if stem.endswith(CONVERTED) else stem
+
+
+def _pairs_10k(root: Path, split: str) -> tuple[Pair, ...]:
+    lists = first_folder(root, ["imageLists", "imagesLists"], HINT_10K)
+    images, masks = (first_folder(root, [name], HINT_10K) for name in ("images", "annotations"))
+    inner = ("", "train2014", "test2014")
+    pairs = pair_ids(
+        read_ids(lists / LISTS[split], f"coco-stuff 10k {split}"),
+        files_by_stem([images / name for name in inner], [".jpg"]),
+        files_by_stem([masks / name for name in inner], [".png", ".mat"]),
+        f"coco-stuff 10k {split} in {root}",
+    )
+    if any(pair.mask.suffix == ".mat" for pair in pairs):
+        require_scipy()
+    return pairs
+
+
+def read_labels(pair: Pair, reduce_zero_label: bool = False) -> NDArray[Any]:
+    """Return the labels (H,W), 0 to 181 and 255, of the mask of ``pair``; a MATLAB file's are one higher, 0 for none.
+
+    So are a PNG's with ``reduce_zero_label``.
+    """
+    if pair.mask.suffix == ".mat":
+        return _reduce(read_mat(pair.mask, "S"))
+    mask = read_index_mask(pair)
+    return _reduce(mask) if reduce_zero_label else mask
+
+
+def _reduce(mask: NDArray[Any]) -> NDArray[Any]:
+    if mask.dtype != np.uint8:
+        return mask
+    # 255 stays what it is: none of the labels is 255
+    return np.where((mask == 0) | (mask == VOID), VOID, mask - 1).astype(np.uint8)

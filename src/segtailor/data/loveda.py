@@ -1,0 +1,57 @@
+"""LoveDA, land cover from the air, with 7 classes (Wang et al., NeurIPS Datasets and Benchmarks 2021)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from segtailor.config import DataConfig
+from segtailor.data.base import Color
+from segtailor.data.files import FileDataset
+from segtailor.data.known import Known, Variant
+from segtailor.data.pairs import Pair, pair_folders, require_folder
+
+CLASSES: tuple[tuple[str, Color], ...] = (
+    ("background", (255, 255, 255)),
+    ("building", (255, 0, 0)),
+    ("road", (255, 255, 0)),
+    ("water", (0, 0, 255)),
+    ("barren", (159, 129, 183)),
+    ("forest", (0, 255, 0)),
+    ("agricultural", (255, 195, 128)),
+)
+LOVEDA = Known(
+    name="loveda",
+    title="LoveDA: land cover of three Chinese cities from the air, 0.3 m a pixel, 7 classes",
+    licence="LoveDA (Wang et al., 2021): CC-BY-NC-SA-4.0, academic use",
+    root=Path("data/loveda"),
+    variants=(
+        Variant("all", CLASSES, {"train": 2522, "val": 1669}),
+        Variant("urban", CLASSES, {"train": 1156, "val": 677}),
+        Variant("rural", CLASSES, {"train": 1366, "val": 992}),
+    ),
+)
+SCENES = {"all": ("Urban", "Rural"), "urban": ("Urban",), "rural": ("Rural",)}
+FOLDERS = {"train": "Train", "val": "Val"}
+HINT = "data.root must hold LoveDA's Train and Val folders, each with Urban and Rural"
+
+
+def create_loveda(config: DataConfig, split: str, training: bool) -> FileDataset:
+    """Return a split of LoveDA: ``Train/Urban/images_png/N.png`` and ``Train/Urban/masks_png/N.png``, and ``Rural``.
+
+    The split ``val`` is ``Val``; the variants ``urban`` and ``rural`` read one of the two folders. Mask value 0, no
+    data, is void, and 1 to 7 are the classes. The root is ``config.root``, else ``data/loveda``. Raises
+    ``SegtailorError`` for what is missing.
+    """
+    variant = LOVEDA.variant(config)
+    LOVEDA.require_split(variant, split, "The masks of its test images are not published" if split == "test" else "")
+    root = LOVEDA.find_root(config, [], HINT)
+    pairs = tuple(pair for scene in SCENES[variant.name] for pair in _pairs(root / FOLDERS[split], scene))
+    values = LOVEDA.values(config, variant, range(1, len(CLASSES) + 1), [0])
+    return LOVEDA.open(pairs, config, variant, split, training, values)
+
+
+def _pairs(folder: Path, scene: str) -> tuple[Pair, ...]:
+    images, masks = (require_folder(folder / scene / name, HINT) for name in ("images_png", "masks_png"))
+    # both scenes have names of their own, but a name should say where the image lies
+    found = pair_folders(images, masks, f"loveda {folder.name} {scene}")
+    return tuple(pair._replace(name=f"{scene}/{pair.name}") for pair in found)

@@ -1,0 +1,63 @@
+"""Mapillary Vistas, v1.2 and v2.0 (Neuhold et al., ICCV 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from segtailor.config import DataConfig
+from segtailor.data.base import Color
+from segtailor.data.files import FileDataset
+from segtailor.data.known import Known, Variant, first_folder
+from segtailor.data.pairs import pair_folders
+from segtailor.data.tables.mapillary import UNSCORED_V12, UNSCORED_V20, V12, V20
+
+COUNTS = {"train": 18000, "val": 2000}
+Table = tuple[tuple[str, Color], ...]
+
+
+def _scored(table: Table, unscored: Sequence[str]) -> Table:
+    return tuple(row for row in table if row[0] not in unscored)
+
+
+MAPILLARY = Known(
+    name="mapillary",
+    title="Mapillary Vistas: street scenes of the whole world, 66 labels (v1.2) or 124 (v2.0)",
+    licence="Mapillary Vistas (Neuhold et al., 2017): CC-BY-NC-SA-4.0",
+    root=Path("data/mapillary"),
+    variants=(
+        Variant("v1.2", _scored(V12, UNSCORED_V12), COUNTS),
+        Variant("v1.2-all", V12, COUNTS),
+        Variant("v2.0", _scored(V20, UNSCORED_V20), COUNTS),
+        Variant("v2.0-all", V20, COUNTS),
+    ),
+)
+TABLES = {"v1.2": V12, "v2.0": V20}
+FOLDERS = {"train": "training", "val": "validation"}
+HINT = "data.root must hold Mapillary Vistas' training and validation folders, each with images and {version}/labels"
+
+
+def create_mapillary(config: DataConfig, split: str, training: bool) -> FileDataset:
+    """Return a split of Mapillary Vistas: ``training/images/*.jpg`` and ``training/v1.2/labels/*.png``, or ``v2.0``.
+
+    The split ``val`` is ``validation``; v1.2 is also read from ``training/labels``, where its own release has it. Masks
+    are palette PNGs of label indices. The variants ``v1.2`` and ``v2.0`` have the 65 and 116 classes that the benchmark
+    scores, and their other labels are void; with ``-all`` every one of the 66 or 124 labels is a class. The root is
+    ``config.root``, else ``data/mapillary``. Raises ``SegtailorError`` for what is missing.
+    """
+    variant = MAPILLARY.variant(config)
+    MAPILLARY.require_split(variant, split)
+    version = variant.name.removesuffix("-all")
+    hint = HINT.format(version=version)
+    root = MAPILLARY.find_root(config, [], hint)
+    folder = FOLDERS[split]
+    images = first_folder(root, [f"{folder}/images"], hint)
+    masks = first_folder(
+        root, [f"{folder}/{version}/labels", *([f"{folder}/labels"] if version == "v1.2" else [])], hint
+    )
+    labels = [name for name, _ in TABLES[version]]
+    numbers = [number for number, name in enumerate(labels) if name in variant.names]
+    void = [number for number, name in enumerate(labels) if name not in variant.names]
+    values = MAPILLARY.values(config, variant, numbers, void)
+    pairs = pair_folders(images, masks, f"mapillary {version} {split}")
+    return MAPILLARY.open(pairs, config, variant, split, training, values)

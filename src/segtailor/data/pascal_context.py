@@ -1,0 +1,109 @@
+"""Pascal Context with its 59 most frequent classes, on the images of VOC 2010 (Mottaghi et al., CVPR 2014)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segtailor.config import DataConfig
+from segtailor.data.files import FileDataset, read_index_mask
+from segtailor.data.id_lists import files_by_stem, pair_ids, read_ids
+from segtailor.data.known import Known, Variant, first_folder
+from segtailor.data.mat_masks import read_mat, require_scipy
+from segtailor.data.pairs import Pair
+from segtailor.data.read import UnreadableFile
+from segtailor.data.tables.pascal_context import CLASSES, LABELS_59
+from segtailor.data.tables.voc import label_color
+
+# there are no official colours: VOC's rule, by mask value
+NAMED = tuple((name, label_color(index)) for index, (name, _) in enumerate(CLASSES, 1))
+COUNTS = {"train": 4998, "val": 5105, "trainval": 10103}
+PASCAL_CONTEXT = Known(
+    name="pascal-context",
+    title="Pascal Context: photos of VOC 2010 labelled throughout, the 59 most frequent classes",
+    licence="Pascal Context (Mottaghi et al., 2014): research use; photos of Flickr",
+    root=Path("data/pascal-context"),
+    variants=(
+        Variant("foreground", NAMED, COUNTS),
+        Variant("with-background", (("background", label_color(0)), *NAMED), COUNTS),
+    ),
+)
+INNER = ("VOCdevkit/VOC2010", "VOC2010")
+# Where masks may lie: PNGs made with the Detail API, the authors' PNGs, and their MATLAB files of 459 labels.
+DETAIL_MASKS, AUTHORS_MASKS, MAT_MASKS = "SegmentationClassContext", "59_context_labels", "trainval"
+LISTS = ("ImageSets/SegmentationContext", "ImageSets/Main")
+HINT = (
+    f"data.root must hold VOC2010's JPEGImages and ImageSets folders, and the masks in {DETAIL_MASKS}, {AUTHORS_MASKS} "
+    f"or {MAT_MASKS}"
+)
+
+
+def create_pascal_context(config: DataConfig, split: str, training: bool) -> FileDataset:
+    """Return a split of Pascal Context: ``JPEGImages/ID.jpg``, and a mask from the first of three folders there is.
+
+    ``SegmentationClassContext/ID.png`` numbers the classes by the alphabet, ``59_context_labels/ID.png`` as
+    ``59_labels.txt`` does, and ``trainval/ID.mat`` holds all 459 labels; classes are those of the first. Mask value 0,
+    anything else, is void, or the first class of the variant ``with-background``. ``SPLIT.txt`` in
+    ``ImageSets/SegmentationContext``, else in ``ImageSets/Main``, lists the ids. The root, or ``VOCdevkit/VOC2010`` in
+    it, is ``config.root``, else ``data/pascal-context``. Raises ``SegtailorError`` for what is missing.
+    """
+    variant = PASCAL_CONTEXT.variant(config)
+    PASCAL_CONTEXT.require_split(variant, split)
+    root = PASCAL_CONTEXT.find_root(config, INNER, HINT)
+    images = first_folder(root, ["JPEGImages"], HINT)
+    masks = first_folder(root, [DETAIL_MASKS, AUTHORS_MASKS, MAT_MASKS], HINT)
+    suffix, reader = READERS[masks.name]
+    if suffix == ".mat":
+        require_scipy()
+    lists = first_folder(root, LISTS, HINT)
+    where = f"pascal-context {split} in {root}"
+    found = files_by_stem([images], [".jpg", ".jpeg"]), files_by_stem([masks], [suffix])
+    pairs = pair_ids(_ids(lists, split), *found, where)
+    background = len(variant.classes) > len(CLASSES)
+    numbers = range(0 if background else 1, len(CLASSES) + 1)
+    values = PASCAL_CONTEXT.values(config, variant, numbers, [] if background else [0])
+    return PASCAL_CONTEXT.open(pairs, config, variant, split, training, values, reader)
+
+
+def _ids(lists: Path, split: str) -> list[str]:
+    path, where = lists / f"{split}.txt", f"pascal-context {split}"
+    if split == "trainval" and not path.is_file():
+        return [*_ids(lists, "train"), *_ids(lists, "val")]
+    return read_ids(path, where)
+
+
+def _table(size: int, numbers: list[int]) -> NDArray[np.uint8]:
+    """Return the table from ``numbers``, one a class, to the classes' positions from 1; others become 0."""
+    table = np.zeros(size, np.uint8)
+    table[numbers] = np.arange(1, len(numbers) + 1)
+    return table
+
+
+OF_459_LABELS = _table(460, [label for _, label in CLASSES])
+OF_59_LABELS = _table(60, [1 + LABELS_59.index(name) for name, _ in CLASSES])
+
+
+def read_authors_mask(pair: Pair) -> NDArray[Any]:
+    """Return the mask of ``pair`` (H,W), numbered as in ``59_labels.txt``, by the alphabet."""
+    mask = read_index_mask(pair)
+    if mask.dtype != np.uint8 or mask.max(initial=0) >= len(OF_59_LABELS):
+        raise UnreadableFile("it holds more than the 59 classes of 59_labels.txt")
+    return OF_59_LABELS.take(mask)
+
+
+def read_mat_mask(pair: Pair) -> NDArray[Any]:
+    """Return the labels of the MATLAB file of ``pair`` (H,W) that are among the 59 classes, by the alphabet; else 0."""
+    mask = read_mat(pair.mask, "LabelMap")
+    if mask.min(initial=0) < 0 or mask.max(initial=0) >= len(OF_459_LABELS):
+        raise UnreadableFile("it holds more than the 459 labels of Pascal Context")
+    return OF_459_LABELS.take(mask)
+
+
+READERS = {
+    DETAIL_MASKS: (".png", read_index_mask),
+    AUTHORS_MASKS: (".png", read_authors_mask),
+    MAT_MASKS: (".mat", read_mat_mask),
+}
