@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from segtailor.data.base import VOID, some
 from segtailor.data.pairs import Pair, files_by_key
 from segtailor.data.read import IMAGE_SUFFIXES, INDEX_MODES, MASK_SUFFIXES, UnreadableFile, open_mask
+from segtailor.data.unpaired import NO_CLASS, NO_IMAGE, NO_MASK, TWICE, leave_out
 from segtailor.errors import SegtailorError, nearest
 
 BACKGROUND = "background"
@@ -103,12 +104,19 @@ def pair_binary(
     twice = [key for key, found in parts.items() if len({part.label for part in found}) < len(found)]
     if twice:
         problems.append(f"{len(twice)} images with two masks of one class: {some(twice)}")
-    if problems:
+    both = sorted(found_images.keys() & parts.keys())
+    unpaired = {
+        NO_CLASS: [found_masks[stem] for stem in no_class],
+        NO_MASK: [found_images[key] for key in sorted(found_images.keys() - parts.keys())],
+        NO_IMAGE: [part.path for key in sorted(parts.keys() - found_images.keys()) for part in parts[key]],
+        TWICE: [part.path for key in twice for part in parts[key]],
+    }
+    if problems and not (both and leave_out(unpaired)):
         raise SegtailorError(f"{where}: {'; '.join(problems)}; add, rename or remove files in {images} and {masks}")
     if not parts:
         raise SegtailorError(f"no images in {images} and no masks in {masks} ({where}); check data.root and the layout")
     reader = BinaryMasks(parts, uncovered_class(classes))
-    pairs = (Pair(found_images[key], reader.parts[key][0].path, key) for key in sorted(found_images))
+    pairs = (Pair(found_images[key], reader.parts[key][0].path, key) for key in both)
     return tuple(pairs), reader
 
 

@@ -23,6 +23,7 @@ from segtailor.data.pairs import Pair
 from segtailor.data.palette import distinct_colors
 from segtailor.data.polygons import paint_shape, shape_area
 from segtailor.data.read import UnreadableFile
+from segtailor.data.unpaired import MISSING_IMAGE, leave_out
 from segtailor.errors import SegtailorError, unknown
 
 KIND = "a JSON with images, annotations and categories as COCO has them"
@@ -202,8 +203,11 @@ def _pairs(images: list[dict[str, Any]], folders: list[Path], path: Path) -> tup
         raise SegtailorError(f"no such file: {first}, the first image of {path}; looked in {looked}: set data.root or "
                              "data.splits.SPLIT.images")  # fmt: skip
     pairs = [Pair(folder / _file_name(image), path, _name(image)) for image in images]
-    if missing := [_file_name(image) for image, pair in zip(images, pairs, strict=True) if not pair.image.is_file()]:
+    missing = [_file_name(image) for image, pair in zip(images, pairs, strict=True) if not pair.image.is_file()]
+    if missing and not leave_out({MISSING_IMAGE: missing}):
         raise SegtailorError(f"{path}: {len(missing)} of {len(pairs)} images missing in {folder}: {some(missing)}")
+    if missing:
+        pairs = [pair for pair in pairs if pair.image.is_file()]
     if twice := [name for name, count in Counter(pair.name for pair in pairs).items() if count > 1]:
         raise SegtailorError(f"{path} lists {len(twice)} images more than once: {some(twice)}; keep one entry of each")
     return tuple(pairs)

@@ -14,6 +14,7 @@ from segtailor.data.classes_file import read_classes
 from segtailor.data.files import FileDataset
 from segtailor.data.folder import open_pairs
 from segtailor.data.pairs import Pair
+from segtailor.data.unpaired import MISSING_IMAGE, MISSING_MASK, leave_out
 from segtailor.errors import SegtailorError, unknown
 
 KIND = "a CSV or TSV with a header and the columns of data.image_column and data.mask_column"
@@ -124,7 +125,7 @@ def _pairs(rows: list[Row], roots: list[Path], table: Path) -> tuple[Pair, ...]:
         for kind, names in missing.items()
         if names
     ]
-    if problems:
+    if problems and not (pairs and leave_out({MISSING_IMAGE: missing["image"], MISSING_MASK: missing["mask"]})):
         raise SegtailorError(
             f"of the files listed in {table}, {'; '.join(problems)}; looked under {' and '.join(map(str, roots))}: "
             "mend the paths or set data.root"

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from segtailor.data.base import some
 from segtailor.data.read import IMAGE_SUFFIXES, MASK_SUFFIXES
+from segtailor.data.unpaired import (
+    MISSING_IMAGE,
+    MISSING_MASK,
+    NO_IMAGE,
+    NO_MASK,
+    NOT_AN_IMAGE,
+    TWICE,
+    collecting,
+    leave_out,
+)
 from segtailor.errors import SegtailorError
 
 
@@ -51,9 +61,19 @@ def pair_folders(
         problems.append(f"{_count(no_mask, 'image')} without a mask: {some(no_mask)}")
     if no_image:
         problems.append(f"{_count(no_image, 'mask')} without an image: {some(no_image)}")
-    if problems:
+    both = sorted(found_images.keys() & found_masks.keys())
+    unpaired = {NO_MASK: [found_images[key] for key in no_mask], NO_IMAGE: [found_masks[key] for key in no_image]}
+    if problems and not (both and leave_out(unpaired)):
         raise SegtailorError(f"{where}: {'; '.join(problems)}; add or remove files in {images} and {masks}")
-    return tuple(Pair(found_images[key], found_masks[key], key) for key in sorted(found_images))
+    if collecting():
+        leave_out({NOT_AN_IMAGE: other_files(images)})
+    return tuple(Pair(found_images[key], found_masks[key], key) for key in both)
+
+
+def other_files(images: Path) -> list[Path]:
+    """Return the files below ``images`` that no listing takes for an image, sorted; hidden ones not counted."""
+    found = (path for path in images.rglob("*") if path.suffix.lower() not in IMAGE_SUFFIXES)
+    return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
 
 
 def files_by_key(
@@ -63,20 +83,18 @@ def files_by_key(
 
     Hidden files, other suffixes and files whose key is None are passed over; two files of one key are an error.
     """
-    found: dict[str, Path] = {}
-    twice: Counter[str] = Counter()
+    found: defaultdict[str, list[Path]] = defaultdict(list)
     for path in folder.rglob("*"):
         if path.suffix.lower() not in suffixes or path.name.startswith("."):
             continue
         key = key_of(path.relative_to(folder).with_suffix("").as_posix())
         if key is None:
             continue
-        twice[key] += 1
-        found[key] = path
-    repeated = sorted(key for key, count in twice.items() if count > 1)
-    if repeated:
+        found[key].append(path)
+    repeated = sorted(key for key, paths in found.items() if len(paths) > 1)
+    if repeated and not leave_out({TWICE: (path for key in repeated for path in sorted(found[key]))}):
         raise SegtailorError(f"{where}: {len(repeated)} names stand for several files in {folder}: {some(repeated)}")
-    return found
+    return {key: min(paths) for key, paths in found.items()}
 
 
 def pair_list(path: Path, root: Path, where: str) -> tuple[Pair, ...]:
@@ -101,15 +119,16 @@ def pair_list(path: Path, root: Path, where: str) -> tuple[Pair, ...]:
         fields = [field.strip() for field in text.split("\t")] if "\t" in text else text.split()
         if len(fields) != 2:
             raise SegtailorError(f"{path}, line {number}: expected 'image mask', found {len(fields)} fields")
-        found = []
+        found: list[Path | None] = []
         for kind, field in zip(missing, fields, strict=True):
             file = _under(root, field)
             if file is None:
                 missing[kind].append(field)
-            found.append(file or root)
-        pairs.append(Pair(found[0], found[1], _name(fields[0])))
+            found.append(file)
+        if found[0] is not None and found[1] is not None:
+            pairs.append(Pair(found[0], found[1], _name(fields[0])))
     problems = [f"{_count(names, kind)} missing: {some(names)}" for kind, names in missing.items() if names]
-    if problems:
+    if problems and not (pairs and leave_out({MISSING_IMAGE: missing["image"], MISSING_MASK: missing["mask"]})):
         raise SegtailorError(f"{where}: of the files listed in {path}, {'; '.join(problems)}; looked under {root}")
     if not pairs:
         raise SegtailorError(f"{path} (the list of {where}) names no files")
