@@ -94,7 +94,7 @@ def collect(run: Path, target: Path) -> None:
     """Keep what a figure is made of: the resolved recipe, the rows and the score over time."""
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    kept = ("name", "method", "variant", "classes", "size", "rows", "environment")
+    kept = ("name", "method", "variant", "classes", "size", "rows", "unlabelled", "environment")
     record = {key: results[key] for key in kept if key in results}
     record["recipe"] = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     record["curve"] = [
@@ -130,6 +130,12 @@ def table(study: dict[str, Any], folder: Path) -> str:
             gap = statistics.mean(teacher - alone[seed][0] for seed in paired)
             closed = f"{100 * statistics.mean(paired.values()) / gap:.0f} %" if gap > 0 else ""
         rows.append(f"| {arm} | {len(by_seed)} | {spread(last)} | {spread(best)} | {gains} | {closed} |")
+    for arm, other in study.get("pairs", {}).items():
+        both = [seed for seed in study["seeds"] if seed in scores[arm] and seed in scores[other]]
+        gains = [scores[arm][seed][0] - scores[other][seed][0] for seed in both]
+        if gains:
+            each = ", ".join(f"{100 * gain:+.2f}" for gain in gains)
+            rows += ["", f"{arm} over {other}, last score: {spread(gains)} (each seed: {each})."]
     rows += ["", f"Made by `python benchmarks/study.py benchmarks/studies/{folder.name}.yaml`; raw results beside it."]
     return "\n".join(rows) + "\n"
 

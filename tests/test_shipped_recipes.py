@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import segtailor
 from quick import QUICK, SIZE
 from segtailor.config import CompareRecipe, DistillRecipe
+from segtailor.data.scene import draw_scene
 from segtailor.models import create_model, save_model
 from segtailor.recipes import list_recipes, load_recipe
 
@@ -22,7 +24,7 @@ def test_teacher_recipes(name: str, tmp_path: Path, small_data: dict[str, Any]) 
     assert segtailor.train(name, overrides).report.exists()
 
 
-@pytest.mark.parametrize("name", ["toy-kt", "camvid-kt", "camvid-cpu-kt"])
+@pytest.mark.parametrize("name", ["toy-kt", "camvid-kt", "camvid-cpu-kt", "camvid-cpu-unlabelled"])
 def test_distill_recipes(name: str, tmp_path: Path, small_data: dict[str, Any]) -> None:
     recipe = load_recipe(name, DistillRecipe)
     assert recipe.teacher is not None
@@ -55,8 +57,14 @@ def test_compare_recipes(name: str, tmp_path: Path, small_data: dict[str, Any]) 
 @pytest.fixture
 def small_data(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     """The recipe's own data at a small size: real CamVid frames where there are some, else the toy scenes."""
-    sizes = {"data.size": list(SIZE), "data.crop": list(SIZE)}
+    sizes: dict[str, Any] = {"data.size": list(SIZE), "data.crop": list(SIZE)}
     name = request.node.callspec.params["name"]
+    if name.endswith("unlabelled"):
+        sizes["data.unlabelled.images"] = str(tmp_path / "unlabelled")
+        (tmp_path / "unlabelled").mkdir()
+        for index in range(3):
+            image, _ = draw_scene((7, index), SIZE)
+            Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "unlabelled" / f"{index}.png")
     root = Path(os.environ.get("SEGTAILOR_CAMVID", "data/camvid"))
     if name.startswith("toy") or not root.is_dir():
         print(f"{name}: on the toy data set")

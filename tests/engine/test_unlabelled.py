@@ -302,3 +302,12 @@ def test_micro_batches_without_a_labelled_image_are_an_error_for_who_needs_them(
     check_rows(TrainConfig(batch=8, micro_batch=4), data, 2)
     with pytest.raises(SegtailorError, match=r"6 unlabelled images in a batch of 8, some micro-batches of 2 hold no"):
         check_rows(TrainConfig(batch=8, micro_batch=2), data, 1)
+
+
+def test_the_page_names_every_method_where_it_learns() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "unlabelled.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| ")]
+    told = {row[1].strip(): row[2].split(";")[0].strip().split(", ") for row in rows}
+    for reading, readers in (("confident pixels", CLASS_READERS), ("labelled images", OWN_TEACHER)):
+        assert set(told[reading]) == readers
+    assert set(told["every pixel"]) == METHODS.keys() - CLASS_READERS - OWN_TEACHER
