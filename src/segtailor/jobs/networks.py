@@ -7,13 +7,13 @@ from pathlib import Path
 from segtailor.config import ModelConfig, TeacherConfig
 from segtailor.errors import SegtailorError
 from segtailor.models import create_model, load_model
-from segtailor.models.adapters import family_of
+from segtailor.models.adapters import TEACHERS_ONLY, family_of
 from segtailor.models.adapters.adapted import Adapted
 from segtailor.models.adapters.weights import bare, count_classes, fill, read_weights
 from segtailor.models.network import Network
 from segtailor.models.store import is_own
 
-LOADED_BY_NAME = ("hf", "onnx", "pt2")
+LOADED_BY_NAME = ("hf", *TEACHERS_ONLY)
 """Families whose URI stands for weights, not for an architecture alone."""
 STRANGE_SUFFIXES = frozenset({".pth", ".pt", ".bin", ".ckpt", ".safetensors"})
 
@@ -23,6 +23,9 @@ def build_network(config: ModelConfig, num_classes: int) -> Network:
 
     Raises SegtailorError for weights of other classes or of another network, and for one that cannot be trained.
     """
+    named = config.weights or config.model
+    if family_of(named) in TEACHERS_ONLY:
+        raise SegtailorError(f"{named} cannot be trained: it can be a teacher only; choose another student")
     if config.weights is not None:
         network = _with_weights(config, num_classes)
     else:

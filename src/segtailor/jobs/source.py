@@ -10,7 +10,7 @@ from segtailor.config import DataConfig, EvaluateConfig, Strict
 from segtailor.errors import SegtailorError
 from segtailor.jobs.network import open_card
 from segtailor.models import create_model, load_model
-from segtailor.models.adapters import family_of
+from segtailor.models.adapters import TEACHERS_ONLY, family_of
 from segtailor.models.network import Network
 from segtailor.recipes import set_value, validate
 
@@ -24,8 +24,8 @@ class Scoring(Strict):
 
 def is_stored(model: str) -> bool:
     """Whether MODEL means a file or folder, and not a network's name."""
-    if family_of(model):
-        return model.partition(":")[0] in ("hf", "onnx", "pt2") or Path(model.partition(":")[2]).exists()
+    if family := family_of(model):
+        return family in ("hf", *TEACHERS_ONLY) or Path(model.partition(":")[2]).exists()
     return model.startswith("published:") or Path(model).exists() or model.endswith(".safetensors") or "/" in model
 
 

@@ -46,7 +46,8 @@ def read_card(path: str | Path) -> dict[str, Any]:
 def load_model(uri: str | Path, num_classes: int | None = None, **choices: Any) -> Network:
     """Load a model from a run folder, a ``.safetensors`` file, ``published:FILE.pth`` or another library's URI.
 
-    Those are ``hf:ID-or-folder``, ``smp:ID-or-folder``, ``torchvision:NAME``, ``onnx:FILE`` and ``pt2:FILE``; for them
+    Those are ``hf:ID-or-folder``, ``smp:ID-or-folder``, ``torchvision:NAME``, ``onnx:FILE`` and ``pt2:FILE`` (or the
+    bare path of an ``.onnx`` or ``.pt2`` file); for them
     ``choices`` may hold ``classifier``, ``taps`` and ``preprocess`` (see `create_model`). With ``num_classes`` the
     class count must agree. Raises SegtailorError for files that are missing, damaged or of another network.
     """

@@ -1,5 +1,6 @@
 """Networks of other libraries, by URI: ``hf:ID``, ``smp:Arch/encoder``, ``torchvision:name``, ``module:pkg.mod:make``,
-``onnx:FILE`` and ``pt2:FILE``. Each family is a module with ``create`` and ``load``."""
+``onnx:FILE`` and ``pt2:FILE`` (or the bare path of such a file). Each family is a module with ``create`` and
+``load``."""
 
 from __future__ import annotations
 
@@ -19,6 +20,8 @@ FAMILIES = {
     "torchvision": "segtailor.models.adapters.torchvision_models",
 }
 """Prefix of the URI, and the module that reads it; imported when it is needed."""
+TEACHERS_ONLY = ("onnx", "pt2")
+"""Families of files that run and cannot be trained; a path that ends like this needs no prefix."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +38,31 @@ class Choices:
 def family_of(name: str) -> str | None:
     """Return the prefix by which ``name`` belongs to another library, or None.
 
-    >>> family_of("smp:Unet/resnet18"), family_of("deeplabv3-resnet18")
-    ('smp', None)
+    >>> family_of("smp:Unet/resnet18"), family_of("deeplabv3-resnet18"), family_of("teacher.onnx")
+    ('smp', None, 'onnx')
     """
     prefix, colon, _ = name.partition(":")
-    return prefix if colon and prefix in FAMILIES else None
+    if colon and prefix in FAMILIES:
+        return prefix
+    suffix = Path(name).suffix.removeprefix(".")
+    return suffix if suffix in TEACHERS_ONLY and not colon else None
 
 
 def create_adapted(name: str, num_classes: int, pretrained: bool | str | Path, choices: Choices) -> Network:
     """Build the network ``name`` (with its prefix) for ``num_classes``; ``pretrained`` loads what the library has."""
-    return cast(Network, _module(name).create(name.partition(":")[2], num_classes, pretrained, choices))
+    return cast(Network, _module(name).create(_rest(name), num_classes, pretrained, choices))
 
 
 def load_adapted(uri: str, choices: Choices) -> Network:
     """Load the trained network that ``uri`` names, with its own classes."""
-    return cast(Network, _module(uri).load(uri.partition(":")[2], choices))
+    return cast(Network, _module(uri).load(_rest(uri), choices))
 
 
 def _module(name: str) -> Any:
-    return importlib.import_module(FAMILIES[name.partition(":")[0]])
+    return importlib.import_module(FAMILIES[family_of(name) or ""])
+
+
+def _rest(name: str) -> str:
+    """Return what follows the prefix, or the whole of a bare path."""
+    _, colon, rest = name.partition(":")
+    return rest if colon else name

@@ -1,0 +1,220 @@
+"""A network that only runs: its file gives outputs, and shows no module to train or to tap."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segtailor.errors import SegtailorError, reason, unknown
+from segtailor.models.adapters.adapted import PROBES
+from segtailor.models.adapters.capture import to_map
+from segtailor.models.adapters.trace import layout_of
+from segtailor.models.heads.blocks import resize
+from segtailor.models.network import Network
+from segtailor.models.output import SegOutput
+from segtailor.models.preprocess import Preprocess
+
+LEAST_PROBABILITY = 1e-12
+"""Below this a probability counts as this, so that its log is finite."""
+
+
+class Program(nn.Module, ABC):
+    """What a file holds, made to run: preprocessed images (B,3,H,W) in, named tensors out.
+
+    ``batch`` is the number of images that it takes at a time (None: any), ``size`` the one size that it takes (None:
+    any that is a multiple of ``multiple``), ``raw`` says that it takes bytes, ``named`` what it can give out, and
+    ``example`` a size that it ran at when it was made. ``stored_parameters`` are those that PyTorch does not see.
+    """
+
+    batch: int | None = None
+    size: tuple[int, int] | None = None
+    multiple: int = 1
+    raw: bool = False
+    example: tuple[int, int] | None = None
+    stored_parameters: int = 0
+
+    @abstractmethod
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Return every output for ``inputs`` (B,3,H,W), float32."""
+
+    def watch(self, taps: dict[str, str]) -> dict[str, str]:
+        """Return the name of the output that stands for each tap; raises SegtailorError for one that is not given."""
+        return taps
+
+
+class Frozen(Network):
+    """Wraps ``program`` as a teacher; it is never trained and never stored.
+
+    The logits are the output ``classifier``, else the first that is a map of at least two classes; their number is told
+    by a small image. ``taps`` names further outputs. Outputs that are probabilities are turned into logits by their
+    logarithm. Logits are enlarged bilinearly, pixels as areas (``align_corners`` False).
+
+    Raises SegtailorError for a program that does not run, gives class indices only, or has no such output.
+    """
+
+    trainable = False
+
+    def __init__(
+        self, name: str, program: Program, preprocess: dict[str, Any], classifier: str | None, taps: dict[str, str]
+    ) -> None:
+        super().__init__()
+        self.name, self.program, self.licences = name, program, {}
+        self.preprocess = _preprocess(name, program, preprocess)
+        self._taps = program.watch(taps)
+        self._find(classifier)
+
+    @property
+    def has_aux(self) -> bool:
+        """Nothing is trained here, so that auxiliary logits are ordinary taps."""
+        return False
+
+    @property
+    def tap_channels(self) -> dict[str, int]:
+        """Channels of every tap."""
+        return dict(self._channels)
+
+    @property
+    def stage_strides(self) -> tuple[int, ...]:
+        """No map is known to be the backbone's."""
+        return ()
+
+    def forward_normalised(self, inputs: Tensor) -> SegOutput:
+        """Return the output for ``inputs`` (B,3,H,W) that are preprocessed already."""
+        size = inputs.shape[-2:]
+        try:
+            found = self._run(inputs)
+        except (SegtailorError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # any program may fail in any way
+            raise SegtailorError(
+                f"{self.name} does not run on an image of {size[0]} x {size[1]} ({reason(error)[:160]}); set "
+                "preprocess.size or preprocess.size_multiple"
+            ) from error
+        maps = {tap: to_map(found[name], self._layouts[tap], size, tap) for tap, name in self._taps.items()}
+        logits = to_map(found[self._output], self._layouts["logits"], size, "logits")
+        if self._probabilities:
+            logits = logits.clamp(min=LEAST_PROBABILITY).log()
+        feature = maps.pop("feature", None)
+        return SegOutput(logits, None, feature, feature, (), maps)
+
+    def upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return ``logits`` (B,K,h,w) at ``size``, bilinear, pixels as areas."""
+        return resize(logits, size, align_corners=False)
+
+    def spec(self) -> dict[str, Any]:
+        """Raise SegtailorError: the file itself is the network."""
+        raise SegtailorError(f"{self.name} cannot be stored as a model of segtailor; keep its file and name that")
+
+    def _run(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Return the outputs, float32, of as many images at a time as the program takes."""
+        count = self.program.batch
+        with torch.autocast(inputs.device.type, enabled=False):
+            inputs = inputs.float()
+            if count is None:
+                return {name: value.float() for name, value in self.program(inputs).items()}
+            parts = []
+            for images in torch.split(inputs, count):
+                full = torch.cat([images, images[-1:].expand(count - len(images), -1, -1, -1)])
+                parts.append({name: value[: len(images)].float() for name, value in self.program(full).items()})
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _find(self, classifier: str | None) -> None:
+        outputs, size = self._probe()
+        self._output = _find_logits(self.name, outputs, size, classifier, set(self._taps.values()))
+        logits = outputs[self._output]
+        layout = layout_of(logits, size) if logits.ndim == 4 else None
+        if layout is None or layout[1] < 2:
+            raise SegtailorError(f"{self.name}: its output {_shown(self._output, logits)} is no map of class logits")
+        self.num_classes = layout[1]
+        self._layouts, self._channels = {"logits": layout[0]}, dict[str, int]()
+        for tap, name in self._taps.items():
+            if name not in outputs:
+                raise unknown(f"output of {self.name} for '{tap}'", name, outputs)
+            found = layout_of(outputs[name][:1], size)
+            if found is None:
+                raise SegtailorError(f"{self.name}: its output {_shown(name, outputs[name])} is no map of the image")
+            self._layouts[tap], self._channels[tap] = found[0], found[1]
+        if "feature" in self._channels:
+            self._channels["classifier_input"] = self._channels["feature"]
+        self._probabilities = _are_probabilities(to_map(logits, layout[0], size, "logits"))
+        notes = ["its probabilities are taken as logits by their logarithm"] if self._probabilities else []
+        notes += [] if "feature" in self._channels else ["it gives logits alone and no feature"]
+        self.note = "; ".join(notes)
+
+    def _probe(self) -> tuple[dict[str, Tensor], tuple[int, int]]:
+        problem: Exception | None = None
+        for probe in [*PROBES, *([self.program.example] if self.program.example else [])]:
+            size = self.preprocess.input_size(probe)
+            pixels = torch.randint(0, 256, (1, 3, *size), generator=torch.Generator().manual_seed(0))
+            try:
+                with torch.no_grad():
+                    return self._run(self.preprocess(pixels)), size
+            except Exception as error:  # any program may fail in any way
+                problem = problem or error
+        why = "" if problem is None else f" ({reason(problem)[:160]})"
+        raise SegtailorError(
+            f"{self.name} does not run on an image of {PROBES[0][0]} x {PROBES[0][1]}{why}; if it needs a certain "
+            "size, set preprocess.size or preprocess.size_multiple"
+        ) from problem
+
+
+def _preprocess(name: str, program: Program, given: dict[str, Any]) -> Preprocess:
+    known: dict[str, Any] = {"size_multiple": program.multiple}
+    if program.size is not None:
+        known["size"] = program.size
+        asked = given.get("size")
+        if asked is not None and tuple(asked) != program.size:
+            height, width = program.size
+            raise SegtailorError(
+                f"{name} takes images of {height} x {width} only; leave preprocess.size out, or set it to that"
+            )
+    if program.raw:
+        known |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "scale": 1.0}
+    elif not {"mean", "std", "scale"} & given.keys():
+        print(
+            f"note: {name} does not say what its input must be: RGB by ImageNet's mean and std is taken; set "
+            "teacher.preprocess (mean, std, scale, channel_order) if it was trained otherwise",
+            file=sys.stderr,
+        )
+    return Preprocess(**{**known, **given})
+
+
+def _find_logits(
+    name: str, outputs: dict[str, Tensor], size: tuple[int, int], classifier: str | None, taken: set[str]
+) -> str:
+    """Return the name of the output that holds the logits."""
+    if classifier is not None:
+        if classifier not in outputs:
+            raise unknown(f"output of {name} for its logits", classifier, outputs)
+        return classifier
+    for key, value in outputs.items():
+        layout = layout_of(value, size) if value.ndim == 4 and key not in taken else None
+        if layout is not None and layout[1] >= 2:
+            return key
+    listed = ", ".join(_shown(key, value) for key, value in outputs.items())
+    if any(_are_indices(value, size) for value in outputs.values()):
+        raise SegtailorError(
+            f"{name} gives class indices and no logits ({listed}); export it again without its final argmax"
+        )
+    raise SegtailorError(f"{name} gives no map of class logits (1,K,h,w) ({listed}); choose another network")
+
+
+def _are_indices(value: Tensor, size: tuple[int, int]) -> bool:
+    """Tell whether ``value`` is one whole number for each place of an image of ``size``."""
+    planes = value.squeeze()
+    return (
+        planes.ndim == 2 and layout_of(planes[None, None], size) is not None and bool((planes == planes.round()).all())
+    )
+
+
+def _are_probabilities(logits: Tensor) -> bool:
+    """Tell whether ``logits`` (1,K,h,w) are none, but shares that sum to 1."""
+    return bool(logits.min() >= 0) and bool((logits.sum(1) - 1).abs().max() < 1e-3)
+
+
+def _shown(name: str, value: Tensor) -> str:
+    return f"{name} {list(value.shape)}"
