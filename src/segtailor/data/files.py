@@ -35,11 +35,11 @@ class MaskValues:
     """
 
     def __init__(self, classes: Mapping[int, int], void: Iterable[int] = (), hint: str = "") -> None:
-        self.hint = hint
+        self.classes, self.void, self.hint = dict(classes), frozenset(void), hint
         self.target = np.full(256, VOID, np.uint8)
         self.known = np.zeros(256, np.bool_)
-        self.known[[VOID, *void]] = True
-        for value, index in classes.items():
+        self.known[[VOID, *self.void]] = True
+        for value, index in self.classes.items():
             self.target[value], self.known[value] = index, True
         self._all_known = bool(self.known.all())
 

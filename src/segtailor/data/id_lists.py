@@ -7,6 +7,7 @@ from pathlib import Path
 
 from segtailor.data.base import some
 from segtailor.data.pairs import Pair
+from segtailor.data.unpaired import MISSING_IMAGE, MISSING_MASK, leave_out
 from segtailor.errors import SegtailorError
 
 
@@ -42,10 +43,12 @@ def pair_ids(ids: Sequence[str], images: dict[str, Path], masks: dict[str, Path]
     Raises ``SegtailorError`` for images and masks that are missing.
     """
     problems = []
-    for kind, found in (("image", images), ("mask", masks)):
-        missing = [name for name in ids if name not in found]
+    unpaired = {MISSING_IMAGE: [name for name in ids if name not in images],
+                MISSING_MASK: [name for name in ids if name not in masks]}  # fmt: skip
+    for kind, missing in zip(("image", "mask"), unpaired.values(), strict=True):
         if missing:
             problems.append(f"{len(missing)} {kind}{'' if len(missing) == 1 else 's'} missing: {some(missing)}")
-    if problems:
+    both = [name for name in ids if name in images and name in masks]
+    if problems and not (both and leave_out(unpaired)):
         raise SegtailorError(f"{where}: of {len(ids)} listed names, {'; '.join(problems)}; check data.root")
-    return tuple(Pair(images[name], masks[name], name) for name in ids)
+    return tuple(Pair(images[name], masks[name], name) for name in both)
