@@ -66,7 +66,8 @@ def create_model(
     weights.
 
     ``pretrained``: True loads ImageNet weights into a timm backbone, a path loads the published benchmark's ImageNet
-    file (``resnet18-imagenet.pth``, ``mit_b0.pth``) into one of its own. ``output_stride`` and ``head_width`` override
+    file (``resnet18-imagenet.pth``, ``mit_b0.pth``; also transformers' of a Mix Transformer, its folder or its weights
+    file) into one of its own. ``output_stride`` and ``head_width`` override
     the family's; ``preprocess`` are `Preprocess` arguments that override the network's own. ``taps`` names further
     module paths as taps; ``classifier`` (the module that computes the logits) and ``config`` (the other library's own
     configuration) are for networks of other libraries. Raises SegtailorError for unknown names, for a stride that the
@@ -171,5 +172,6 @@ def _backbone(name: str, backbone_name: str, stride: int, required: bool, pretra
     if file is not None:
         from segtailor.models.published import load_published_backbone
 
-        backbone.licence = load_published_backbone(backbone.net, backbone_name, file)
+        backbone.licence, expected = load_published_backbone(backbone.net, backbone_name, file)
+        backbone.preprocess = expected or backbone.preprocess
     return backbone

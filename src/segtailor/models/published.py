@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
+from segtailor.models.adapters.weights import read_weights
 from segtailor.models.create import create_segmenter
 from segtailor.models.fit import check_fit, count_names
+from segtailor.models.hf_segformer import is_segformer, load_encoder, load_segformer, weights_file
 from segtailor.models.layout import backbone_prefixes, block_counts, published_names, rename, to_published
 from segtailor.models.mit import MIT_SIZES
 from segtailor.models.segmenter import Segmenter
@@ -110,8 +112,14 @@ def _backbone(tensors: dict[str, Tensor]) -> str | None:
 
 
 def load_published(path: Path) -> Segmenter:
-    """Build and fill the network that the published checkpoint ``path`` belongs to; every tensor must fit."""
-    tensors = read_tensors(path)
+    """Build and fill the network that the published checkpoint ``path`` belongs to; every tensor must fit.
+
+    ``path`` may also be a transformers SegFormer, its folder or its weights file.
+    """
+    path = weights_file(path)
+    tensors = read_weights(path)
+    if is_segformer(tensors):
+        return load_segformer(tensors, path)
     found = recognise(tensors, str(path))
     model = create_segmenter(found.name, found.num_classes)
     if model.feature_channels != found.head_width:
@@ -124,20 +132,25 @@ def load_published(path: Path) -> Segmenter:
     return model
 
 
-def load_published_backbone(net: nn.Module, name: str, path: Path) -> str:
-    """Fill ``net``, the backbone ``name``, from the published ImageNet file and return the licence as far as known.
+def load_published_backbone(net: nn.Module, name: str, path: Path) -> tuple[str, dict[str, Any] | None]:
+    """Fill ``net``, the backbone ``name``, from the published ImageNet file.
 
-    Those files carry the backbone's own names and a classifier, which is left out; every other tensor must fit.
+    Those files carry the backbone's own names and a classifier, which is left out; every other tensor must fit. For a
+    Mix Transformer ``path`` may also be a transformers SegFormer. Returns the licence as far as known, and what the
+    weights expect of their input where that is not the published family's.
     """
+    path = weights_file(path)
+    tensors = read_weights(path)
+    if name.startswith("mit") and is_segformer(tensors):
+        return load_encoder(net, tensors, path)
     prefix = {"mit": "", "mob": "pretrained.net."}.get(name[:3], "pretrained.")
     prefixes = backbone_prefixes(name)
     state = net.state_dict()
     names = {ours: rename(f"backbone.net.{ours}", prefixes).removeprefix(prefix) for ours in state}
-    tensors = read_tensors(path)
     # Old files have no batch counters; they play no part in the result.
     names = {ours: theirs for ours, theirs in names.items() if theirs in tensors or not ours.endswith("_tracked")}
     wanted = set(names.values())
     kept = {key: value for key, value in tensors.items() if key in wanted}
     check_fit({theirs: state[ours] for ours, theirs in names.items()}, kept, str(path), f"the backbone {name}")
     net.load_state_dict({**state, **{ours: tensors[theirs] for ours, theirs in names.items()}})
-    return MIT_LICENCE if name.startswith("mit") else ""
+    return MIT_LICENCE if name.startswith("mit") else "", None
