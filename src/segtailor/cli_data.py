@@ -28,6 +28,27 @@ def data_ls() -> None:
     Console(width=None if sys.stdout.isatty() else 250, highlight=False).print(datasets_table())
 
 
+@data_app.command("get", epilog="Example: segtailor data get voc")
+def data_get(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a data set; see `segtailor data ls`")],
+    root: Annotated[Path | None, typer.Option(help="folder to put it in; default: where recipes look")] = None,
+    variant: Annotated[str | None, typer.Option(help="as in 10k, of coco-stuff")] = None,
+) -> None:
+    """Fetch a public data set (voc, ade20k, coco-stuff, loveda), or say what to fetch where.
+
+    Archives are checked and unpacked into the layout that recipes read. The same command goes on after an
+    interruption.
+    """
+    from segtailor.data.download.catalogue import find_entry
+    from segtailor.data.download.entry import Download
+    from segtailor.data.download.get import get
+
+    entry = find_entry(name, variant)
+    print(entry.describe(root))
+    if isinstance(entry, Download):
+        print(get(entry, root, progress=True))
+
+
 @data_app.command(
     "pack",
     context_settings=DATA,

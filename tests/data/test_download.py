@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import sys
 import tarfile
 import types
@@ -15,14 +14,20 @@ import pytest
 from PIL import Image
 
 from data.trees import write_image, write_mask
-from data.web import Web
+from data.web import Web, fake_scipy, matrix, tarred, zipped
 from segtailor.data.download.archive import Archive
 from segtailor.data.download.entry import Download
 from segtailor.data.download.get import get
-from segtailor.data.download.matlab import convert_stuff, merge_boundaries, read_boundaries_mask, read_stuff_mask
+from segtailor.data.download.matlab import convert_stuff, merge_boundaries, read_boundaries_mask
 from segtailor.data.download.unpack import unpack
 from segtailor.data.download.verify import find_fault
+from segtailor.data.known import Known, Variant
 from segtailor.errors import SegtailorError
+
+
+@pytest.fixture
+def scipy(monkeypatch):
+    fake_scipy(monkeypatch)
 
 
 @pytest.fixture
@@ -32,38 +37,6 @@ def web():
     web.close()
 
 
-@pytest.fixture
-def scipy(monkeypatch):
-    """A stand-in for scipy.io, whose files are NumPy's: no library for MATLAB files is needed to test the rest."""
-
-    def loadmat(path: Path) -> dict:
-        mask = np.load(path)
-        return {"S": mask, "GTcls": [{"Segmentation": [mask]}]}
-
-    module, inner = types.ModuleType("scipy"), types.ModuleType("scipy.io")
-    module.io, inner.loadmat = inner, loadmat
-    monkeypatch.setitem(sys.modules, "scipy", module)
-    monkeypatch.setitem(sys.modules, "scipy.io", inner)
-
-
-def zipped(files: dict[str, bytes], method=zipfile.ZIP_DEFLATED) -> bytes:
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", method) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return content.getvalue()
-
-
-def tarred(files: dict[str, bytes], mode="w:gz") -> bytes:
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode=mode) as archive:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return content.getvalue()
-
-
 def serve(web: Web, file: str, content: bytes, parts: dict[str, str], checked: bool = True) -> Archive:
     web.files[file] = content
     checksum = f"md5:{hashlib.md5(content).hexdigest()}" if checked else None
@@ -71,7 +44,9 @@ def serve(web: Web, file: str, content: bytes, parts: dict[str, str], checked: b
 
 
 def entry(*archives: Archive, **options) -> Download:
-    return Download("street", "Street", "free", "https://example.org", Path("data/street"), archives, **options)
+    variants = (Variant("default", (("road", (0, 0, 0)),), {}),)
+    known = Known("street", "Street", "free", Path("data/street"), variants)
+    return Download(known, "https://example.org", archives, **options)
 
 
 def no_pause(seconds: float) -> None:
@@ -162,7 +137,7 @@ def test_without_a_checksum_the_archive_itself_tells_damage(web, tmp_path, pack)
     web.files["a.any"] = content
     get(entry(archive), tmp_path)
     assert (tmp_path / "a").stat().st_size == 5000
-    assert "no checksum is published: its length and the CRC" in entry(archive).describe()
+    assert "nobody publishes a checksum: its length and the CRC" in entry(archive).describe()
 
 
 @pytest.mark.parametrize("kind", ["md5", "sha1", "sha256"])
@@ -241,12 +216,6 @@ def test_space_is_reckoned_with_archives_coming_and_going(web, tmp_path, monkeyp
         get(entry(one, two), tmp_path)
 
 
-def matrix(mask: np.ndarray) -> bytes:
-    content = io.BytesIO()
-    np.save(content, mask)
-    return content.getvalue()
-
-
 def voc_archives(web: Web, tmp_path: Path) -> tuple[Archive, Archive]:
     """VOC with train a, val b, and boundaries for a, b, c and d."""
     tree = tmp_path / "voc"
@@ -316,24 +285,24 @@ def test_a_missing_library_is_told_before_anything_is_fetched(web, tmp_path, mon
     assert not web.requests
 
 
-def test_a_matlab_file_that_is_something_else(tmp_path, scipy):
+def test_a_matlab_file_that_is_something_else(web, tmp_path, scipy):
     path = tmp_path / "a.mat"
-    path.write_bytes(b"nothing")
-    with pytest.raises(SegtailorError, match=r"cannot read .*a\.mat as a mask"):
-        read_stuff_mask(path)
-    path.write_bytes(matrix(np.zeros((2, 3, 4), np.uint8)))
-    with pytest.raises(SegtailorError, match=r"it is \(2, 3, 4\), not height and width"):
-        read_stuff_mask(path)
+    for content in (b"nothing", matrix(np.zeros((2, 3, 4), np.uint8)), matrix(np.zeros((2, 3)))):
+        path.write_bytes(content)
+        with pytest.raises(SegtailorError, match=r"cannot read .*a\.mat as a mask") as told:
+            read_boundaries_mask(path)
+        assert "\n" not in str(told.value)
+    archive = serve(web, "s.zip", zipped({"annotations/x.mat": b"nothing"}), {"annotations/": ".matlab/annotations/"})
+    with pytest.raises(SegtailorError, match=r"cannot read .*x\.mat: not a readable MATLAB file"):
+        get(entry(archive, convert=convert_stuff), tmp_path / "root")
 
 
-def test_matlab_files_as_they_are_published(tmp_path):
+def test_boundaries_as_they_are_published(tmp_path):
     savemat = pytest.importorskip("scipy.io").savemat
     mask = np.array([[0, 15, 15], [20, 0, 0]], np.uint8)
-    savemat(tmp_path / "b.mat", {"GTcls": {"Segmentation": mask, "CategoriesPresent": [15, 20]}}, do_compression=True)
-    assert np.array_equal(read_boundaries_mask(tmp_path / "b.mat"), mask)
-    stuff = np.array([[0, 1, 182]], np.uint8)
-    savemat(tmp_path / "s.mat", {"S": stuff, "names": np.array(["unlabeled", "person"], object)}, do_compression=True)
-    assert read_stuff_mask(tmp_path / "s.mat").tolist() == [[255, 0, 181]]
-    (tmp_path / "s.mat").write_bytes((tmp_path / "s.mat").read_bytes()[:150])
-    with pytest.raises(SegtailorError, match=r"cannot read .*s\.mat as a mask"):
-        read_stuff_mask(tmp_path / "s.mat")
+    path = tmp_path / "b.mat"
+    savemat(path, {"GTcls": {"Segmentation": mask, "CategoriesPresent": [15, 20]}}, do_compression=True)
+    assert np.array_equal(read_boundaries_mask(path), mask)
+    path.write_bytes(path.read_bytes()[:150])
+    with pytest.raises(SegtailorError, match=r"cannot read .*b\.mat as a mask"):
+        read_boundaries_mask(path)

@@ -1,9 +1,17 @@
-"""A web server on this machine that misbehaves as told."""
+"""A web server on this machine that misbehaves as told, and what it serves."""
 
 from __future__ import annotations
 
+import io
+import sys
+import tarfile
 import threading
+import types
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
 
 
 class Web:
@@ -75,3 +83,43 @@ class Web:
         handler.wfile.write(content[start : None if cut is None else start + cut])
         handler.wfile.flush()
         handler.close_connection = True
+
+
+def zipped(files: dict[str, bytes], method=zipfile.ZIP_DEFLATED) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", method) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return content.getvalue()
+
+
+def tarred(files: dict[str, bytes], mode="w:gz") -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode=mode) as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return content.getvalue()
+
+
+def fake_scipy(monkeypatch) -> None:
+    """Put a stand-in in the place of scipy.io, whose files are NumPy's."""
+
+    def loadmat(path: Path, variable_names: object = None) -> dict:
+        mask = np.load(path)
+        return {"S": mask, "GTcls": [{"Segmentation": [mask]}]}
+
+    names = ("scipy", "scipy.io", "scipy.io.matlab")
+    scipy, inner, matlab = (types.ModuleType(name) for name in names)
+    scipy.io, inner.loadmat, inner.matlab = inner, loadmat, matlab
+    matlab.MatReadError = type("MatReadError", (Exception,), {})
+    for name, module in zip(names, (scipy, inner, matlab), strict=True):
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def matrix(mask: np.ndarray) -> bytes:
+    """Return the content of a file of the stand-in."""
+    content = io.BytesIO()
+    np.save(content, mask)
+    return content.getvalue()

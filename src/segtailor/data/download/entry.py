@@ -8,61 +8,78 @@ from typing import NamedTuple
 
 from segtailor.data.download.archive import Archive
 from segtailor.data.download.matlab import Track
+from segtailor.data.known import Known
 
 Convert = Callable[[Path, Track], str]
-"""Turns what was unpacked under a root into what the reader expects, and says what it did."""
+"""Turns the MATLAB files that were unpacked under a root into what the reader expects, and says what it did."""
 
 
 class Download(NamedTuple):
-    """A data set that anyone may fetch; ``convert`` reads MATLAB files."""
+    """A data set that anyone may fetch; ``variant`` is set where only some of the data set's variants are in it."""
 
-    name: str
-    title: str
-    licence: str
+    known: Known
     home: str
-    root: Path
     archives: tuple[Archive, ...]
     convert: Convert | None = None
     variant: str | None = None
+    default_root: Path | None = None
+
+    @property
+    def label(self) -> str:
+        """The data set's name, and the variant where it matters."""
+        return f"{self.known.name} {self.variant}" if self.variant else self.known.name
+
+    @property
+    def root(self) -> Path:
+        """Where its reader looks by default."""
+        return self.default_root or self.known.root
 
     def describe(self, root: Path | None = None) -> str:
         """Return what will be fetched, under which terms, and how it is checked."""
+        size = sum(archive.length for archive in self.archives)
         lines = [
-            f"{self.title}, {sum(archive.length for archive in self.archives) / 1e9:.1f} GB, into {root or self.root}",
-            f"licence: {self.licence}",
+            f"{self.label}: {size / 1e9:.1f} GB, into {root or self.root}",
+            f"licence: {self.known.licence}",
             f"terms:   {self.home}",
         ]
         for archive in self.archives:
             how = (
                 f"checked by its {archive.checksum.partition(':')[0]}"
                 if archive.checksum
-                else "no checksum is published: its length and the CRC of every file in it are checked"
+                else "nobody publishes a checksum: its length and the CRC of every file in it are checked"
             )
-            lines.append(f"  {archive.file}: {archive.urls[0]} ({how})")
+            lines.append(f"  {archive.urls[0]} ({how})")
         return "\n".join(lines)
 
 
 class Manual(NamedTuple):
-    """A data set that its publishers give only to those who ask, or that the user has."""
+    """A data set that its publishers give only to those who ask; in ``steps``, ROOT is where it goes."""
 
-    name: str
-    title: str
-    licence: str
+    known: Known
     home: str
-    root: Path
     steps: tuple[str, ...]
-    variant: str | None = None
 
     def describe(self, root: Path | None = None) -> str:
         """Return what to fetch where, under which terms, and where to put it."""
-        folder = root or self.root
+        folder = root or self.known.root
         lines = [
-            f"{self.title} is not fetched by segtailor. Get it yourself:",
-            f"licence: {self.licence}",
+            f"{self.known.name} is not fetched by segtailor; get it yourself:",
+            f"licence: {self.known.licence}",
             f"from:    {self.home}",
         ]
         lines += [f"  {number}. {step.replace('ROOT', str(folder))}" for number, step in enumerate(self.steps, 1)]
-        return "\n".join([*lines, f"then     data: {{name: {self.name}, root: {folder}}}"])
+        return "\n".join([*lines, f"then     data: {{name: {self.known.name}, root: {folder}}}"])
 
 
-Entry = Download | Manual
+class Own(NamedTuple):
+    """A data set that the user has, or that needs no files."""
+
+    text: str
+
+    def describe(self, root: Path | None = None) -> str:
+        """Return why there is nothing to fetch."""
+        del root
+        return self.text
+
+
+Entry = Download | Manual | Own

@@ -15,9 +15,10 @@ from segtailor.data.download.archive import Archive
 from segtailor.data.download.bars import byte_bar
 from segtailor.data.download.entry import Download
 from segtailor.data.download.fetch import fetch
-from segtailor.data.download.matlab import SCRATCH, require_scipy
+from segtailor.data.download.matlab import SCRATCH
 from segtailor.data.download.unpack import unpack
 from segtailor.data.download.verify import find_fault
+from segtailor.data.mat_masks import require_scipy
 from segtailor.errors import SegtailorError
 
 FOLDER = "downloads"
@@ -43,11 +44,10 @@ def get(
     if entry.convert is not None:
         require_scipy()
     left = [archive for archive in entry.archives if archive.file not in done]
-    label = " ".join(word for word in (entry.name, entry.variant) if word)
     if not left and (entry.convert is None or CONVERTED in done):
         _tidy(root)
-        return f"{label} is complete in {root}; remove {root / DONE} to fetch it again"
-    _require_space(label, left, root)
+        return f"{entry.label} is complete in {root}; remove {root / DONE} to fetch it again"
+    _require_space(entry.label, left, root)
     for archive in left:
         path = _obtain(archive, root / FOLDER, progress, pause)
         with byte_bar(f"unpacking {archive.file}", progress) as advance:
@@ -60,7 +60,7 @@ def get(
         _write_done(root, [*done, CONVERTED])
     _tidy(root)
     variant = f", variant: {entry.variant}" if entry.variant else ""
-    return f"{label} is in {root}{said}\nread it with  data: {{name: {entry.name}{variant}, root: {root}}}"
+    return f"{entry.label} is in {root}{said}\nread it with  data: {{name: {entry.known.name}{variant}, root: {root}}}"
 
 
 def _obtain(archive: Archive, folder: Path, progress: bool, pause: Callable[[float], object]) -> Path:

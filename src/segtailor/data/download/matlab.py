@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segtailor.data.read import UnreadableFile, read_mask, unreadable
+from segtailor.data.coco_stuff import read_labels
+from segtailor.data.files import read_index_mask
+from segtailor.data.pairs import Pair
+from segtailor.data.read import UnreadableFile, unreadable
 from segtailor.errors import SegtailorError
 
 SCRATCH = ".matlab"
@@ -19,38 +22,20 @@ SCRATCH = ".matlab"
 Track = Callable[[Sequence[Path], str], Iterable[Path]]
 
 
-def require_scipy() -> None:
-    """Raise ``SegtailorError`` when MATLAB files cannot be read."""
-    try:
-        import scipy.io
-    except ImportError:
-        raise SegtailorError(
-            'its masks are MATLAB files, and reading them needs the extra data: pip install "segtailor[data]"'
-        ) from None
-    del scipy
-
-
 def read_boundaries_mask(path: Path) -> NDArray[np.uint8]:
-    """Return the class indices (H,W), 0 to 20, of a file of the Semantic Boundaries Dataset's ``cls`` folder."""
-    return _load(path, lambda content: content["GTcls"][0]["Segmentation"][0])
+    """Return the class indices (H,W), 0 to 20, of a file of the Semantic Boundaries Dataset's ``cls`` folder.
 
-
-def read_stuff_mask(path: Path) -> NDArray[np.uint8]:
-    """Return the labels (H,W) of a file of COCO-Stuff 10k as COCO-Stuff 164k stores them: 0 to 181, 255 unlabelled."""
-    # there 0 is unlabelled, and every class one higher
-    return _load(path, lambda content: content["S"].astype(np.int64) - 1)
-
-
-def _load(path: Path, pick: Callable[[dict[str, Any]], NDArray[Any]]) -> NDArray[np.uint8]:
+    Raises ``SegtailorError`` for a file that is something else.
+    """
     from scipy.io import loadmat
 
     try:
-        mask: NDArray[np.uint8] = np.asarray(pick(loadmat(path))).astype(np.uint8)
-    except (OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
+        mask = np.asarray(loadmat(path)["GTcls"][0]["Segmentation"][0])
+    except Exception as error:  # scipy has many ways to fail at a damaged file
         raise SegtailorError(f"cannot read {path} as a mask ({type(error).__name__})") from error
-    if mask.ndim != 2:
-        raise SegtailorError(f"cannot read {path} as a mask: it is {mask.shape}, not height and width")
-    return mask
+    if mask.ndim != 2 or mask.dtype.kind not in "iu":
+        raise SegtailorError(f"cannot read {path} as a mask: it holds no whole numbers by height and width")
+    return mask.astype(np.uint8)
 
 
 def convert_stuff(root: Path, track: Track) -> str:
@@ -58,7 +43,7 @@ def convert_stuff(root: Path, track: Track) -> str:
     files = sorted((root / SCRATCH / "annotations").glob("*.mat"))
     (root / "annotations").mkdir(exist_ok=True)
     for path in track(files, "writing annotations"):
-        save(read_stuff_mask(path), root / "annotations" / f"{path.stem}.png")
+        save(_read(path, read_labels), root / "annotations" / f"{path.stem}.png")
     return f"annotations: {len(files)} masks"
 
 
@@ -75,20 +60,20 @@ def merge_boundaries(root: Path, track: Track) -> str:
     masks |= {name: root / "SegmentationClass" / f"{name}.png" for name in train | val}
     out.mkdir(exist_ok=True)
     for path in track([masks[name] for name in sorted(masks)], "writing SegmentationClassAug"):
-        save(_any_mask(path), out / f"{path.stem}.png")
+        save(
+            read_boundaries_mask(path) if path.suffix == ".mat" else _read(path, read_index_mask),
+            out / f"{path.stem}.png",
+        )
     names = sorted(set(masks) - val)
     (lists / "trainaug.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     return f"SegmentationClassAug: {len(masks)} masks; trainaug.txt: {len(names)} images"
 
 
-def _any_mask(path: Path) -> NDArray[np.uint8]:
-    if path.suffix == ".mat":
-        return read_boundaries_mask(path)
+def _read(path: Path, read: Callable[[Pair], NDArray[Any]]) -> NDArray[np.uint8]:
     try:
-        mask: NDArray[np.uint8] = read_mask(path)
+        return read(Pair(path, path, path.stem)).astype(np.uint8)
     except UnreadableFile as error:
         raise unreadable(path, error) from error
-    return mask
 
 
 def save(mask: NDArray[np.uint8], path: Path) -> None:
