@@ -65,6 +65,9 @@ def evaluate(
     json: Annotated[Path | None, typer.Option(help="write all scores to this file")] = None,
     boundary: Annotated[bool, typer.Option("--boundary", help="also Boundary IoU, F1, scores by distance")] = False,
     calibration: Annotated[bool, typer.Option("--calibration", help="also calibration error and Brier score")] = False,
+    class_map: Annotated[
+        Path | None, typer.Option(help="YAML file: a class of the model's -> one of the data's, or void")
+    ] = None,
 ) -> None:
     """Score a model: mIoU, per-class IoU, accuracy, Dice. Set the data by --data.KEY VALUE (default: the run's own)."""
     from segtailor.jobs.evaluate import evaluate as job
@@ -74,7 +77,10 @@ def evaluate(
 
     data, settings = data_of(model, parse_overrides(context.args))
     split = split or data.val_split
-    result = job(model, data, split, config=settings, json_path=json, boundary=boundary, calibration=calibration)
+    result = job(
+        model, data, split, config=settings, json_path=json, boundary=boundary, calibration=calibration,
+        class_map=class_map,
+    )  # fmt: skip
     print(format_result(result))
 
 

@@ -149,7 +149,8 @@ def check_classes(model: nn.Module, num_classes: int) -> None:
     own = getattr(model, "num_classes", num_classes)
     if own != num_classes:
         raise SegtailorError(
-            f"the model has {own} classes but the data set has {num_classes}; use weights trained on these classes"
+            f"the model has {own} classes but the data set has {num_classes}; use weights trained on these classes, or "
+            "a class map (teacher.class_map in a recipe, --class-map FILE)"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 
 from segtailor.errors import SegtailorError, reason
 from segtailor.losses.maps import is_much_finer
@@ -30,7 +31,7 @@ def align(student: Network, teacher: Teacher | None, methods: Mapping[str, Metho
         if guide is None:
             continue
         if id(guide) not in outputs:
-            outputs[id(guide)] = run_on_meta(guide.model, size)
+            outputs[id(guide)] = _run_teacher(guide, size)
         stretched = student.preprocess.size is not None or guide.preprocess.size is not None
         lines += align_method(name, method, own, outputs[id(guide)], stretched)
     return lines
@@ -45,6 +46,12 @@ def _run_student(student: Network, size: tuple[int, int]) -> SegOutput:
         raise SegtailorError(
             f"{student.name} does not run on training windows of {size[0]} x {size[1]} ({reason(error)[:160]}); {hint}"
         ) from error
+
+
+def _run_teacher(teacher: Teacher, size: tuple[int, int]) -> SegOutput:
+    """Return the shapes that a method gets from ``teacher``: after its class map."""
+    output = run_on_meta(teacher.model, size)
+    return output if teacher.class_map is None else deepcopy(teacher.class_map).to("meta").map_output(output)
 
 
 def align_method(

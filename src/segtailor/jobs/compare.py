@@ -24,6 +24,7 @@ from segtailor.jobs.group import Ground, outcome_status, train_group
 from segtailor.jobs.setup import (
     check_methods,
     check_weights_licences,
+    class_map_rows,
     environment,
     make_teacher,
     on_first_process,
@@ -89,6 +90,8 @@ def train_seeds(recipe: CompareRecipe, seeds: Sequence[int], fresh: bool = True)
     if teacher is not None and recipe.teacher is not None:
         check_weights_licences(recipe.run.license_policy, {"teacher": teacher.model}, fabric.is_global_zero)
         teacher.to(fabric.device)
+        if fabric.is_global_zero and teacher.class_map is not None:
+            print("\n".join(teacher.class_map.lines()), file=sys.stderr)
         if recipe.teacher.check:
             score_teacher(teacher, val, fabric.device)
     name = recipe.run.name or f"{recipe.data.name}-comparison"
@@ -122,7 +125,8 @@ def _write_plan(ground: Ground, name: str, plain: dict[str, Any]) -> None:
         "version": 1, "name": name, "arms": list(all_arms(recipe)), "baseline": baseline_of(recipe),
         "seeds": recipe.seeds, "classes": list(val.classes), "palette": [list(color) for color in val.palette],
         "data": recipe.data.name, "size": list(ground.size), "teacher": _teacher_row(ground), "recipe": plain,
-        "environment": environment(recipe.train, ground.fabric), "samples": [], "tailoring": [],
+        "class_map": class_map_rows(ground.teacher), "environment": environment(recipe.train, ground.fabric),
+        "samples": [], "tailoring": [],
     }  # fmt: skip
     write_json(ground.folder / "comparison.json", plan)
 

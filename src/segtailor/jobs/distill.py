@@ -22,6 +22,7 @@ from segtailor.jobs.setup import (
     card_with_metrics,
     check_methods,
     check_weights_licences,
+    class_map_rows,
     environment,
     make_methods,
     make_student,
@@ -78,8 +79,9 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
     size = profile_size(checked.data, val)
     alignment = align(student, teacher, methods, checked.data.crop or checked.data.size or size)
     alignment += reading_lines(checked.data, methods)
+    mapped = teacher.class_map.lines() if teacher is not None and teacher.class_map is not None else []
     if fabric.is_global_zero:
-        print("\n".join(alignment), file=sys.stderr)
+        print("\n".join([*mapped, *alignment]), file=sys.stderr)
     own = {name: method.teacher for name, method in methods.items() if method.teacher is not None}
     card = model_card(data, plain, teacher)
     task = Task(label, run.path, data, val, checked.data, checked.train, checked.evaluate, card, more)
@@ -119,6 +121,7 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
             "variant": getattr(first.options, "variant", None),
             "rows": rows,
             "gap_closed": gap_closed(rows),
+            "class_map": class_map_rows(teacher),
             "alignment": alignment,
             "stages": stages,
             **unlabelled_facts(checked.data, checked.train.batch, data, more, learner.readings, run.path),

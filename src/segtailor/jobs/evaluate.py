@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segtailor.config import DataConfig, EvaluateConfig
+from segtailor.errors import SegtailorError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from segtailor.evaluation import EvaluationResult
+    from segtailor.models import Teacher
 
 
 def evaluate(
@@ -24,13 +27,15 @@ def evaluate(
     device: str = "auto",
     boundary: bool = False,
     calibration: bool = False,
+    class_map: Path | Mapping[Any, Any] | None = None,
 ) -> EvaluationResult:
     """Score ``model`` (a network, a run folder, a .safetensors file or a URI) on ``split`` of ``data``.
 
     Prints nothing: see :func:`format_result`. ``json_path`` receives every figure and the confusion matrix;
-    ``boundary`` and ``calibration`` add their sections to it and to the result. Raises
-    SegtailorError when the model's class count differs from the data's, when a mask holds a value that is no class,
-    or when the JSON file cannot be written.
+    ``boundary`` and ``calibration`` add their sections to it and to the result. ``class_map`` (a mapping or a YAML
+    file, see `read_class_map`) scores a model of other classes as a teacher with it would be. Raises SegtailorError
+    when the model's class count differs from the data's, when the class map fits neither, when a mask holds a value
+    that is no class, or when the JSON file cannot be written.
     """
     from segtailor.data import create_dataset
     from segtailor.evaluation import BoundarySettings, check_classes, evaluate_model, inference_settings
@@ -41,6 +46,8 @@ def evaluate(
     settings = inference_settings(config, data)
     dataset = create_dataset(data, split, training=False)
     network = open_model(model)
+    mapped = None if class_map is None else _mapped(network, class_map, dataset.classes)
+    network = mapped or network
     check_classes(network, dataset.num_classes)
     result = evaluate_model(
         network,
@@ -54,10 +61,22 @@ def evaluate(
     )
     if json_path is not None:
         named = str(model) if isinstance(model, str | Path) else getattr(model, "name", type(model).__name__)
-        origin = {"model": named, "data": data.name, "split": split, "mode": config.mode}
+        origin: dict[str, Any] = {"model": named, "data": data.name, "split": split, "mode": config.mode}
+        if mapped is not None and mapped.class_map is not None:
+            origin["class_map"] = mapped.class_map.rows()
         text = json.dumps({**origin, **result.to_dict()}, indent=1) + "\n"
         write_atomically(json_path, lambda file: file.write(text.encode()))
     return result
+
+
+def _mapped(network: nn.Module, class_map: Path | Mapping[Any, Any], classes: Sequence[str]) -> Teacher:
+    """Return ``network`` as a teacher whose logits are those of ``classes``."""
+    from segtailor.models import Network, Teacher
+    from segtailor.models.class_map import read_class_map
+
+    if not isinstance(network, Network):
+        raise SegtailorError(f"a class map needs a network of segtailor's, not {type(network).__name__}")
+    return Teacher(network, read_class_map(class_map, network, classes))
 
 
 def format_result(result: EvaluationResult) -> str:

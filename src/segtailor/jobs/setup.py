@@ -74,6 +74,11 @@ def make_teacher(config: TeacherConfig | None, data: SegmentationDataset) -> Tea
     return Teacher(network, read_class_map(config.class_map, network, data.classes))
 
 
+def class_map_rows(teacher: Teacher | None) -> list[dict[str, Any]]:
+    """Return what ``results.json`` says of the teacher's class map; nothing without one."""
+    return teacher.class_map.rows() if teacher is not None and teacher.class_map is not None else []
+
+
 def score_teacher(teacher: Teacher, data: SegmentationDataset, device: torch.device) -> float:
     """Score the teacher on a few images; raises ``SegtailorError`` when it is near chance."""
     result = evaluate_model(teacher, data, device=device, limit=SCORED_BEFORE_START)
@@ -145,7 +150,7 @@ def result_row(
         "label": label,
         "model": model.name,
         "parameters": count_parameters(model),
-        "multiply_adds": count_multiply_adds(model, size),
+        "multiply_adds": count_multiply_adds(model, size) or None,
         "miou": result.miou,
         "miou_all": result.miou_all,
         "pixel_accuracy": result.pixel_accuracy,

@@ -46,7 +46,7 @@ class Inspection:
         lines = [
             f"{self.name}, {self.num_classes} classes, at {height} x {width}",
             f"  parameters      {self.parameters / 1e6:.3f} M",
-            f"  multiply-adds   {self.multiply_adds / 1e9:.2f} G",
+            f"  multiply-adds   {f'{self.multiply_adds / 1e9:.2f} G' if self.multiply_adds else 'not counted'}",
         ]
         if self.published_multiply_adds is not None:
             figure = f"{self.published_multiply_adds / 1e9:.1f} G"

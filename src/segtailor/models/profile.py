@@ -14,12 +14,16 @@ from segtailor.models.output import SegOutput
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Return the number of parameters, those of a file that runs outside PyTorch included."""
+    stored = sum(getattr(part, "stored_parameters", 0) for part in model.modules())
+    return stored + sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_multiply_adds(model: Network, size: tuple[int, int]) -> int:
-    """Return the multiply-adds of one image of ``size``: convolutions, linear layers and attention products."""
+    """Return the multiply-adds of one image of ``size``: convolutions, linear layers and attention products.
+
+    They are 0 for a network that runs outside PyTorch, whose work is not seen.
+    """
     with FlopCounterMode(display=False) as counter:
         run_on_meta(model, size)
     return int(counter.get_total_flops()) // 2

@@ -84,8 +84,10 @@ class Teacher(nn.Module):
         return self.model.has_aux
 
     def fingerprint(self) -> str:
-        """Return a hash of every parameter and buffer, bit for bit."""
+        """Return a hash of every parameter and buffer, bit for bit, and of the class map."""
         digest = hashlib.sha256()
+        if self.class_map is not None:
+            digest.update(f"class map {self.class_map.indices}".encode())
         for name, tensor in self.model.state_dict().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -44,6 +44,7 @@ def page(run: Run) -> dict[str, Any]:
         "scale": _scale(run),
         "models": _model_table(run),
         "classes": _class_table(run, classes),
+        "class_map": [row for row in run.results.get("class_map") or [] if isinstance(row, dict)],
         "scores": scores,
         "score_table": _score_table(run),
         "losses": loss_charts(run),

@@ -31,7 +31,7 @@ def write_tailored(folder: Path, dataset: LabelledImages, teacher: Teacher, coun
     entries = []
     where = folder / "tailoring"
     where.mkdir(parents=True, exist_ok=True)
-    device = next(teacher.model.parameters()).device
+    device = teacher.preprocess.mean.device
     indices = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist()
     for number, index in enumerate(indices):
         sample = dataset[index]

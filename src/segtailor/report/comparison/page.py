@@ -57,6 +57,7 @@ def page(source: Source) -> dict[str, Any]:
         "description": str(comparison.recipe.get("description") or "").strip(),
         "arms": comparison.arms,
         "seeds": comparison.seeds,
+        "class_map": [row for row in source.plan.get("class_map") or [] if isinstance(row, dict)],
         "progress": progress(source),
         "headline": headline(source),
         "cards": cards(source),
