@@ -20,7 +20,7 @@ from segtailor.errors import SegtailorError
 from segtailor.evaluation import EvaluationResult, evaluate_model
 from segtailor.jobs.networks import build_network, load_teacher
 from segtailor.methods import METHODS, check_options, create_method
-from segtailor.methods.base import Method
+from segtailor.methods.base import Method, MissingTap
 from segtailor.models.class_map import read_class_map
 from segtailor.models.licences import Policy, check_licences
 from segtailor.models.network import Network
@@ -117,13 +117,17 @@ def make_methods(
         own = kind.own_teacher(check_options(config.name, config.options()), built_as, num_classes, seed)
         guide = own or teacher
         torch.manual_seed(seed + 1)
-        method = create_method(
-            config.name,
-            num_classes=num_classes,
-            student_channels=student.tap_channels,
-            teacher_channels=guide.tap_channels if guide is not None else student.tap_channels,
-            **config.options(),
-        )
+        try:
+            method = create_method(
+                config.name,
+                num_classes=num_classes,
+                student_channels=student.tap_channels,
+                teacher_channels=guide.tap_channels if guide is not None else student.tap_channels,
+                **config.options(),
+            )
+        except MissingTap as missing:
+            named = guide if missing.role == "teacher" and guide is not None else student
+            raise missing.named(config.name, named.name) from None
         if own is not None:
             method.adopt(own)
         methods[config.name] = method

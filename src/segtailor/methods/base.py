@@ -140,10 +140,29 @@ class Method(nn.Module):
         )
 
 
+class MissingTap(SegtailorError):
+    """A network does not have the ``tap`` that a method reads; ``role`` says which network, student or teacher."""
+
+    def __init__(self, tap: str, role: str, channels: Channels) -> None:
+        hint = "`segtailor inspect MODEL` lists a model's taps"
+        super().__init__(str(unknown(f"tap of the {role}", tap, channels, hint)))
+        self.tap, self.role = tap, role
+
+    def named(self, method: str, model: str) -> SegtailorError:
+        """Return the error with the names of ``method`` and ``model``, and what to do."""
+        if self.tap not in ("feature", "classifier_input", "decoder"):
+            return SegtailorError(f"method {method}, {self.role} {model}: {self}")
+        return SegtailorError(
+            f"method {method} needs the feature in front of the classifier, and the {self.role} {model} gives none; name "
+            f"one of its modules or outputs as {self.role}.taps: {{feature: PATH}}, or choose a method that compares "
+            "logits alone (kd, dist, or a weight of 0 for the feature's term)"
+        )
+
+
 def width_of(channels: Channels, tap: str, role: str) -> int:
-    """Return the width of ``tap``, or raise a :class:`SegtailorError` that lists the nearest taps of that model."""
+    """Return the width of ``tap``, or raise :class:`MissingTap`, which lists the nearest taps of that model."""
     if tap not in channels:
-        raise unknown(f"tap of the {role}", tap, channels, "`segtailor inspect MODEL` lists a model's taps")
+        raise MissingTap(tap, role, channels)
     return channels[tap]
 
 

@@ -107,6 +107,11 @@ class TokenStage(Stage):
         assert teacher is not None
         classifier = None
         if self.layout.tap == "feature":
+            if teacher.class_map is not None:
+                raise SegtailorError(
+                    "method maskd, tap feature: its tokens are learnt through the teacher's own classifier, whose "
+                    "classes are not the data's (teacher.class_map); set tap: logits"
+                )
             classifier = getattr(getattr(teacher.model, "head", None), "classifier", None)
             if not isinstance(classifier, nn.Conv2d) or classifier.in_channels != self.layout.channels:
                 raise SegtailorError(
