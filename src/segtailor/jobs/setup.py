@@ -20,7 +20,7 @@ from segtailor.errors import SegtailorError
 from segtailor.evaluation import EvaluationResult, evaluate_model
 from segtailor.jobs.networks import build_network, load_teacher
 from segtailor.methods import METHODS, check_options, create_method
-from segtailor.methods.base import Method, MissingTap
+from segtailor.methods.base import Method, MissingTapError
 from segtailor.models.class_map import read_class_map
 from segtailor.models.licences import Policy, check_licences
 from segtailor.models.network import Network
@@ -125,7 +125,7 @@ def make_methods(
                 teacher_channels=guide.tap_channels if guide is not None else student.tap_channels,
                 **config.options(),
             )
-        except MissingTap as missing:
+        except MissingTapError as missing:
             named = guide if missing.role == "teacher" and guide is not None else student
             raise missing.named(config.name, named.name) from None
         if own is not None:

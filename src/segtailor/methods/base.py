@@ -140,7 +140,7 @@ class Method(nn.Module):
         )
 
 
-class MissingTap(SegtailorError):
+class MissingTapError(SegtailorError):
     """A network does not have the ``tap`` that a method reads; ``role`` says which network, student or teacher."""
 
     def __init__(self, tap: str, role: str, channels: Channels) -> None:
@@ -153,16 +153,16 @@ class MissingTap(SegtailorError):
         if self.tap not in ("feature", "classifier_input", "decoder"):
             return SegtailorError(f"method {method}, {self.role} {model}: {self}")
         return SegtailorError(
-            f"method {method} needs the feature in front of the classifier, and the {self.role} {model} gives none; name "
-            f"one of its modules or outputs as {self.role}.taps: {{feature: PATH}}, or choose a method that compares "
+            f"method {method} needs the feature in front of the classifier, and the {self.role} {model} gives none; "
+            f"name one of its modules or outputs as {self.role}.taps: {{feature: PATH}}, or choose a method that compares "
             "logits alone (kd, dist, or a weight of 0 for the feature's term)"
         )
 
 
 def width_of(channels: Channels, tap: str, role: str) -> int:
-    """Return the width of ``tap``, or raise :class:`MissingTap`, which lists the nearest taps of that model."""
+    """Return the width of ``tap``, or raise :class:`MissingTapError`, which lists the nearest taps of that model."""
     if tap not in channels:
-        raise MissingTap(tap, role, channels)
+        raise MissingTapError(tap, role, channels)
     return channels[tap]
 
 
