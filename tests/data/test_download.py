@@ -193,6 +193,12 @@ def test_an_archive_without_what_is_looked_for(web, tmp_path):
         get(entry(archive), tmp_path)
 
 
+def test_a_root_that_is_a_file(web, tmp_path):
+    (tmp_path / "root").write_text("")
+    with pytest.raises(SegtailorError, match=r"root is a file; give --root a folder"):
+        get(entry(serve(web, "a.zip", zipped({"a": b"a"}), {"a": "a"})), tmp_path / "root")
+
+
 def test_a_disk_that_is_too_small_is_told_first(web, tmp_path, monkeypatch):
     archive = serve(web, "a.zip", zipped({"a": b"a"}), {"a": "a"})._replace(length=3 * 10**9, unpacked=2 * 10**9)
     asked = []

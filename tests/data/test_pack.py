@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -381,6 +382,31 @@ def test_a_disk_that_is_too_small_is_told_first(tmp_path, source, monkeypatch):
     with pytest.raises(SegtailorError, match=r"the pack takes about 0\.0 GB, and .* free some space"):
         pack(source, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.tar"))
+
+
+def test_a_pack_is_read_faster_than_png_files(tmp_path):
+    for number in range(8):
+        y, x = np.mgrid[:360, :480]
+        waves = 110 + 60 * np.sin(x / 40 + number) + 50 * np.cos(y / 30)
+        noise = np.random.default_rng(number).normal(0, 4, (360, 480, 3))
+        for folder in ("train", "trainannot"):
+            (tmp_path / "camvid" / folder).mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray((waves[..., None] + noise).clip(0, 255).astype(np.uint8))
+        image.save(tmp_path / f"camvid/train/{number}.png")
+        Image.fromarray(((x + y) // 90).astype(np.uint8)).save(tmp_path / f"camvid/trainannot/{number}.png")
+    source = camvid(tmp_path / "camvid")
+    pack(source, tmp_path / "out", splits=["train"])
+    seconds = []
+    for config in (source, packed(tmp_path / "out")):
+        data = create_dataset(config, "train", True)
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            for index in range(len(data)):
+                data[index]
+            times.append(time.perf_counter() - began)
+        seconds.append(min(times))
+    assert seconds[0] / seconds[1] > 1.5
 
 
 def test_a_pack_can_be_packed_again(tmp_path):

@@ -40,6 +40,8 @@ def get(
     line, for too small a disk, an address that does not answer, a wrong archive and a missing library.
     """
     root = root or entry.root
+    if root.exists() and not root.is_dir():
+        raise SegtailorError(f"{root} is a file; give --root a folder")
     done = _read_done(root)
     if entry.convert is not None:
         require_scipy()
