@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-pytest.importorskip("transformers")
-
 from segtailor.config import ModelConfig
 from segtailor.errors import SegtailorError
 from segtailor.jobs.networks import build_network

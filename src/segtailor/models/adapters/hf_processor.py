@@ -30,36 +30,40 @@ def read_preprocess(rest: str, config: Any, given: dict[str, Any], trained: bool
 
 
 def _read_processor(rest: str, config: Any, needed: bool) -> Any:
-    """Return the repository's image processor, None where it has none and it is not ``needed``."""
+    """Return the repository's image processor; None where it has none that is known, and it is not ``needed``."""
     transformers = library(rest)
     hub: Any = importlib.import_module("transformers.utils.hub")
 
-    def names() -> bool:
+    def is_there() -> bool:
         files = ("preprocessor_config.json", "processor_config.json")
         return any(hub.cached_file(rest, name, _raise_exceptions_for_missing_entries=False) for name in files)
 
-    if not fetch(rest, names):
-        if needed:
-            raise SegtailorError(
-                f"hf:{rest} has no image processor (preprocessor_config.json) that says how images are normalised; set "
-                "preprocess.mean, preprocess.std and preprocess.scale"
-            )
-        return None
-    # OneFormer's asks the hub for its class names otherwise
-    return fetch(
-        rest,
-        lambda: transformers.AutoImageProcessor.from_pretrained(
+    def read() -> tuple[Any, str]:
+        plain, _ = transformers.ImageProcessingMixin.get_image_processor_dict(rest)
+        # OneFormer's asks the hub for its class names otherwise
+        processor = transformers.AutoImageProcessor.from_pretrained(
             rest, config=config, trust_remote_code=False, class_info_file=None
-        ),
-    )
+        )
+        named = str(plain.get("image_processor_type") or plain.get("feature_extractor_type") or "")
+        return processor, named.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast")
+
+    problem = "no image processor (preprocessor_config.json)"
+    if fetch(rest, is_there):
+        processor, named = fetch(rest, read)
+        # for a class that is not its own the library takes the one of the network's type
+        own = type(processor).__name__.removesuffix("Pil").removesuffix("Fast") == named or not named
+        if own and hasattr(type(processor), "_preprocess"):
+            return processor
+        problem = f"the image processor {named or type(processor).__name__}, not one of transformers' own,"
+    if needed:
+        raise SegtailorError(
+            f"hf:{rest} has {problem} to say how images are normalised; set preprocess.mean, preprocess.std and "
+            "preprocess.scale"
+        )
+    return None
 
 
 def _statistics(rest: str, processor: Any) -> dict[str, Any]:
-    name = type(processor).__name__
-    if not hasattr(type(processor), "_preprocess"):
-        raise SegtailorError(
-            f"hf:{rest}: its image processor {name} is of an unknown kind; set preprocess in the recipe"
-        )
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     if _does(processor, "do_normalize"):
