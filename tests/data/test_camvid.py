@@ -84,6 +84,70 @@ def test_the_root_comes_from_the_environment(tmp_path, monkeypatch):
     assert len(open_split(None)) == 3
 
 
+def write_sequences(root, counts):
+    """Write training frames whose names are those of recorded sequences, numbered 30 frames apart."""
+    for sequence, count in counts.items():
+        for number in range(count):
+            name = f"{sequence}{(number + 3) * 30}"
+            write_image(root / "train" / f"{name}.png")
+            write_mask(root / "trainannot" / f"{name}.png", values=(0, 11))
+    return root
+
+
+def test_dev_is_the_last_fifth_of_each_sequence_by_time_and_fit_is_the_rest(tmp_path):
+    # by name, f990 comes behind f1000: time is the number, not the name
+    write_sequences(tmp_path, {"0001TP_": 4, "0006R0_f": 36, "0016E5_": 11})
+    fit, dev, train = ([pair.name for pair in open_split(tmp_path, split).pairs] for split in ("fit", "dev", "train"))
+    assert set(dev) == {*(f"0006R0_f{(number + 3) * 30}" for number in range(29, 36)), "0016E5_360", "0016E5_390"}
+    assert sorted(fit + dev) == sorted(train)
+    assert not set(fit) & set(dev)
+    assert [name for name in train if name in fit] == fit
+
+
+def test_the_cut_follows_the_list_of_training_frames(tmp_path):
+    write_sequences(tmp_path, {"0001TP_": 10})
+    names = [f"0001TP_{number}" for number in (90, 120, 150, 180, 210)]
+    (tmp_path / "train.txt").write_text("".join(f"train/{name}.png trainannot/{name}.png\n" for name in names))
+    assert [pair.name for pair in open_split(tmp_path, "dev").pairs] == ["0001TP_210"]
+    assert [pair.name for pair in open_split(tmp_path, "fit").pairs] == names[:4]
+
+
+def test_frames_of_no_sequence_cannot_be_cut(tmp_path):
+    with pytest.raises(SegtailorError, match="cut from train by time, but no recorded sequence") as caught:
+        open_split(write_camvid(tmp_path), "dev")
+    assert "\n" not in str(caught.value)
+
+
+def test_trainval_is_both_unless_the_tree_says_otherwise(tmp_path):
+    write_camvid(tmp_path)
+    for name in "de":
+        write_image(tmp_path / "val" / f"{name}.png")
+        write_mask(tmp_path / "valannot" / f"{name}.png", values=(0,))
+    data = open_split(tmp_path, "trainval")
+    assert ([pair.name for pair in data.pairs], data.expected) == (["a", "b", "c", "a", "b", "c", "d", "e"], 468)
+    (tmp_path / "trainval.txt").write_text("val/d.png valannot/d.png\n")
+    assert [pair.name for pair in open_split(tmp_path, "trainval").pairs] == ["d"]
+
+
+def test_test_and_splits_of_a_users_own_are_read_where_they_lie(tmp_path):
+    write_camvid(tmp_path, splits=("train", "val", "test", "night"))
+    assert (len(open_split(tmp_path, "test")), open_split(tmp_path, "test").expected) == (3, 233)
+    assert (len(open_split(tmp_path, "night")), open_split(tmp_path, "night").expected) == (3, None)
+    with pytest.raises(SegtailorError, match=r"unknown split of camvid 'vall'; nearest: val.*folder or a list"):
+        open_split(tmp_path, "vall")
+
+
+def test_a_limit_is_what_is_expected_then(tmp_path):
+    write_camvid(tmp_path)
+    assert [open_split(tmp_path, limit=limit).expected for limit in (None, 2)] == [367, 2]
+
+
+def test_masks_one_too_high_are_told_by_the_recipe(tmp_path):
+    write_camvid(tmp_path, values=(1, 11, 12))
+    data = open_split(tmp_path, values=list(range(1, 12)), void=[12])
+    assert data[0].target.flatten()[:3].tolist() == [0, 10, VOID]
+
+
 def test_real_frames_when_there_are_any():
     root = Path(os.environ.get("SEGTAILOR_CAMVID") or "data/camvid")
     if not (root / "train").is_dir():
@@ -94,3 +158,6 @@ def test_real_frames_when_there_are_any():
     assert train[7].image.shape == (3, 90, 120)
     assert val[7].target.shape == (360, 480)
     assert set(val[7].target.unique().tolist()) <= {*range(11), VOID}
+    for split in ("train", "val", "trainval", "fit", "dev"):
+        data = open_split(root, split)
+        assert len(data) == data.expected

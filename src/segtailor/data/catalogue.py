@@ -49,7 +49,7 @@ def describe_datasets() -> list[Entry]:
     entries: list[Entry] = []
     for name in list_datasets():
         if name in KNOWN:
-            entries += _known(KNOWN.get(name, ""))
+            entries += _known(KNOWN[name])
         elif name == "toy":
             splits = _counts(toy.LENGTHS)
             title = "drawn street scenes, nothing to download"

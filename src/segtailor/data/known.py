@@ -55,9 +55,10 @@ class Known(NamedTuple):
         """
         given = [f"data.{field}" for field in OWN_FIELDS if getattr(config, field) is not None]
         if given:
+            say, them = ("describes", "it") if len(given) == 1 else ("describe", "them")
             raise SegtailorError(
-                f"{' and '.join(given)} describe images of your own, but {self.name} is a known data set; leave "
-                f"{'it' if len(given) == 1 else 'them'} out, or set data.name: folder"
+                f"{' and '.join(given)} {say} images of your own, but {self.name} is a known data set; leave {them} "
+                "out, or set data.name: folder"
             )
         if config.variant is None:
             return self.variants[0]
