@@ -350,7 +350,7 @@ def test_what_is_no_pack_is_told(tmp_path, source):
         ({"quality": 0}, "--quality is 1 to 100, not 0"),
         ({"shards": 0}, "at least 1"),
         ({"shard_mb": 0}, "at least 1"),
-        ({"splits": ["tests"]}, "no such folder"),
+        ({"splits": ["tests"]}, "unknown split of camvid .tests.; nearest: test"),
     ],
 )
 def test_settings_that_do_not_fit_leave_nothing(tmp_path, source, options, message):
