@@ -12,6 +12,7 @@ from segtailor.data.cityscapes import create_cityscapes
 from segtailor.data.coco_json import create_coco_json
 from segtailor.data.coco_stuff import create_coco_stuff
 from segtailor.data.csv_table import create_csv
+from segtailor.data.fields import check_fields
 from segtailor.data.folder import create_folder
 from segtailor.data.hf import create_hf
 from segtailor.data.limit import limit_dataset
@@ -55,12 +56,13 @@ def create_dataset(config: DataConfig, split: str, training: bool) -> Segmentati
 
     With ``training`` the targets are resized to ``config.size`` along with the images; without, they keep the masks'
     own size, at which models are scored. The training split then has ``config.limit`` samples, where that is given.
-    Raises ``SegtailorError`` for an unknown name or split, for missing folders, for images or masks without a partner
-    and for a limit above the number of samples.
+    Raises ``SegtailorError`` for an unknown name or split, for fields that the data set does not read, for missing
+    folders, for images or masks without a partner and for a limit above the number of samples.
     """
     create = DATASETS.get(config.name)
     if create is None:
         raise unknown("data set", config.name, DATASETS, "For your own images and masks use the name 'folder'")
+    check_fields(config, config.name)
     dataset = create(config, split, training)
     if config.limit is not None and training and split == config.train_split:
         return limit_dataset(dataset, config.limit)
