@@ -154,8 +154,8 @@ class MissingTapError(SegtailorError):
             return SegtailorError(f"method {method}, {self.role} {model}: {self}")
         return SegtailorError(
             f"method {method} needs the feature in front of the classifier, and the {self.role} {model} gives none; "
-            f"name one of its modules or outputs as {self.role}.taps: {{feature: PATH}}, or choose a method that compares "
-            "logits alone (kd, dist, or a weight of 0 for the feature's term)"
+            f"name one of its modules or outputs as {self.role}.taps: {{feature: PATH}}, or choose a method that "
+            "compares logits alone (kd, dist, or a weight of 0 for the feature's term)"
         )
 
 

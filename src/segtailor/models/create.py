@@ -29,6 +29,7 @@ COMMON_BACKBONES = (
     *("mobilenetv4_conv_small", "tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2"),
     *("efficientnet_b0", "lcnet_050", "lcnet_100", "regnety_002", "convnext_atto", "convnext_tiny"),
     *("swin_tiny_patch4_window7_224", "vit_small_patch16_224"),
+    *("vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"),
 )
 MIT_STRIDE = 32
 MOST_CLASSES = 255
@@ -38,7 +39,8 @@ def list_models() -> list[str]:
     """Return the curated names; any ``HEAD-TIMMNAME`` works beside them."""
     convolutional = [head for head in HEADS if head != "segformer"]
     names = {f"{head}-{backbone}" for head in convolutional for backbone in COMMON_BACKBONES}
-    names.update(f"segformer-{backbone}" for backbone in (*MIT_SIZES, "convnext_tiny", "lcnet_050", "mobilenetv2"))
+    others = ("convnext_tiny", "lcnet_050", "mobilenetv2", "vit_small_patch16_224", "vit_small_patch14_dinov2")
+    names.update(f"segformer-{backbone}" for backbone in (*MIT_SIZES, *others))
     return sorted(names)
 
 
@@ -101,7 +103,7 @@ def create_segmenter(
     if head_type is None or not _is_backbone(backbone_name):
         raise unknown("model", name, _choices(head_name, backbone_name))
     stride = output_stride or head_type.output_stride
-    backbone = _backbone(name, backbone_name, stride, output_stride is not None, pretrained)
+    backbone = _backbone(name, backbone_name, stride, output_stride is not None, pretrained, head_type.fine_maps)
     channels, strides = backbone.channels, backbone.strides
     width = head_width or _width(head_name, backbone_name, channels)
     head = head_type(channels, strides, num_classes, width)
@@ -145,7 +147,9 @@ def _width(head_name: str, backbone_name: str, channels: tuple[int, ...]) -> int
     return HEADS[head_name].default_width(channels)
 
 
-def _backbone(name: str, backbone_name: str, stride: int, required: bool, pretrained: bool | str | Path) -> Backbone:
+def _backbone(
+    name: str, backbone_name: str, stride: int, required: bool, pretrained: bool | str | Path, fine_maps: int
+) -> Backbone:
     """Build the backbone of the model ``name``; the published family has its own stem and preprocessing."""
     published = is_published(name)
     file = None if isinstance(pretrained, bool) else Path(pretrained)
@@ -159,7 +163,7 @@ def _backbone(name: str, backbone_name: str, stride: int, required: bool, pretra
         backbone = timm_backbone(backbone_name, stride, required, stem_type="deep", stem_width=64)
     else:
         timm_name = "mobilenetv2_100" if backbone_name == "mobilenetv2" else backbone_name
-        backbone = timm_backbone(timm_name, stride, required, pretrained is True)
+        backbone = timm_backbone(timm_name, stride, required, pretrained is True, fine_maps)
         if pretrained is True or not published:
             return backbone  # hub weights expect the preprocessing that they were trained with
     backbone.preprocess = PUBLISHED_PREPROCESS

