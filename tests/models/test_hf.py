@@ -15,6 +15,7 @@ from segtailor.errors import SegtailorError
 from segtailor.jobs.networks import build_network
 from segtailor.models import create_model, load_model
 from segtailor.models.adapters.hf_masks import semantic_logits, semantic_task
+from segtailor.models.inspect import inspect_model
 from segtailor.models.network import Network
 from segtailor.models.store import save_model
 
@@ -104,6 +105,14 @@ def test_oneformers_task_tells_semantic_from_other_tasks(tmp_path: Path, monkeyp
     assert semantic_task(4)[0].tolist() == [49406, 518, 10549, 49407]
 
 
+def test_oneformers_text_branch_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_scipy(monkeypatch, "oneformer")
+    save("oneformer", tmp_path, is_training=True, text_encoder_width=64, text_encoder_vocab_size=9)
+    network = load_model(f"hf:{tmp_path}").eval()
+    assert network(images(network)).logits.shape == (2, 5, 16, 24)
+    assert not [name for name in network.state_dict() if "text_mapper" in name]
+
+
 def test_semantic_logits_are_finite_where_no_query_has_a_pixel() -> None:
     classes, masks = torch.zeros(1, 2, 4), torch.full((1, 2, 1, 2), -200.0)
     masks[..., 1] = 3.0
@@ -127,6 +136,9 @@ def test_taps_have_the_shapes_that_the_network_says(family: str, tmp_path: Path)
     assert output.feature.shape[1] == network.tap_channels["feature"]
     assert output.feature.shape[-2:] == output.logits.shape[-2:]
     assert (output.aux_logits is not None) == network.has_aux == (family in AUX)
+    shapes = {tap.name: tap.shape for tap in inspect_model(network, (height, width)).taps}
+    assert shapes["feature"] == output.feature.shape[1:]
+    assert shapes["stages.3"] == output.stages[3].shape[1:]
     assert network.encoder_parameters()
     assert len(network.encoder_parameters()) < len(list(network.parameters()))
 

@@ -56,6 +56,7 @@ class MaskClassifier(Adapted):
         super().__init__(name, num_classes, net, *args, taps={"feature": FEATURE, **own}, **kwargs)
         self.options.pop("taps")
         self.options |= {"taps": dict(own)} if own else {}
+        self.requires_grad_(False)
 
     def run(self, inputs: Tensor) -> Ran:
         """Return the semantic map's logits for normalised ``inputs`` (B,3,H,W)."""
