@@ -58,10 +58,10 @@ class Segmenter(Network):
 
     @property
     def tap_channels(self) -> dict[str, int]:
-        """Channels of every tap: the feature, the same after dropout, and the backbone's maps."""
+        """Channels of every tap: the feature, the same after dropout, the backbone's maps, and those named by path."""
         taps = {"feature": self.feature_channels, "classifier_input": self.feature_channels}
         taps.update({f"stages.{index}": channels for index, channels in enumerate(self.backbone.channels)})
-        return taps
+        return {**taps, **self._taps.channels}
 
     @property
     def stage_strides(self) -> tuple[int, ...]:
@@ -71,10 +71,13 @@ class Segmenter(Network):
     def forward_normalised(self, inputs: Tensor) -> SegOutput:
         """Return the output for ``inputs`` (B,3,H,W) that are preprocessed already."""
         self._taps.begin()
-        stages = self.backbone(inputs)
-        logits, feature, classifier_input = self.head(stages)
-        aux_logits = None if self.aux_head is None else self.aux_head(stages[:-1]).logits
-        taps = self._taps.take(inputs.shape[-2:])
+        try:
+            stages = self.backbone(inputs)
+            logits, feature, classifier_input = self.head(stages)
+            aux_logits = None if self.aux_head is None else self.aux_head(stages[:-1]).logits
+        finally:
+            seen = self._taps.end()
+        taps = self._taps.maps(seen, inputs, self)
         return SegOutput(logits, aux_logits, feature, classifier_input, tuple(stages), taps)
 
     def upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:

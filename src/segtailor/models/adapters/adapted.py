@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError, reason
-from segtailor.models.adapters.capture import Source, Store, attach, check_paths, to_map
-from segtailor.models.adapters.trace import (
+from segtailor.models.adapters.capture import Source, Store, attach, check_gradients, to_map
+from segtailor.models.adapters.places import (
+    LEAST_PROBABILITY,
     Classifier,
-    Step,
-    evaluated,
+    are_probabilities,
     find_classifier,
     find_encoder,
     find_stages,
-    layout_of,
-    trace,
 )  # fmt: skip
+from segtailor.models.adapters.result import Ran, read_result
+from segtailor.models.adapters.trace import Step, evaluated, layout_at, trace
 from segtailor.models.heads.blocks import PooledBatchNorm2d, resize
 from segtailor.models.network import Network
 from segtailor.models.output import SegOutput
@@ -29,14 +29,6 @@ CLASSIFIER, AUX = "classifier:output", "aux:output"
 PROBES = ((96, 128), (192, 256))
 """Sizes of the image with which a network is tried, the larger when the smaller is too small for it; made larger to
 the network's multiple."""
-
-
-class Ran(NamedTuple):
-    """What a foreign network gives: logits (B,K,h,w) at any size, auxiliary logits, and what it taps itself."""
-
-    logits: Tensor
-    aux_logits: Tensor | None = None
-    feature: Tensor | None = None
 
 
 class Adapted(Network):
@@ -51,6 +43,9 @@ class Adapted(Network):
 
     Raises SegtailorError for a network that does not run, gives no class maps, or has no such path.
     """
+
+    own_layout = ""
+    """The project, as `weights.LAYOUTS` calls it, whose files fit this network."""
 
     def __init__(
         self,
@@ -88,14 +83,14 @@ class Adapted(Network):
 
     def run(self, inputs: Tensor) -> Ran:
         """Return what the network gives for normalised ``inputs`` (B,3,H,W)."""
-        result = self.net(inputs)
-        if isinstance(result, dict):
-            result = result.get("out", result.get("logits"))
-        if isinstance(result, tuple | list):
-            result = result[0]
-        if not isinstance(result, Tensor):
-            raise SegtailorError(f"{self.name} returns {type(result).__name__}, no tensor of logits (B,K,h,w)")
-        return Ran(result)
+        return read_result(self.net(inputs), self.name)
+
+    def fitting(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return those of ``tensors``, read from another project's file, that have a place in this network.
+
+        A family may also take parts from the network that the file does not have.
+        """
+        return tensors
 
     @property
     def has_aux(self) -> bool:
@@ -114,6 +109,12 @@ class Adapted(Network):
         return None if source is None else source.path
 
     @property
+    def aux_classifier(self) -> str | None:
+        """The path of the module that computes the auxiliary logits, where there is one."""
+        source = self._sources.get(AUX)
+        return None if source is None else source.path
+
+    @property
     def stage_strides(self) -> tuple[int, ...]:
         """Strides of the backbone's maps, finest first."""
         return self._strides
@@ -128,8 +129,10 @@ class Adapted(Network):
         size = inputs.shape[-2:]
         found = {name: to_map(value, self._layouts[name], size, name) for name, value in seen.items()}
         if torch.is_grad_enabled() and ran.logits.requires_grad and not torch.compiler.is_compiling():
-            self._check_gradients(found)
+            check_gradients(found, self._sources, self.net, self.name)
         logits, aux_logits = found.pop(CLASSIFIER, ran.logits), found.pop(AUX, ran.aux_logits)
+        if self._probabilities:
+            logits = logits.clamp(min=LEAST_PROBABILITY).log()
         stages = tuple(found.pop(f"stages.{index}") for index in range(len(self._strides)))
         feature = found.pop("feature", ran.feature)
         return SegOutput(logits, aux_logits, feature, found.pop("classifier_input", feature), stages, found)
@@ -153,17 +156,11 @@ class Adapted(Network):
         own = {"name": self.name, "num_classes": self.num_classes, "preprocess": self.preprocess.spec()}
         return {**own, **self.options}
 
-    def _check_gradients(self, found: dict[str, Tensor]) -> None:
-        for name, value in found.items():
-            source = self._sources[name]
-            if value.requires_grad or source.side == "input":
-                continue
-            # without a trainable parameter of its own the part may simply be frozen
-            if any(parameter.requires_grad for parameter in self.net.get_submodule(source.path).parameters()):
-                raise SegtailorError(
-                    f"{self.name}: no gradient reaches the tap '{name}'; it lies in a block under re-entrant "
-                    "activation checkpointing: use use_reentrant=False"
-                )
+    def _forget_aux(self) -> None:
+        """Have no auxiliary logits from now on; the family has taken their module out."""
+        self._aux = False
+        for kept in (self._sources, self._layouts):
+            kept.pop(AUX, None)
 
     def _find(
         self,
@@ -182,10 +179,12 @@ class Adapted(Network):
         self._aux = aux is not None or ran.aux_logits is not None
         known = {step.path: step for step in steps}
         found = find_classifier(steps, ran.logits, size, self.num_classes, classifier)
+        self._probabilities = found is None and are_probabilities(ran.logits)
         if found is None and classifier is not None and classifier in known:
             raise SegtailorError(f"{self.name}: the output of {classifier}, enlarged, is not the network's logits")
         if classifier is not None and found is None:
-            self._add("classifier", Source(classifier), known, size)  # names the nearest path
+            layout_at(Source(classifier), "classifier", known, self.net, size, self.name)  # says what is wrong
+            raise SegtailorError(f"{self.name}: {classifier} gives no logits of {self.num_classes} classes")
         if found is not None:
             self._add_classifier(found, known, size)
             self._enlarges = tuple(ran.logits.shape[-2:]) == size
@@ -207,7 +206,9 @@ class Adapted(Network):
             for kept in (self._sources, self._layouts):
                 kept.pop("classifier_input", None)
             self._channels["classifier_input"] = self._channels["feature"]
-        self.note = self.note or ("" if "feature" in self._channels else "it gives logits alone and no feature")
+        notes = ["it gives logits alone and no feature"] if "feature" not in self._channels else []
+        notes += ["its probabilities are taken as logits by their logarithm"] if self._probabilities else []
+        self.note = self.note or "; ".join(notes)
 
     def _probe(self) -> tuple[list[Step], Ran, tuple[int, int]]:
         device = next((value.device for value in self.net.parameters()), torch.device("cpu"))
@@ -237,14 +238,6 @@ class Adapted(Network):
 
     def _add(self, name: str, source: Source, known: dict[str, Step], size: tuple[int, int]) -> int:
         """Read ``source`` as the tap ``name`` from now on, and return its stride."""
-        step = known.get(source.path)
-        if step is None:
-            check_paths(self.net, {name: source}, self.name)
-            raise SegtailorError(f"{self.name}: the module {source.path} of tap '{name}' does not run in a forward")
-        tensor = step.input if source.side == "input" else step.output
-        layout = None if tensor is None else layout_of(tensor, size)
-        if layout is None:
-            shape = "no tensor" if tensor is None else f"a tensor of shape {list(tensor.shape)}"
-            raise SegtailorError(f"{self.name}: {source.path} gives {shape}, no map of the image; choose another tap")
+        layout = layout_at(source, name, known, self.net, size, self.name)
         self._sources[name], self._layouts[name], self._channels[name] = source, layout[0], layout[1]
         return layout[2]

@@ -91,6 +91,20 @@ def attach(net: nn.Module, sources: dict[str, Source], network: str) -> Store:
     return store
 
 
+def check_gradients(values: dict[str, Tensor], sources: dict[str, Source], net: nn.Module, network: str) -> None:
+    """Raise SegtailorError for a tap that no gradient reaches, in a forward that is to be trained."""
+    for name, value in values.items():
+        source = sources[name]
+        if value.requires_grad or source.side == "input":
+            continue
+        # without a trainable parameter of its own the part may simply be frozen
+        if any(parameter.requires_grad for parameter in net.get_submodule(source.path).parameters()):
+            raise SegtailorError(
+                f"{network}: no gradient reaches the tap '{name}'; it lies in a block under re-entrant activation "
+                "checkpointing: use use_reentrant=False"
+            )
+
+
 def to_map(value: Tensor, layout: str, size: torch.Size | tuple[int, ...], tap: str) -> Tensor:
     """Return ``value`` as a map (B,C,h,w) for inputs of ``size`` (H,W).
 

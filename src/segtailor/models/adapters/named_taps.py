@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from segtailor.errors import SegtailorError
-from segtailor.models.adapters.capture import Source, Store, attach, check_paths, to_map
+from segtailor.models.adapters.capture import Source, Store, attach, check_gradients, check_paths, to_map
+from segtailor.models.adapters.trace import evaluated, layout_at, trace
 from segtailor.models.network import Network
 
 RESERVED = ("feature", "classifier_input", "logits", "aux_logits")
@@ -19,6 +20,7 @@ class NamedTaps:
     def __init__(self) -> None:
         self.channels: dict[str, int] = {}
         self._layouts: dict[str, str] = {}
+        self._sources: dict[str, Source] = {}
         self._store: Store | None = None
 
     def name(self, network: Network, taps: dict[str, str]) -> None:
@@ -31,36 +33,32 @@ class NamedTaps:
         taken = [name for name in taps if name in RESERVED or name.startswith("stages.")]
         if taken:
             raise SegtailorError(f"{network.name} has a tap '{taken[0]}' already; choose another name")
-        sources = {name: Source(path) for name, path in taps.items()}
-        check_paths(network, sources, network.name)
-        self._measure(network, taps)
-        self._store = attach(network, sources, network.name)
+        self._sources = {name: Source(path) for name, path in taps.items()}
+        check_paths(network, self._sources, network.name)
+        size = network.preprocess.input_size(PROBE)
+        with evaluated(network):
+            steps, _ = trace(network, lambda: network.forward_normalised(torch.zeros(1, 3, *size)))
+        known = {step.path: step for step in steps}
+        for name, source in self._sources.items():
+            layout = layout_at(source, name, known, network, size, network.name)
+            self._layouts[name], self.channels[name] = layout[0], layout[1]
+        self._store = attach(network, self._sources, network.name)
 
     def begin(self) -> None:
         """Start to collect, at the start of a forward."""
         if self._store is not None:
             self._store.begin()
 
-    def take(self, size: torch.Size) -> dict[str, Tensor]:
-        """Return the taps of the forward that ends, whose inputs had ``size`` (H,W)."""
-        seen = {} if self._store is None else self._store.take()
-        return {name: to_map(value, self._layouts[name], size, name) for name, value in seen.items()}
+    def end(self) -> dict[str, Tensor]:
+        """Stop, also where the forward fails, and return what was seen."""
+        return {} if self._store is None else self._store.take()
 
-    def _measure(self, network: Network, taps: dict[str, str]) -> None:
-        from segtailor.models.adapters.trace import layout_of, trace
+    def maps(self, seen: dict[str, Tensor], inputs: Tensor, network: Network) -> dict[str, Tensor]:
+        """Return what was ``seen`` as maps (B,C,h,w) of ``inputs`` (B,3,H,W).
 
-        modes = [(module, module.training) for module in network.modules()]
-        network.eval()
-        size = network.preprocess.input_size(PROBE)
-        try:
-            steps, _ = trace(network, lambda: network.forward_normalised(torch.zeros(1, 3, *size)))
-        finally:
-            for module, mode in modes:
-                module.training = mode
-        known = {step.path: step.output for step in steps}
-        for name, path in taps.items():
-            tensor = known.get(path)
-            layout = None if tensor is None else layout_of(tensor, size)
-            if layout is None:
-                raise SegtailorError(f"{network.name}: {path} gives no map of the image; choose another tap")
-            self._layouts[name], self.channels[name] = layout[0], layout[1]
+        Raises SegtailorError for a tap that no gradient reaches while ``network`` is trained.
+        """
+        found = {name: to_map(value, self._layouts[name], inputs.shape[-2:], name) for name, value in seen.items()}
+        if found and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            check_gradients(found, self._sources, network, network.name)
+        return found

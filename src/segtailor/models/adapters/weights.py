@@ -7,9 +7,10 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
-from segtailor.errors import SegtailorError
+from segtailor.errors import SegtailorError, reason
 from segtailor.models.adapters.adapted import Adapted
 from segtailor.models.fit import check_fit
 
@@ -25,6 +26,11 @@ LAYOUTS: dict[str, tuple[tuple[str, ...], str]] = {
     "torchvision": (("backbone.", "classifier."), "name the model torchvision:NAME"),
     "mmsegmentation": (("backbone.", "decode_head."), "build that network as module:package.module:factory"),
 }
+OTHER_ARGUMENTS = {
+    "segmentation_models_pytorch": "; was it built with other arguments? Then save it with its save_pretrained and "
+    "give the folder as weights: smp:FOLDER"
+}
+"""What to do with weights of the right project that do not fit."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -50,27 +56,64 @@ def fill(network: Adapted, path: Path) -> None:
     Raises SegtailorError with the counts and first names of what is missing, unexpected or of another shape, and with
     the nearest layout.
     """
-    tensors = bare(read_weights(path), network)
+    fill_from(network, bare(read_weights(path), network), str(path))
+
+
+def fill_from(network: Adapted, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Fill ``network`` from ``tensors``, which must all fit; ``source`` says in errors where they are from."""
     state = network.net.state_dict()
     # a counter that plays no part in the result
     kept = {name: value for name, value in tensors.items() if name in state or not name.endswith("num_batches_tracked")}
     counters = {name: state[name] for name in state if name.endswith("num_batches_tracked") and name not in kept}
+    given = {**counters, **kept}
     try:
-        check_fit(state, {**counters, **kept}, str(path), network.name)
-    except SegtailorError as error:
-        raise SegtailorError(f"{error}{layout_hint(tensors)}") from None
-    network.net.load_state_dict({**counters, **kept})
+        network.net.load_state_dict(given)  # some networks rename, in ``given``, what their older versions wrote
+    except (RuntimeError, KeyError, AttributeError) as error:
+        try:
+            check_fit(state, given, source, network.name)
+        except SegtailorError as misfit:
+            raise SegtailorError(f"{misfit}{layout_hint(tensors, network.own_layout)}") from None
+        raise SegtailorError(f"{source} does not fit {network.name} ({reason(error)[:160]})") from error
 
 
 def bare(tensors: Mapping[str, Tensor], network: Adapted) -> dict[str, Tensor]:
-    """Return ``tensors`` without the wrappers' prefixes that all names carry and that the network does not have."""
+    """Return ``tensors`` under the names that ``network`` has: without wrappers' prefixes, and without what lies
+    outside the wrapper, such as a loss's own weights.
+
+    One class told by a sigmoid becomes two where the network has two.
+    """
     found, state = dict(tensors), network.net.state_dict()
     while found and not any(name in state for name in found):
-        prefix = next((prefix for prefix in WRAPPERS if all(name.startswith(prefix) for name in found)), None)
-        if prefix is None:
+        inner = {prefix: _under(found, prefix) for prefix in WRAPPERS}
+        prefix = max(WRAPPERS, key=lambda each: len(inner[each]))
+        if 2 * len(inner[prefix]) <= len(found):
             break
-        found = {name.removeprefix(prefix): value for name, value in found.items()}
+        found = inner[prefix]
+    return widened(network.fitting(found), network)
+
+
+def widened(tensors: Mapping[str, Tensor], network: Adapted) -> dict[str, Tensor]:
+    """Return ``tensors`` with a classifier of one class made one of two, where ``network`` has two.
+
+    The new class comes first and its logit is 0, so the softmax of both is the sigmoid of the one.
+    """
+    if network.num_classes != 2 or count_classes(tensors, network) != 1:
+        return dict(tensors)
+    state, found = network.net.state_dict(), dict(tensors)
+    for name, value in tensors.items():
+        wide = state.get(name)
+        if wide is not None and value.shape[:1] == (1,) and wide.shape == (2, *value.shape[1:]):
+            found[name] = torch.cat([torch.zeros_like(value), value])
     return found
+
+
+def with_fresh_classifier(tensors: Mapping[str, Tensor], network: Adapted) -> dict[str, Tensor]:
+    """Return ``tensors`` with ``network``'s own first values where its logits are computed for other classes."""
+    if count_classes(tensors, network) == network.num_classes:
+        return dict(tensors)
+    state = network.net.state_dict()
+    heads = tuple(f"{path}." for path in (network.classifier, network.aux_classifier) if path)
+    return {**tensors, **{name: value for name, value in state.items() if heads and name.startswith(heads)}}
 
 
 def count_classes(tensors: Mapping[str, Tensor], network: Adapted) -> int | None:
@@ -82,9 +125,16 @@ def count_classes(tensors: Mapping[str, Tensor], network: Adapted) -> int | None
     return None
 
 
-def layout_hint(tensors: Mapping[str, Tensor]) -> str:
-    """Return what project's layout the names look like, and what to do, as the end of a message."""
+def layout_hint(tensors: Mapping[str, Tensor], own: str = "") -> str:
+    """Return what project's layout the names look like, and what to do, as the end of a message.
+
+    ``own`` is the project of the network that they do not fit.
+    """
     for layout, (prefixes, advice) in LAYOUTS.items():
         if all(any(name.startswith(prefix) for name in tensors) for prefix in prefixes):
-            return f"; its names look like {layout}: {advice}"
+            return OTHER_ARGUMENTS.get(own, "") if layout == own else f"; its names look like {layout}: {advice}"
     return ""
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

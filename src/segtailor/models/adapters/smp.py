@@ -1,0 +1,219 @@
+"""``smp:Arch/encoder``: segmentation_models_pytorch's networks; ``smp:FOLDER`` is what its save_pretrained wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segtailor.errors import SegtailorError, unknown
+from segtailor.models.adapters import Choices
+from segtailor.models.adapters.adapted import PROBES, Adapted
+from segtailor.models.adapters.places import find_maps
+from segtailor.models.adapters.smp_files import (
+    card_licence,
+    encoder_licence,
+    fetch,
+    library,
+    read_repository,
+    statistics,
+)  # fmt: skip
+from segtailor.models.adapters.trace import evaluated, trace
+from segtailor.models.adapters.weights import fill_from, widened, with_fresh_classifier
+from segtailor.models.preprocess import Preprocess
+
+ARCHITECTURES = (
+    *("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet", "PAN", "DeepLabV3", "DeepLabV3Plus", "UPerNet"),
+    *("Segformer", "DPT"),
+)
+ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
+"""How an encoder of timm's is asked to take images of any size, best first."""
+OWN = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
+"""What is decided here: a card's configuration does not repeat it."""
+
+
+class SmpNetwork(Adapted):
+    """A network of segmentation_models_pytorch, without its activation and its classifier of whole images."""
+
+    own_layout = "segmentation_models_pytorch"
+
+    def fitting(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return ``tensors`` without the classifier of whole images, which plays no part in segmentation."""
+        return {name: value for name, value in tensors.items() if not name.startswith("classification_head.")}
+
+
+def create(rest: str, num_classes: int, pretrained: bool | str | Path, choices: Choices) -> SmpNetwork:
+    """Build ``Arch/encoder`` for ``num_classes``; with ``pretrained`` the encoder has smp's ImageNet weights, or those
+    of that name (``noisy-student``, ``advprop``, ...).
+
+    ``choices.config`` holds further arguments of smp's constructor. A folder or hub repository that smp wrote is a
+    start for a student where ``pretrained`` is true: its classifier is fresh where the class counts differ. Raises
+    SegtailorError for unknown names and for weights out of reach.
+    """
+    smp = library(rest)
+    named = _named(smp, rest)
+    if named is not None:
+        weights = "imagenet" if pretrained is True else str(pretrained) if pretrained else None
+        return _build(smp, rest, *named, num_classes, dict(choices.config or {}), choices, weights)
+    if not pretrained and not Path(rest).expanduser().is_dir():
+        hint = "A trained network that smp saved is given as `weights`, or to a student with `pretrained: true`."
+        raise unknown("architecture of segmentation_models_pytorch", rest.partition("/")[0], _known(smp), hint)
+    if not pretrained:
+        raise SegtailorError(
+            f"smp:{rest} holds trained weights: give it as `weights`, or to a student with `pretrained: true`"
+        )
+    return _load(smp, rest, choices, num_classes)
+
+
+def load(rest: str, choices: Choices) -> SmpNetwork:
+    """Load the trained network that smp's ``save_pretrained`` wrote to the folder or hub repository ``rest``.
+
+    Where it has one class, told by a sigmoid, it becomes a network of two classes with the same probabilities. Raises
+    SegtailorError for a repository that is not there, is not of smp or does not fit.
+    """
+    smp = library(rest)
+    if _named(smp, rest) is not None:
+        raise SegtailorError(
+            f"smp:{rest} is an architecture without weights; name it as `model`, with `weights: FILE`, or give the "
+            "folder that save_pretrained wrote"
+        )
+    return _load(smp, rest, choices, None)
+
+
+def _load(smp: Any, rest: str, choices: Choices, num_classes: int | None) -> SmpNetwork:
+    config, tensors = read_repository(rest)
+    architecture = _architecture(smp, config["_model_class"])
+    count = int(config.get("classes", 1))
+    trained_with = config.get("activation")
+    network = _build(smp, rest, architecture, config["encoder_name"], num_classes or max(count, 2), config, choices)
+    fitting = widened(network.fitting(tensors), network)
+    fill_from(network, with_fresh_classifier(fitting, network) if num_classes else fitting, f"smp:{rest}")
+    local = Path(rest).expanduser().is_dir()
+    if not local:  # what smp writes into a folder's card is its own licence, not the weights'
+        network.licences = {"model": f"{card_licence(rest)} ({rest}'s card)", **network.licences}
+    if count > 2 and trained_with == "sigmoid":
+        network.note = "it was trained with a sigmoid for each class; its logits are taken as a softmax's"
+    return network
+
+
+def _build(
+    smp: Any,
+    rest: str,
+    architecture: str,
+    encoder: str,
+    num_classes: int,
+    config: dict[str, Any],
+    choices: Choices,
+    weights: str | None = None,
+) -> SmpNetwork:
+    kept = {name: value for name, value in config.items() if name not in OWN and not name.startswith("_")}
+    arguments = {"encoder_name": encoder, "in_channels": 3, "classes": num_classes, "encoder_weights": None, **kept}
+    kind = getattr(smp, architecture)
+    net = _construct(smp, rest, kind, arguments)
+    accepted = {name: net.config[name] for options in ANY_SIZE for name in options if name in net.config}
+    if weights is not None:
+        _check_weights(smp, encoder, weights)
+        named = True if encoder.startswith("tu-") else weights
+        net = fetch(rest, lambda: kind(**{**arguments, **accepted, "encoder_weights": named}))
+    known = {**statistics(smp, encoder, weights, rest), **_sizes(net, accepted)}
+    try:
+        preprocess = Preprocess(**{**known, **choices.preprocess})
+    except (TypeError, ValueError) as error:
+        raise SegtailorError(f"smp:{rest}: {error}") from error
+    return SmpNetwork(
+        f"smp:{architecture}/{encoder}",
+        num_classes,
+        net,
+        preprocess,
+        classifier=choices.classifier,
+        taps=choices.taps,
+        encoder="encoder",
+        stages=_stages(net, preprocess),
+        options={"config": {name: value for name, value in _plain(net.config).items() if name not in OWN}},
+        licences=encoder_licence(smp, encoder, weights),
+    )
+
+
+def _construct(smp: Any, rest: str, kind: Any, arguments: dict[str, Any]) -> Any:
+    """Return the network without weights, such that it takes images of any size where its encoder can."""
+    encoder = arguments["encoder_name"]
+    if not encoder.startswith(("tu-", "timm-")):
+        if encoder not in smp.encoders.encoders:
+            raise unknown("encoder of segmentation_models_pytorch", encoder, _encoders(smp))
+        return fetch(rest, lambda: kind(**arguments))
+    problem: SegtailorError | None = None
+    attempts = ANY_SIZE if encoder not in smp.encoders.encoders else ({},)
+    for options in ({},) if any(name in arguments for each in ANY_SIZE for name in each) else attempts:
+        try:
+            return fetch(rest, lambda: kind(**{**options, **arguments}))  # noqa: B023  (called at once)
+        except SegtailorError as error:
+            problem = error
+    assert problem is not None
+    if "Unknown model" in str(problem):
+        raise unknown("encoder of segmentation_models_pytorch", encoder, _encoders(smp)) from problem
+    raise problem
+
+
+def _check_weights(smp: Any, encoder: str, weights: str) -> None:
+    settings = smp.encoders.encoders.get(encoder, {}).get("pretrained_settings")
+    if settings is not None and weights not in settings:
+        raise unknown(f"weights of smp's encoder {encoder}", weights, settings)
+
+
+def _sizes(net: Any, accepted: dict[str, Any]) -> dict[str, Any]:
+    """Return the one size that ``net`` takes, or the multiple that it needs."""
+    encoder: Any = net.encoder
+    if getattr(encoder, "is_fixed_input_size", False) and not accepted:
+        return {"size": tuple(encoder.input_size[-2:])}
+    if getattr(net, "requires_divisible_input_shape", True) or accepted:
+        return {"size_multiple": int(encoder.output_stride)}
+    return {}
+
+
+def _stages(net: Any, preprocess: Preprocess) -> list[str] | None:
+    """Return the paths of the encoder's own maps from stride 4 on, or None where they are no module's outputs."""
+    size = preprocess.input_size(PROBES[0])
+    noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    try:
+        with evaluated(net):
+            steps, maps = trace(net, lambda: net.encoder(noise))
+    except Exception:  # what is wrong with it is told where the whole network is tried
+        return None
+    maps = maps[0] if isinstance(maps, tuple) else maps  # DPT's come with their prefix tokens
+    coarse = [each for each in maps if each.shape[1] and 4 * each.shape[-1] <= size[-1]]
+    paths = find_maps(steps, coarse, size)
+    return paths if len(paths) == len(coarse) else None
+
+
+def _named(smp: Any, rest: str) -> tuple[str, str] | None:
+    """Return architecture and encoder where ``rest`` names them, None where it may be a folder or a repository."""
+    first, _, encoder = rest.partition("/")
+    if first.lower() not in (name.lower() for name in _known(smp)):
+        return None
+    if not encoder:
+        raise SegtailorError(f"smp:{rest} names no encoder; write smp:{first}/resnet18, or another of smp's encoders")
+    return _architecture(smp, first), encoder
+
+
+def _architecture(smp: Any, name: str) -> str:
+    known = _known(smp)
+    found = next((each for each in known if each.lower() == name.lower()), None)
+    if found is None:
+        raise unknown("architecture of segmentation_models_pytorch", name, known)
+    return found
+
+
+def _known(smp: Any) -> list[str]:
+    return [name for name in ARCHITECTURES if isinstance(getattr(smp, name, None), type)]
+
+
+def _encoders(smp: Any) -> list[str]:
+    import timm
+
+    return [*smp.encoders.get_encoder_names(), *(f"tu-{name}" for name in timm.list_models())]
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
