@@ -211,6 +211,21 @@ def test_pretrained_keeps_the_encoder_and_takes_a_fresh_classifier_for_other_cla
     assert (other.classes, same.classes, fresh.classes) == ((), CLASSES, ())
 
 
+@pytest.mark.parametrize("family", ["segformer", "dpt", "mobilevit", "mobilenet_v2"])
+def test_the_feature_is_before_dropout(family: str, tmp_path: Path) -> None:
+    save(family, tmp_path)
+    student = create_model(f"hf:{tmp_path}", 3).train()
+    for module in student.modules():
+        if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
+            module.p = 0.5
+    output = student(images(student))
+    assert output.feature is not None
+    assert output.classifier_input is not None
+    kept = output.classifier_input != 0
+    assert torch.allclose(output.classifier_input[kept], 2 * output.feature[kept])
+    assert (output.classifier_input == 0).sum() > (output.feature == 0).sum()
+
+
 def test_half_precision_weights_are_read_in_full(tmp_path: Path) -> None:
     net = save("segformer", tmp_path)
     net.half().save_pretrained(tmp_path)

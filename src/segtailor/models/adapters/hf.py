@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
 from segtailor.models.adapters import Choices
-from segtailor.models.adapters.adapted import PROBES, Adapted, Ran
+from segtailor.models.adapters.adapted import PROBES, Adapted
 from segtailor.models.adapters.hf_families import places
 from segtailor.models.adapters.hf_files import check_place, fetch, library
 from segtailor.models.adapters.hf_licence import licence_of
 from segtailor.models.adapters.hf_masks import MaskClassifier
 from segtailor.models.adapters.hf_processor import read_preprocess
 from segtailor.models.adapters.hf_weights import read_encoder, read_weights
+from segtailor.models.adapters.result import Ran
 from segtailor.models.adapters.trace import evaluated
 from segtailor.models.preprocess import Preprocess
 

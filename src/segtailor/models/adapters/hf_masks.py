@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segtailor.models.adapters.adapted import Adapted, Ran
+from segtailor.models.adapters.adapted import Adapted
+from segtailor.models.adapters.result import Ran
 from segtailor.models.heads.blocks import resize
 
 FEATURE = "model.pixel_level_module.decoder.mask_projection"
