@@ -350,6 +350,7 @@ def test_what_is_no_pack_is_told(tmp_path, source):
         ({"quality": 0}, "--quality is 1 to 100, not 0"),
         ({"shards": 0}, "at least 1"),
         ({"shard_mb": 0}, "at least 1"),
+        ({"splits": ["a.b", "a_b"]}, "would have the same names; pack each alone"),
         ({"splits": ["tests"]}, "unknown split of camvid .tests.; nearest: test"),
     ],
 )

@@ -43,12 +43,12 @@ def get(
     if root.exists() and not root.is_dir():
         raise SegtailorError(f"{root} is a file; give --root a folder")
     done = _read_done(root)
-    if entry.convert is not None:
-        require_scipy()
     left = [archive for archive in entry.archives if archive.file not in done]
     if not left and (entry.convert is None or CONVERTED in done):
         _tidy(root)
         return f"{entry.label} is complete in {root}; remove {root / DONE} to fetch it again"
+    if entry.convert is not None:
+        require_scipy()
     _require_space(entry.label, left, root)
     for archive in left:
         path = _obtain(archive, root / FOLDER, progress, pause)

@@ -57,6 +57,8 @@ def pack(
     # which samples a run takes is the recipe's matter, also when it reads the pack
     config = config.model_copy(update={"limit": None, "unlabelled": None})
     names = list(dict.fromkeys(splits or (config.train_split, config.val_split)))
+    if len({shard_name(name, 0) for name in names}) < len(names):
+        raise SegtailorError(f"the files of the splits {', '.join(names)} would have the same names; pack each alone")
     resized = {name: config.size is not None and name == config.train_split for name in names}
     sources = {name: create_dataset(config, name, training=resized[name]) for name in names}
     first = sources[names[0]]
