@@ -191,10 +191,16 @@ def _find_logits(
         if classifier not in outputs:
             raise unknown(f"output of {name} for its logits", classifier, outputs)
         return classifier
-    for key, value in outputs.items():
-        layout = layout_of(value, size) if value.ndim == 4 and key not in taken else None
-        if layout is not None and layout[1] >= 2:
-            return key
+    maps = {key: layout_of(value, size) for key, value in outputs.items() if value.ndim == 4 and key not in taken}
+    fit = [key for key, layout in maps.items() if layout is not None and layout[1] >= 2]
+    if len(fit) > 1:
+        print(
+            f"note: {name} has {len(fit)} outputs that may be its logits ({', '.join(fit)}); {fit[0]} is taken, set "
+            "teacher.classifier to another if it is not right",
+            file=sys.stderr,
+        )
+    if fit:
+        return fit[0]
     listed = ", ".join(_shown(key, value) for key, value in outputs.items())
     if any(_are_indices(value, size) for value in outputs.values()):
         raise SegtailorError(
