@@ -132,10 +132,10 @@ def table(study: dict[str, Any], folder: Path) -> str:
         rows.append(f"| {arm} | {len(by_seed)} | {spread(last)} | {spread(best)} | {gains} | {closed} |")
     for arm, other in study.get("pairs", {}).items():
         both = [seed for seed in study["seeds"] if seed in scores[arm] and seed in scores[other]]
-        gains = [scores[arm][seed][0] - scores[other][seed][0] for seed in both]
-        if gains:
-            each = ", ".join(f"{100 * gain:+.2f}" for gain in gains)
-            rows += ["", f"{arm} over {other}, last score: {spread(gains)} (each seed: {each})."]
+        over = [scores[arm][seed][0] - scores[other][seed][0] for seed in both]
+        if over:
+            each = ", ".join(f"{100 * gain:+.2f}" for gain in over)
+            rows += ["", f"{arm} over {other}, last score: {spread(over)} (each seed: {each})."]
     rows += ["", f"Made by `python benchmarks/study.py benchmarks/studies/{folder.name}.yaml`; raw results beside it."]
     return "\n".join(rows) + "\n"
 

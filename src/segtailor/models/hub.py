@@ -28,11 +28,14 @@ def own_weights(name: str) -> Path | None:
         from huggingface_hub import hf_hub_download
     except ModuleNotFoundError:
         return None  # the reader of transformers' repositories names the missing extra
+    from segtailor.models.adapters.hf_files import quiet
+
     try:
-        config = Path(hf_hub_download(name, CONFIG))
-        if not _is_own(config):
-            return None
-        return Path(hf_hub_download(name, WEIGHTS))
+        with quiet():
+            config = Path(hf_hub_download(name, CONFIG))
+            if not _is_own(config):
+                return None
+            return Path(hf_hub_download(name, WEIGHTS))
     except Exception:  # not there, private, or no connection: told by the reader that comes next
         return None
 

@@ -42,8 +42,8 @@ def check_licences(policy: Policy, networks: Mapping[str, Mapping[str, str]]) ->
             use = use_of(licence)
             if use == "restricted" and policy == "permissive":
                 raise SegtailorError(
-                    f"the {part} weights of the {role} are refused by the license policy 'permissive': {licence}; choose "
-                    "other weights, or set run.license_policy any if this use is allowed"
+                    f"the {part} weights of the {role} are refused by the license policy 'permissive': {licence}; "
+                    "choose other weights, or set run.license_policy any if this use is allowed"
                 )
             if use != "permissive":
                 notes.append(f"licence of the {role}, {part}: {licence}")
