@@ -176,12 +176,15 @@ def inspect(
     height: Annotated[int, typer.Option(min=1, help="image height")] = 512,
     width: Annotated[int, typer.Option(min=1, help="image width")] = 1024,
     classes: Annotated[int, typer.Option(min=1, help="classes, for a model given by name")] = 19,
+    paths: Annotated[bool, typer.Option("--paths", help="list every module path, which a recipe's taps take")] = False,
 ) -> None:
     """Show parameters, multiply-adds and the taps that a method may use, with shape and stride."""
     from segtailor.jobs.source import named_model
     from segtailor.models.inspect import inspect_model
+    from segtailor.models.module_paths import list_paths
 
-    print(inspect_model(named_model(model, classes), (height, width)).text())
+    network = named_model(model, classes)
+    print((list_paths if paths else inspect_model)(network, (height, width)).text())
 
 
 @app.command()

@@ -26,6 +26,7 @@ from segtailor.models.output import SegOutput
 from segtailor.models.preprocess import Preprocess
 
 CLASSIFIER, AUX = "classifier:output", "aux:output"
+_SHOWN = {CLASSIFIER: "logits", AUX: "aux_logits"}
 PROBES = ((96, 128), (192, 256))
 """Sizes of the image with which a network is tried, the larger when the smaller is too small for it; made larger to
 the network's multiple."""
@@ -101,6 +102,11 @@ class Adapted(Network):
     def tap_channels(self) -> dict[str, int]:
         """Channels of every tap."""
         return dict(self._channels)
+
+    @property
+    def tap_sources(self) -> dict[str, Source]:
+        """Where every tap is read; ``logits`` and ``aux_logits`` where modules give them."""
+        return {_SHOWN.get(name, name): source for name, source in self._sources.items()}
 
     @property
     def classifier(self) -> str | None:

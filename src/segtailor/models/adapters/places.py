@@ -16,6 +16,7 @@ LEAST_PROBABILITY = 1e-12
 """Below this a probability counts as this, so that its log is finite."""
 FINEST_STRIDE, MOST_STAGES, DEEPEST = 4, 4, 6
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
+UNCHANGING = (*DROPOUTS, nn.Identity)
 CLASSIFIERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
@@ -140,17 +141,19 @@ def find_stages(steps: list[Step], encoder: str, size: tuple[int, int]) -> list[
     return best[-MOST_STAGES:]
 
 
-def find_maps(steps: list[Step], maps: Sequence[Tensor], size: tuple[int, int]) -> list[str]:
-    """Return the path of the module that gives each of ``maps`` (1,C,h,w); one that no module gives is left out.
+def find_maps(steps: list[Step], maps: Sequence[Tensor], size: tuple[int, int]) -> list[str | None]:
+    """Return the path of the module that gives each of ``maps`` (1,C,h,w), None for one that no module gives.
 
-    Of several the least deep, then the last, but none that holds the modules of other maps.
+    Of several the least deep, then the last, but none that holds the modules of other maps, and none that changes
+    nothing. Of a module that runs several times the last run counts, as it does for taps.
     """
-    givers = [[step.path for step in steps if _gives(step, wanted, size)] for wanted in maps]
-    found = []
+    last = {step.path: step for step in steps if not isinstance(step.module, UNCHANGING)}
+    givers = [[path for path, step in last.items() if _gives(step, wanted, size)] for wanted in maps]
+    found: list[str | None] = []
     for own in givers:
         others = [path for paths in givers if paths is not own for path in paths]
         alone = [path for path in own if not any(other.startswith(f"{path}.") for other in others)]
-        found += [min(reversed(alone), key=lambda path: path.count("."))] if alone else []
+        found.append(min(reversed(alone), key=lambda path: path.count(".")) if alone else None)
     return found
 
 

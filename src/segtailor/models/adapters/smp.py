@@ -184,7 +184,8 @@ def _stages(net: Any, preprocess: Preprocess) -> list[str] | None:
     maps = maps[0] if isinstance(maps, tuple) else maps  # DPT's come with their prefix tokens
     coarse = [each for each in maps if each.shape[1] and 4 * each.shape[-1] <= size[-1]]
     paths = find_maps(steps, coarse, size)
-    return paths if len(paths) == len(coarse) else None
+    found = [path for path in paths if path is not None]
+    return found if len(found) == len(coarse) else None
 
 
 def _named(smp: Any, rest: str) -> tuple[str, str] | None:
