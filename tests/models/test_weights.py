@@ -40,6 +40,7 @@ def under(prefix: str, state: State) -> State:
 
 FORMS: dict[str, Any] = {
     "plain": lambda state: state,
+    "beside an optimizer": lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {}}, "epoch": 7},
     "wrapped": lambda state: {"state_dict": state, "epoch": 7},
     "lightning": lambda state: {"state_dict": {**under("model.", state), "loss.weight": torch.ones(3)}, "epoch": 7},
     "data parallel": lambda state: under("module.", state),

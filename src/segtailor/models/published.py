@@ -32,6 +32,8 @@ CLASSIFIERS = {
     "pspnet": "head.classifier.weight",
     "segformer": "linear_pred.weight",
 }
+WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net")
+"""Keys under which training code keeps the state dict, beside epoch and optimizer."""
 MIT_LICENCE = "NVIDIA's MiT weights, or trained from them: not for commercial use"
 
 
@@ -44,7 +46,7 @@ class Recognised(NamedTuple):
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a ``.pth`` file; a ``state_dict`` wrapper and ``module.`` prefixes are taken off.
+    """Return the tensors of a ``.pth`` file; a wrapper of `WRAPPERS` and ``module.`` prefixes are taken off.
 
     Only tensors are read, no code is run. Raises SegtailorError for anything else.
     """
@@ -60,7 +62,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # truncated archives fail in many ways
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SegtailorError(f"{path} cannot be read ({reason[:120]}); is it a whole .pth file?") from error
-    for wrapper in ("state_dict", "model"):
+    for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not content:
