@@ -102,8 +102,9 @@ def find_encoder(net: nn.Module, steps: list[Step], classifier: str | None, size
             return known
     total = sum(parameter.numel() for parameter in net.parameters())
     for name, child in net.named_children():
+        deep = any(True for _ in child.children())
         large = sum(parameter.numel() for parameter in child.parameters()) >= 0.25 * total
-        if large and not (classifier or "").startswith(f"{name}.") and classifier != name:
+        if deep and large and not (classifier or "").startswith(f"{name}.") and classifier != name:
             return name
     return ""
 
