@@ -42,7 +42,7 @@ def check_files(dataset: SegmentationDataset, threads: int | None = None) -> Non
         lines = _lines(findings, dataset.values.describe)
         raise SegtailorError(
             f"{dataset.name} {dataset.split}, {len(dataset)} pairs checked: {'; '.join(lines)}; "
-            "mend or remove these files and run again"
+            "mend or remove these files and run again; `segtailor data check` lists all of them"
         )
 
 

@@ -25,7 +25,7 @@ from segtailor.data.checkup.examine import Examined
 from segtailor.data.checkup.finding import SEVERITIES, Finding
 from segtailor.data.checkup.histogram import draw_histogram
 from segtailor.data.checkup.report import HISTOGRAM, CheckReport, write_report
-from segtailor.data.checkup.rules import COLORABLE, Rules, rules_of
+from segtailor.data.checkup.rules import OWN, Rules, rules_of
 from segtailor.data.checkup.scan import Opened, open_splits, scan
 from segtailor.data.checkup.values import find_values
 from segtailor.data.files import MaskDataset
@@ -72,7 +72,7 @@ def check_data(
     by_split: defaultdict[str, list[Examined]] = defaultdict(list)
     for sample in samples:
         by_split[sample.split].append(sample)
-    tallies = [tally(split.dataset, by_split[name]) for name, split in opened.splits.items()]
+    tallies = [tally(split.dataset, name, by_split[name]) for name, split in opened.splits.items()]
     first = next(iter(opened.splits.values())).dataset
     findings = _find(config, opened, by_split)
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
@@ -112,7 +112,7 @@ def _find(config: DataConfig, opened: Opened, by_split: dict[str, list[Examined]
     # masks that are misread would add classes that they do not hold, and lack those that they do
     misread = {place.path for finding in findings if finding.kind in MISREAD for place in finding.places}
     tallies = [
-        tally(split.dataset, [sample for sample in by_split[name] if sample.mask not in misread])
+        tally(split.dataset, name, [sample for sample in by_split[name] if sample.mask not in misread])
         for name, split in opened.splits.items()
     ]
     findings += find_classes(tallies, next(iter(opened.splits.values())).dataset.classes, config.train_split)
@@ -125,7 +125,7 @@ def _by_rules(
     """Return the masks by what their values mean: splits may differ in that, as raw ids and train ids do."""
     groups: list[tuple[Rules, list[Examined]]] = []
     for name, split in opened.splits.items():
-        rules = rules_of(split.dataset, config) if isinstance(split.dataset, MaskDataset) else None
+        rules = rules_of(split.dataset, config)
         if rules is None:
             continue
         for known, masks in groups:
@@ -143,7 +143,7 @@ def _holds_colors(dataset: SegmentationDataset) -> bool:
 
 def _label(config: DataConfig) -> str:
     """Return what the data go by: the data set's name, or that of the folder, table or source of a user's own."""
-    if config.name not in (*COLORABLE, "coco-json", "packed"):
+    if config.name not in (*OWN, "coco-json", "packed"):
         return config.name
     place = (
         config.source

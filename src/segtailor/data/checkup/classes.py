@@ -38,10 +38,10 @@ class Tally:
         return int(self.pixels.sum())
 
 
-def tally(dataset: SegmentationDataset, samples: Iterable[Examined]) -> Tally:
-    """Count the classes in ``samples`` of ``dataset``."""
+def tally(dataset: SegmentationDataset, split: str, samples: Iterable[Examined]) -> Tally:
+    """Count the classes in ``samples`` of ``dataset``, which is called ``split``."""
     number = dataset.num_classes
-    found = Tally(dataset.split, len(dataset), np.zeros(number, np.int64), np.zeros(number, np.int64), 0, 0, [], {})
+    found = Tally(split, len(dataset), np.zeros(number, np.int64), np.zeros(number, np.int64), 0, 0, [], {})
     if isinstance(dataset, MaskDataset):
         target, known = dataset.values.target, dataset.values.known
     else:

@@ -49,7 +49,7 @@ def find_grey(rules: Rules, masks: Sequence[Examined]) -> tuple[list[Finding], l
     if whole and values:
         recipe = recipe_of(rules, values, ({0} | rules.void & {VOID}) - set(values))
     advice = "these are not class indices: write the masks anew from the coloured ones"
-    if rules.colorable:
+    if rules.own:
         advice += ", or read those with data.masks: color"
     if recipe:
         advice = "or read the coloured masks, where you still have them, with data.masks: color"
@@ -84,12 +84,13 @@ def find_palettes(rules: Rules, masks: Sequence[Examined]) -> list[Finding]:
     for index, color in enumerate(rules.palette):
         classes_of.setdefault(color, set()).add(index)
     index_of = {value: index for index, value in enumerate(rules.values)}
+    void = rules.void | ({VOID} - set(rules.values))
     wrong = []
     for mask in masks:
         others = {
             value: color
             for value, color in mask.colors.items()
-            if color in classes_of and index_of.get(value, -1) not in classes_of[color]
+            if value not in void and color in classes_of and index_of.get(value, -1) not in classes_of[color]
         }
         # entries that were never set are black
         if any(color != BLACK for color in others.values()):

@@ -140,7 +140,7 @@ def find_sizes(samples: Iterable[Examined]) -> list[Finding]:
 def _relation(image: Size, mask: Size) -> str:
     if image == mask[::-1]:
         return ": height and width exchanged"
-    for large, small, text in ((image, mask, "one {}th of it"), (mask, image, "{} times it")):
+    for large, small, text in ((image, mask, "1/{} of it"), (mask, image, "{} times it")):
         factor = large[0] // small[0]
         if factor > 1 and large == (small[0] * factor, small[1] * factor):
             return ": " + text.format(factor)

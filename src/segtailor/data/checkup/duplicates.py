@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from segtailor.data.checkup.examine import SMALL, Examined
 from segtailor.data.checkup.finding import Finding, Place, count
+from segtailor.data.checkup.scan import UNLABELLED
 
 # Of the 63 bits of a hash so many may differ.
 HASH_DISTANCE = 8
@@ -25,6 +26,8 @@ CONTRAST = 50.0
 # With less contrast than this one plain picture is as another.
 LEAST_CONTRAST = 2.0
 LOW = 8
+# Pictures hashed at once.
+BLOCK = 4096
 
 
 class Pictures(NamedTuple):
@@ -49,7 +52,7 @@ def pictures(samples: Sequence[Examined]) -> Pictures:
     chosen = [(path, small) for path, small in chosen if small.std() >= LEAST_CONTRAST]
     stacked = [small for _, small in chosen]
     small = np.stack(stacked) if stacked else np.zeros((0, *SMALL), np.uint8)
-    return Pictures([path for path, _ in chosen], hash_pictures(small), small.reshape(len(small), -1))
+    return Pictures([path for path, _ in chosen], hash_pictures(small), small.reshape(len(small), SMALL[0] * SMALL[1]))
 
 
 def hash_pictures(small: NDArray[np.uint8]) -> NDArray[np.uint64]:
@@ -57,11 +60,14 @@ def hash_pictures(small: NDArray[np.uint8]) -> NDArray[np.uint64]:
     size = SMALL[0]
     frequencies, places = np.arange(LOW)[:, None], np.arange(size)[None]
     cosines = np.cos(np.pi * frequencies * (2 * places + 1) / (2 * size))
-    waves = np.einsum("ui,nij,vj->nuv", cosines, small.astype(np.float64), cosines, optimize=True)
-    waves = waves.reshape(len(small), LOW * LOW)[:, 1:]  # without the mean
-    bits = waves > np.median(waves, axis=1, keepdims=True) if len(small) else waves > 0
     weights = np.uint64(1) << np.arange(LOW * LOW - 1, dtype=np.uint64)
-    numbers: NDArray[np.uint64] = (bits * weights).sum(axis=1, dtype=np.uint64)
+    numbers = np.zeros(len(small), np.uint64)
+    for first in range(0, len(small), BLOCK):
+        block = small[first : first + BLOCK].astype(np.float64)
+        waves = np.einsum("ui,nij,vj->nuv", cosines, block, cosines, optimize=True)
+        waves = waves.reshape(len(block), LOW * LOW)[:, 1:]  # without the mean
+        bits = waves > np.median(waves, axis=1, keepdims=True)
+        numbers[first : first + BLOCK] = (bits * weights).sum(axis=1, dtype=np.uint64)
     return numbers
 
 
@@ -98,7 +104,7 @@ def find_duplicates(splits: dict[str, Sequence[Examined]], train_split: str) -> 
     same: list[Place] = []
     near: list[Place] = []
     for first, second in combinations(prepared, 2):
-        if {first, second} == {train_split, "unlabelled"}:
+        if {first, second} == {train_split, UNLABELLED}:
             continue
         for match in matches(prepared[second], prepared[first]):
             (same if match.same else near).append(Place(match.path, f"{second}; {first} has {match.other}"))

@@ -62,22 +62,22 @@ class Examined:
     small: NDArray[np.uint8] | None = None
 
 
-def examine(dataset: SegmentationDataset | UnlabelledImages, index: int) -> Examined:
-    """Return what is in sample ``index``; what cannot be read is said, not raised."""
+def examine(dataset: SegmentationDataset | UnlabelledImages, split: str, index: int) -> Examined:
+    """Return what is in sample ``index`` of ``dataset``; what cannot be read is said, not raised."""
     if isinstance(dataset, UnlabelledImages):
-        found = Examined("unlabelled", str(dataset.paths[index]))
+        found = Examined(split, str(dataset.paths[index]))
         _read_image(found, dataset.paths[index])
         return found
     if isinstance(dataset, FileDataset):
-        return _examine_pair(dataset, index)
-    return _examine_sample(dataset, index)
+        return _examine_pair(dataset, split, index)
+    return _examine_sample(dataset, split, index)
 
 
-def _examine_pair(dataset: FileDataset, index: int) -> Examined:
+def _examine_pair(dataset: FileDataset, split: str, index: int) -> Examined:
     pair = dataset.pairs[index]
     # masks that all lie in one file go by their image
     in_image_file = pair.mask.suffix.lower() in (".json", "")
-    found = Examined(dataset.split, str(pair.image), str(pair.image if in_image_file else pair.mask))
+    found = Examined(split, str(pair.image), str(pair.image if in_image_file else pair.mask))
     image = _read_image(found, pair.image)
     if dataset.read_mask is read_index_mask:
         _look_at_mask(found, pair.mask)
@@ -94,22 +94,22 @@ def _examine_pair(dataset: FileDataset, index: int) -> Examined:
     return found
 
 
-def _examine_sample(dataset: SegmentationDataset, index: int) -> Examined:
-    where = f"{dataset.name} {dataset.split}"
+def _examine_sample(dataset: SegmentationDataset, split: str, index: int) -> Examined:
+    where = f"{dataset.name} {split}"
     try:
         # masks as they are stored, unless the data set has rules of its own on what fits together
         if isinstance(dataset, MaskDataset) and type(dataset).__getitem__ is MaskDataset.__getitem__:
             image, mask, _, image_at, mask_at = dataset.read(index)
-            found = Examined(dataset.split, image_at, mask_at)
+            found = Examined(split, image_at, mask_at)
         else:
             sample = dataset[index]
             image, mask = sample.image, sample.target.numpy()
-            found = Examined(dataset.split, f"{sample.name} of {where}", f"{sample.name} of {where}")
+            found = Examined(split, f"{sample.name} of {where}", f"{sample.name} of {where}")
     except SegtailorError as error:
         at, problem = f"sample {index} of {where}", str(error)
         if COLORED in problem:
-            return Examined(dataset.split, at, at, mask_problem=problem)
-        return Examined(dataset.split, at, image_problem=problem)
+            return Examined(split, at, at, mask_problem=problem)
+        return Examined(split, at, image_problem=problem)
     _count_values(found, mask)
     if isinstance(dataset, MaskDataset) and type(dataset).__getitem__ is MaskDataset.__getitem__:
         found.image_size = (int(image.shape[-2]), int(image.shape[-1]))

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 from segtailor.config import DataConfig
-from segtailor.data.base import VOID, Color
-from segtailor.data.files import MaskDataset
-from segtailor.data.masks import ColorValues
+from segtailor.data.base import VOID, Color, SegmentationDataset
+from segtailor.data.files import FileDataset, MaskDataset, MaskValues, read_index_mask
 from segtailor.data.palette import distinct_colors
 
-# Data sets whose masks no field of the recipe explains.
-FIXED = ("coco-json", "packed", "toy")
-# Those that read masks of colours.
-COLORABLE = ("folder", "csv", "hf")
+# Data sets whose masks are computed: no file holds the numbers.
+COMPUTED = ("coco-json", "packed", "toy")
+# Those whose numbers no field of the recipe explains.
+FIXED = ("cityscapes",)
+# Those of a user's own, which read masks of colours, too.
+OWN = ("folder", "csv", "hf")
 
 
-class Rules(NamedTuple):
-    """The meaning of mask values: ``values`` has one a class, in order; ``void`` is what the data set declares.
+@dataclass(frozen=True)
+class Rules:
+    """What mask values mean: ``values`` has one a class, in order; ``void`` is what the data set declares.
 
-    ``settable`` says whether `data.values` and `data.void` apply; ``palette`` is None where the colours are made up.
+    ``palette`` is None where the colours are made up. ``stored`` says whether the numbers are those in the files: some
+    data sets convert them first.
     """
 
     config: DataConfig
@@ -28,7 +32,8 @@ class Rules(NamedTuple):
     palette: tuple[Color, ...] | None
     values: tuple[int, ...]
     void: frozenset[int]
-    settable: bool
+    stored: bool
+    meaning: MaskValues = field(compare=False, repr=False)
 
     @property
     def declared(self) -> frozenset[int]:
@@ -37,25 +42,37 @@ class Rules(NamedTuple):
 
     @property
     def expects_void(self) -> bool:
-        """Whether 255 may well occur: it is declared, or a data set that segtailor knows has no other void."""
-        return VOID in self.declared or (not self.void and self.config.name not in COLORABLE)
+        """Whether 255 may well occur: declared, what is converted to void, or a known data set's only void."""
+        return VOID in self.declared or not self.stored or (not self.void and not self.own)
 
     @property
-    def colorable(self) -> bool:
-        """Whether `data.masks: color` applies."""
-        return self.config.name in COLORABLE
+    def own(self) -> bool:
+        """Whether these are images of a user's own, whose classes a file names; `data.masks: color` applies."""
+        return self.config.name in OWN
+
+    @property
+    def settable(self) -> bool:
+        """Whether `data.values`, `data.void` and `data.reduce_zero_label` apply."""
+        return self.config.name not in FIXED
 
 
-def rules_of(dataset: MaskDataset, config: DataConfig) -> Rules | None:
-    """Return what the masks' values mean in ``dataset``; None where they are colours, or not one a class."""
-    meaning = dataset.values
-    if isinstance(meaning, ColorValues) or sorted(meaning.classes.values()) != list(range(dataset.num_classes)):
+def rules_of(dataset: SegmentationDataset, config: DataConfig) -> Rules | None:
+    """Return what the numbers in the masks of ``dataset`` mean; None where there are none, or several a class."""
+    if not isinstance(dataset, MaskDataset) or config.name in COMPUTED or config.masks not in (None, "index"):
         return None
-    values = tuple(sorted(meaning.classes, key=lambda value: meaning.classes[value]))
-    made_up = config.name in COLORABLE and dataset.palette == distinct_colors(dataset.num_classes)
-    palette = None if made_up else dataset.palette
-    settable = config.name not in FIXED and config.masks in (None, "index")
-    return Rules(config, dataset.classes, palette, values, meaning.void, settable)
+    meaning = dataset.values
+    if sorted(meaning.classes.values()) != list(range(dataset.num_classes)):
+        return None
+    made_up = config.name in OWN and dataset.palette == distinct_colors(dataset.num_classes)
+    return Rules(
+        config=config,
+        classes=dataset.classes,
+        palette=None if made_up else dataset.palette,
+        values=tuple(sorted(meaning.classes, key=lambda value: meaning.classes[value])),
+        void=meaning.void,
+        stored=not isinstance(dataset, FileDataset) or dataset.read_mask is read_index_mask,
+        meaning=meaning,
+    )
 
 
 def recipe_of(rules: Rules, values: Sequence[int], void: Iterable[int]) -> dict[str, Any]:
@@ -73,7 +90,7 @@ def recipe_of(rules: Rules, values: Sequence[int], void: Iterable[int]) -> dict[
         if reduced:
             fields["data.reduce_zero_label"] = False
         # without the field, masks of a user's own begin at 0
-        natural = reduced and rules.colorable and list(values) == list(range(len(values)))
+        natural = reduced and rules.own and list(values) == list(range(len(values)))
         if not natural and (reduced or tuple(values) != rules.values):
             fields["data.values"] = list(values)
     if wanted != declared:
@@ -83,7 +100,7 @@ def recipe_of(rules: Rules, values: Sequence[int], void: Iterable[int]) -> dict[
 
 def as_color(rules: Rules) -> dict[str, Any]:
     """Return the fields of the recipe that read masks by their colours."""
-    if not rules.colorable:
+    if not rules.own:
         return {}
     given = {"values": rules.config.values, "void": rules.config.void}
     fields: dict[str, Any] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 from rich.console import Console
@@ -20,6 +21,7 @@ from segtailor.data.unpaired import Unpaired, collect_unpaired
 from segtailor.errors import SegtailorError
 
 TEST = "test"
+UNLABELLED = "unlabelled"
 
 
 class OpenedSplit(NamedTuple):
@@ -68,7 +70,7 @@ def open_splits(config: DataConfig, splits: Sequence[str] | None = None) -> Open
                 config.unlabelled.model_copy(update={"limit": None}), config.size, first.mean_color
             )
         except SegtailorError as error:
-            failed["unlabelled"] = str(error)
+            failed[UNLABELLED] = str(error)
     return Opened(opened, failed, unlabelled)
 
 
@@ -97,23 +99,25 @@ def scan(opened: Opened, threads: int | None = None, progress: bool = False) -> 
 
     Decoders release the interpreter's lock, so threads use all cores.
     """
-    datasets: list[SegmentationDataset | UnlabelledImages] = [split.dataset for split in opened.splits.values()]
+    datasets: dict[str, SegmentationDataset | UnlabelledImages] = {
+        name: split.dataset for name, split in opened.splits.items()
+    }
     if opened.unlabelled is not None:
-        datasets.append(opened.unlabelled)
-    if any(isinstance(dataset, MaskDataset) and dataset.streamed for dataset in datasets):
+        datasets[UNLABELLED] = opened.unlabelled
+    if any(isinstance(dataset, MaskDataset) and dataset.streamed for dataset in datasets.values()):
         threads = 1  # a stream comes in its order
     console = Console(stderr=True)
     pool = ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1))
 
     def results() -> Iterator[Examined]:
-        for dataset in datasets:
-            yield from pool.map(lambda index, dataset=dataset: examine(dataset, index), range(len(dataset)))
+        for name, dataset in datasets.items():
+            yield from pool.map(partial(examine, dataset, name), range(len(dataset)))
 
     try:
         bar = track(
             results(),
             "checking",
-            total=sum(map(len, datasets)),
+            total=sum(map(len, datasets.values())),
             console=console,
             disable=not (progress and console.is_terminal),
             transient=True,

@@ -87,7 +87,10 @@ def _find_unknown(rules: Rules, masks: Sequence[Examined], shifted: Shifted) -> 
     if not wrong:
         return []
     common = sorted(pixels, key=lambda value: -pixels[value])
-    told = [f"{value} ({count(pixels[value], 'pixel')} in {count(files[value], 'file')})" for value in common[:3]]
+    told = [
+        f"{rules.meaning.describe(value)} ({count(pixels[value], 'pixel')} in {count(files[value], 'file')})"
+        for value in common[:3]
+    ]
     more = f" and {len(common) - 3} more" if len(common) > 3 else ""
     text = (
         f"{count(len(wrong), 'mask')} with {count(len(common), 'value')} outside the classes: {', '.join(told)}{more}; "
@@ -99,7 +102,7 @@ def _find_unknown(rules: Rules, masks: Sequence[Examined], shifted: Shifted) -> 
         )
         return [Finding("values-outside-classes", "error", text, wrong, {}, advice)]
     recipe = recipe_of(rules, rules.values, rules.void | set(common))
-    where = "in classes.yaml" if rules.colorable else "in a classes.yaml of your own (data.name: folder)"
+    where = "in classes.yaml" if rules.own else "in a classes.yaml of your own (data.name: folder)"
     advice = f"that ignores them; if they are classes, name them {where}"
     if not recipe:
         advice = "mend these masks"

@@ -20,7 +20,8 @@ def find_wide(rules: Rules, masks: Sequence[Examined]) -> tuple[list[Finding], l
     narrow: list[Examined] = []
     large: list[Examined] = []
     for mask in masks:
-        (large if min(mask.values) < 0 or max(mask.values) > VOID else narrow).append(mask)
+        fits = min(mask.values) >= 0 and max(mask.values) <= VOID
+        (narrow if fits or not rules.stored else large).append(mask)
     if large:
         guess = _origin(rules, large)
         findings.append(
