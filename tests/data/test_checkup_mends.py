@@ -159,3 +159,11 @@ def test_a_recipe_that_asks_for_too_many_images(tmp_path):
     report = check(root, tmp_path, limit=30)
     assert [(finding.kind, settings(finding)) for finding in report.findings] == [("limit", {"limit": street.TRAIN})]
     assert check(root, tmp_path, limit=street.TRAIN).findings == []
+
+
+def test_one_class_whose_value_is_255(tmp_path):
+    root = write_street(tmp_path / "street", classes="classes: [car]\nvalues: [255]\n")
+    shift(root, street.binary)
+    found = {finding.kind: finding for finding in check(root, tmp_path).findings}
+    assert found.keys() == {"values-outside-classes"}
+    assert settings(found["values-outside-classes"]) == {"void": [0]}

@@ -84,7 +84,7 @@ def shifted_meaning(rules: Rules, seen: Iterable[int], by: int) -> Meaning | Non
 def _reduced_twice(rules: Rules, masks: Sequence[Examined], seen: set[int]) -> Shifted | None:
     """Return the finding for masks in which the last value never occurs, but all others one lower do."""
     size = sum(sum(mask.values.values()) for mask in masks)
-    top = max(rules.declared - {VOID}, default=0)
+    top = _top(rules)
     if not size or len(rules.values) < 2 or top in seen or not {value + 1 for value in seen} <= rules.declared:
         return None
     share = sum(mask.values.get(VOID, 0) for mask in masks) / size
@@ -106,6 +106,11 @@ def _reduced_twice(rules: Rules, masks: Sequence[Examined], seen: set[int]) -> S
     return None
 
 
+def _top(rules: Rules) -> int:
+    """Return the largest declared value but 255."""
+    return max(rules.declared - {VOID}, default=0)
+
+
 def _whole(
     rules: Rules,
     masks: Sequence[Examined],
@@ -117,7 +122,7 @@ def _whole(
     seen = spans({value for mask in masks for value in mask.values})
     texts: dict[Kind, str] = {
         "labels-one-too-high": "the labels are one too high",
-        "labels-one-too-low": f"the labels are one too low: the last class ({max(rules.values)}) never occurs",
+        "labels-one-too-low": f"the labels are one too low: {_top(rules)} never occurs",
         "zero-label-not-reduced": "0 seems to mean unlabelled and 1 the first class",
     }
     recipe = recipe_of(rules, *meaning) if recipe is None else recipe
@@ -163,10 +168,10 @@ def _partly(rules: Rules, masks: Sequence[Examined], zero_recipe: Mapping[str, A
 def _suspicion(rules: Rules, mask: Examined) -> Kind | None:
     seen = mask.values.keys() - {VOID}
     unknown = seen - rules.declared
-    if unknown and unknown <= {max(rules.values) + 1, max(rules.declared - {VOID}) + 1}:
+    if unknown and unknown <= {max(rules.values) + 1, _top(rules) + 1}:
         return "zero-label-not-reduced" if 0 in seen and rules.values[0] == 0 else "labels-one-too-high"
     wraps = rules.values[0] == 0 and VOID in mask.values and not rules.expects_void
-    if seen and not unknown and wraps and max(rules.declared) not in seen:
+    if seen and not unknown and wraps and _top(rules) not in seen:
         return "labels-one-too-low"
     return None
 
