@@ -84,6 +84,7 @@ def test_sizes_out_of_the_exported_range_say_so(folder: Path) -> None:
 
 
 def test_outputs_by_key_and_modules_by_path_are_taps(folder: Path) -> None:
+    assert load_model(folder / "feature.pt2").note.endswith("taps may be: feature, stem, norm, body, classifier")
     network = load_model(folder / "feature.pt2", taps={"feature": "feature", "deep": "body", "thin": "norm"})
     assert network.tap_channels == {"feature": 12, "deep": 12, "thin": 8, "classifier_input": 12}
     output, net = network(IMAGES), Tiny()

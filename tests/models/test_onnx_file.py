@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.frozen_tiny import CLASSES, IMAGES, Tiny, write_onnx
 from segtailor.errors import SegtailorError
 from segtailor.models import Teacher, count_parameters, inspect_model, load_model
+from segtailor.models.module_paths import list_paths
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -50,7 +51,8 @@ def test_logits_are_those_of_onnx_runtime_and_of_the_network(folder: Path) -> No
     torch.testing.assert_close(output.logits, torch.from_numpy(direct), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(output.logits, Tiny()(normalised(IMAGES)).detach(), atol=1e-5, rtol=1e-4)
     assert output.feature is None
-    assert "no feature" in network.note
+    assert network.note == "no feature is named"
+    assert load_model(folder / "feature.onnx").note == "no feature is named; taps may be: inner"
 
 
 def test_a_bare_path_means_the_same(folder: Path) -> None:
@@ -175,6 +177,11 @@ def test_inspect_shows_what_is_known(folder: Path) -> None:
     text = inspect_model(network, (64, 96)).text()
     assert "multiply-adds   not counted" in text
     assert "feature           12 x 16 x 24" in text
+
+
+def test_inspect_paths_lists_the_outputs(folder: Path) -> None:
+    with pytest.raises(SegtailorError, match="shows no modules; its taps may be: out, inner"):
+        list_paths(load_model(folder / "feature.onnx"), (64, 96))
 
 
 def test_it_cannot_be_stored(folder: Path) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from segtailor.errors import SegtailorError
 from segtailor.models.adapters.adapted import PROBES, Adapted
+from segtailor.models.adapters.frozen import Frozen
 from segtailor.models.adapters.places import find_maps
 from segtailor.models.adapters.trace import Step, evaluated, layout_of, trace
 from segtailor.models.network import Network
@@ -91,7 +92,8 @@ def _root(model: Network) -> nn.Module:
         return model.net
     if isinstance(model, Segmenter):
         return model
-    raise SegtailorError(f"{model.name} has no module paths: a file's outputs are its taps")
+    offers = model.program.offers if isinstance(model, Frozen) else []
+    raise SegtailorError(f"{model.name} shows no modules; its taps may be: {', '.join(offers) or 'none'}")
 
 
 def _find(original: Network) -> dict[str, str | None]:

@@ -117,6 +117,11 @@ class ExportedProgram(Program):
         if not (height.free and width.free):
             self.size, self.multiple = self.example, 1
 
+    @property
+    def offers(self) -> list[str]:
+        """The program's outputs, and the paths of the modules that it was made of."""
+        return [*self._outputs, *self._graph.modules]
+
     def watch(self, taps: dict[str, str]) -> dict[str, str]:
         """Return the output that stands for each tap: one of the program's own, or the last value of a module."""
         for path in taps.values():
@@ -124,7 +129,7 @@ class ExportedProgram(Program):
             if result is not None:
                 self._watched[result] = path
             elif path not in self._outputs:
-                raise unknown(f"output or module of {self.path}", path, [*self._outputs, *self._graph.modules])
+                raise unknown(f"output or module of {self.path}", path, self.offers)
         return taps
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from segtailor.models.network import Network
 from segtailor.models.output import SegOutput
 from segtailor.models.preprocess import Preprocess
 
+MOST_OFFERED = 8
 LEAST_PROBABILITY = 1e-12
 """Below this a probability counts as this, so that its log is finite."""
 
@@ -26,8 +27,8 @@ class Program(nn.Module, ABC):
     """What a file holds, made to run: preprocessed images (B,3,H,W) in, named tensors out.
 
     ``batch`` is the number of images that it takes at a time (None: any), ``size`` the one size that it takes (None:
-    any that is a multiple of ``multiple``), ``raw`` says that it takes bytes, ``named`` what it can give out, and
-    ``example`` a size that it ran at when it was made. ``stored_parameters`` are those that PyTorch does not see.
+    any that is a multiple of ``multiple``), ``raw`` says that it takes bytes, and ``example`` is a size that it ran at
+    when it was made. ``stored_parameters`` are those that PyTorch does not see.
     """
 
     batch: int | None = None
@@ -40,6 +41,11 @@ class Program(nn.Module, ABC):
     @abstractmethod
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         """Return every output for ``inputs`` (B,3,H,W), float32."""
+
+    @property
+    @abstractmethod
+    def offers(self) -> list[str]:
+        """Names that a tap may have."""
 
     def watch(self, taps: dict[str, str]) -> dict[str, str]:
         """Return the name of the output that stands for each tap; raises SegtailorError for one that is not given."""
@@ -142,7 +148,9 @@ class Frozen(Network):
             self._channels["classifier_input"] = self._channels["feature"]
         self._probabilities = _are_probabilities(to_map(logits, layout[0], size, "logits"))
         notes = ["its probabilities are taken as logits by their logarithm"] if self._probabilities else []
-        notes += [] if "feature" in self._channels else ["it gives logits alone and no feature"]
+        others = [name for name in self.program.offers if name != self._output]
+        more = f"; taps may be: {', '.join(others[:MOST_OFFERED])}{', ...' if len(others) > MOST_OFFERED else ''}"
+        notes += [] if "feature" in self._channels else [f"no feature is named{more if others else ''}"]
         self.note = "; ".join(notes)
 
     def _probe(self) -> tuple[dict[str, Tensor], tuple[int, int]]:

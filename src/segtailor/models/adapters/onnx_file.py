@@ -80,6 +80,11 @@ class OnnxProgram(Program):
         digest, self.stored_parameters = _weigh(path)
         self.register_buffer("digest", torch.tensor(list(digest), dtype=torch.uint8))
 
+    @property
+    def offers(self) -> list[str]:
+        """The file's outputs."""
+        return [entry.name for entry in self._session.get_outputs()]
+
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         """Return the file's outputs for ``inputs`` (B,3,H,W), by their names."""
         images = inputs.detach().cpu()
@@ -87,8 +92,7 @@ class OnnxProgram(Program):
         images = images.round().clamp(0, 255) if self.raw else images
         fed = {self._input: images.to(self._dtype).contiguous().numpy()}
         given = self._session.run(None, fed)
-        names = [entry.name for entry in self._session.get_outputs()]
-        return {name: torch.from_numpy(value).to(inputs.device) for name, value in zip(names, given, strict=True)}
+        return {name: torch.from_numpy(value).to(inputs.device) for name, value in zip(self.offers, given, strict=True)}
 
 
 def _open(path: Path) -> Any:
