@@ -56,8 +56,7 @@ def _with_weights(config: ModelConfig, num_classes: int | None) -> Network:
     foreign = family_of(config.model) and not family_of(config.weights) and path.suffix in STRANGE_SUFFIXES
     if foreign and not is_own(path):
         return _filled(config, path, num_classes)
-    choices = _choices(config) if family_of(config.weights) else {}
-    return check_name(load_model(config.weights, num_classes, **choices), config)
+    return check_name(load_model(config.weights, num_classes, **_choices(config)), config)
 
 
 def _filled(config: ModelConfig, path: Path, num_classes: int | None) -> Network:

@@ -47,6 +47,15 @@ class Segmenter(Network):
         self._taps = NamedTaps()
         self._taps.name(self, options.get("taps") or {})
 
+    def name_taps(self, taps: dict[str, str]) -> None:
+        """Offer the outputs of further modules as taps: name -> path below this network.
+
+        Raises SegtailorError for a path that it does not have, or whose output is no map.
+        """
+        self._taps.name(self, taps)
+        if taps:
+            self.options["taps"] = {**(self.options.get("taps") or {}), **taps}
+
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return the backbone's parameters."""
         return list(self.backbone.parameters())

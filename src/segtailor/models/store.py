@@ -16,6 +16,7 @@ from segtailor.models.create import create_model
 from segtailor.models.fit import check_fit
 from segtailor.models.hub import own_weights
 from segtailor.models.network import Network
+from segtailor.models.preprocess import Preprocess
 
 CARD_VERSION = 1
 RUN_FILES = ("student.safetensors", "model.safetensors")
@@ -47,22 +48,26 @@ def load_model(uri: str | Path, num_classes: int | None = None, **choices: Any) 
     """Load a model from a run folder, a ``.safetensors`` file, ``published:FILE.pth`` or another library's URI.
 
     Those are ``hf:ID-or-folder``, ``smp:ID-or-folder``, ``torchvision:NAME``, ``onnx:FILE`` and ``pt2:FILE`` (or the
-    bare path of an ``.onnx`` or ``.pt2`` file); for them
-    ``choices`` may hold ``classifier``, ``taps`` and ``preprocess`` (see `create_model`). With ``num_classes`` the
-    class count must agree. Raises SegtailorError for files that are missing, damaged or of another network.
+    bare path of an ``.onnx`` or ``.pt2`` file). ``choices`` may hold ``taps`` and ``preprocess``, and for other
+    libraries' networks ``classifier`` (see `create_model`). With ``num_classes`` the class count must agree. Raises
+    SegtailorError for files that are missing, damaged or of another network.
     """
-    text = str(uri)
+    text, given = str(uri), Choices(**choices)
     own = own_weights(text.removeprefix(HUB)) if text.startswith(HUB) else None
     if own is not None:
-        model = _load_own(own)
+        model = _load_own(own, given)
     elif family_of(text):
-        model = load_adapted(text, Choices(**choices))
+        model = load_adapted(text, given)
     elif text.startswith(PUBLISHED):
         from segtailor.models.published import load_published
 
         model = load_published(Path(text.removeprefix(PUBLISHED)))
+        if given.classifier is not None:
+            raise SegtailorError(f"{uri} has no option classifier; leave it out")
+        model.name_taps(given.taps or {})
+        model.preprocess = Preprocess(**{**model.preprocess.spec(), **given.preprocess})
     else:
-        model = _load_own(find_weights(uri))
+        model = _load_own(find_weights(uri), given)
     if num_classes is not None and model.num_classes != num_classes:
         raise SegtailorError(
             f"{uri} has {model.num_classes} classes where {num_classes} are asked for; "
@@ -98,15 +103,19 @@ def find_weights(uri: str | Path) -> Path:
     return path
 
 
-def _load_own(path: Path) -> Network:
+def _load_own(path: Path, given: Choices) -> Network:
     card = _read_card(path)
     spec = card.get("model")
     if "label_assisted" in card:
         raise SegtailorError(f"{path} holds a label-assisted teacher, which needs labels; method lad reads it")
     if not isinstance(spec, dict) or not {"name", "num_classes"} <= spec.keys():
         raise SegtailorError(f"{path} has no model in its card; it was not written by segtailor")
+    own: dict[str, Any] = {"taps": given.taps or {}, "preprocess": given.preprocess}
+    chosen: dict[str, Any] = {name: {**(spec.get(name) or {}), **value} for name, value in own.items() if value}
+    if given.classifier is not None:
+        chosen["classifier"] = given.classifier
     try:
-        model = create_model(**spec)
+        model = create_model(**{**spec, **chosen})
     except TypeError as error:
         raise SegtailorError(f"{path}: its card does not describe a model of this version ({error})") from error
     model.licences = dict(card.get("licences", {}))
