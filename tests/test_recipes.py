@@ -138,3 +138,4 @@ def test_every_field_is_listed() -> None:
     assert any(line.startswith("train.optimizer.lr = ") for line in lines)
     assert any(line.startswith("model.model = ") for line in lines)
     assert any(line.startswith("run.exists = error") for line in lines)
+    assert "data.unlabelled.share = 0.5  # share of each batch that is unlabelled" in lines

@@ -69,17 +69,18 @@ def evaluate(
         Path | None, typer.Option(help="YAML file: a class of the model's -> one of the data's, or void")
     ] = None,
 ) -> None:
-    """Score a model: mIoU, per-class IoU, accuracy, Dice. Set the data by --data.KEY VALUE (default: the run's own)."""
+    """Score a model: mIoU, per-class IoU, accuracy, Dice; --data.KEY VALUE and --model.KEY VALUE say how it is read."""
     from segtailor.jobs.evaluate import evaluate as job
     from segtailor.jobs.evaluate import format_result
-    from segtailor.jobs.source import data_of
+    from segtailor.jobs.source import data_of, model_choices
     from segtailor.recipes import parse_overrides
 
-    data, settings = data_of(model, parse_overrides(context.args))
+    overrides = parse_overrides(context.args)
+    data, settings = data_of(model, overrides)
     split = split or data.val_split
     result = job(
         model, data, split, config=settings, json_path=json, boundary=boundary, calibration=calibration,
-        class_map=class_map,
+        class_map=class_map, choices=model_choices(overrides),
     )  # fmt: skip
     print(format_result(result))
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from segtailor.evaluation import EvaluationResult
-    from segtailor.models import Teacher
+    from segtailor.models import Network, Teacher
 
 
 def evaluate(
@@ -28,12 +28,14 @@ def evaluate(
     boundary: bool = False,
     calibration: bool = False,
     class_map: Path | Mapping[Any, Any] | None = None,
+    choices: Mapping[str, Any] | None = None,
 ) -> EvaluationResult:
     """Score ``model`` (a network, a run folder, a .safetensors file or a URI) on ``split`` of ``data``.
 
     Prints nothing: see :func:`format_result`. ``json_path`` receives every figure and the confusion matrix;
     ``boundary`` and ``calibration`` add their sections to it and to the result. ``class_map`` (a mapping or a YAML
-    file, see `read_class_map`) scores a model of other classes as a teacher with it would be. Raises SegtailorError
+    file, see `read_class_map`) scores a model of other classes as a teacher with it would be. ``choices`` are fields of
+    a recipe's teacher section beside the model: preprocess, classifier, weights and others. Raises SegtailorError
     when the model's class count differs from the data's, when the class map fits neither, when a mask holds a value
     that is no class, or when the JSON file cannot be written.
     """
@@ -45,7 +47,7 @@ def evaluate(
     config = config or EvaluateConfig.model_validate({})
     settings = inference_settings(config, data)
     dataset = create_dataset(data, split, training=False)
-    network = open_model(model)
+    network = open_model(model) if not choices else _chosen(model, choices, class_map, dataset.num_classes)
     mapped = None if class_map is None else _mapped(network, class_map, dataset.classes)
     network = mapped or network
     check_classes(network, dataset.num_classes)
@@ -67,6 +69,22 @@ def evaluate(
         text = json.dumps({**origin, **result.to_dict()}, indent=1) + "\n"
         write_atomically(json_path, lambda file: file.write(text.encode()))
     return result
+
+
+def _chosen(
+    model: str | Path | nn.Module, choices: Mapping[str, Any], class_map: Path | Mapping[Any, Any] | None, classes: int
+) -> Network:
+    """Return the network ``model`` (a name, file or URI) as a teacher section with ``choices`` describes it."""
+    from segtailor.config import TeacherConfig
+    from segtailor.jobs.networks import load_teacher
+    from segtailor.jobs.source import is_stored
+    from segtailor.recipes import validate
+
+    if not isinstance(model, str | Path):
+        raise SegtailorError("choices describe a model by name, file or URI, not a network that is there already")
+    key = "weights" if is_stored(str(model)) else "model"
+    values = {key: str(model), **choices, **({} if class_map is None else {"class_map": class_map})}
+    return load_teacher(validate(TeacherConfig, values, "--model"), classes)
 
 
 def _mapped(network: nn.Module, class_map: Path | Mapping[Any, Any], classes: Sequence[str]) -> Teacher:

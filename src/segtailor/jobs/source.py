@@ -32,8 +32,10 @@ def is_stored(model: str) -> bool:
 def data_of(model: str, overrides: Mapping[str, Any]) -> tuple[DataConfig, EvaluateConfig]:
     """Return data and evaluation settings: those of the model's own recipe, changed by ``overrides``.
 
-    When ``overrides`` names another data set, nothing but the input size is kept of the recipe's data.
+    When ``overrides`` names another data set, nothing but the input size is kept of the recipe's data. Those that
+    begin with ``model.`` say how the model is read (`model_choices`).
     """
+    overrides = {key: value for key, value in overrides.items() if not key.startswith("model.")}
     recipe = open_card(model).get("recipe") or {}
     data = dict(recipe.get("data") or {})
     if "data.name" in overrides and overrides["data.name"] != data.get("name"):
@@ -45,6 +47,19 @@ def data_of(model: str, overrides: Mapping[str, Any]) -> tuple[DataConfig, Evalu
         raise SegtailorError(f"{model} does not say what data it was made for; add --data.name NAME --data.root FOLDER")
     checked = validate(Scoring, values, "command line")
     return checked.data, checked.evaluate
+
+
+def model_choices(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``overrides`` say of the model itself, nested.
+
+    >>> model_choices({"model.preprocess.scale": 1.0, "data.name": "camvid"})
+    {'preprocess': {'scale': 1.0}}
+    """
+    values: dict[str, Any] = {}
+    for key, value in overrides.items():
+        if key.startswith("model."):
+            set_value(values, key.removeprefix("model."), value)
+    return values
 
 
 def named_model(model: str, num_classes: int) -> Network:

@@ -224,6 +224,9 @@ def _field_lines(kind: type[BaseModel], prefix: str) -> list[str]:
             continue
         default = "required" if info.is_required() else f"{info.get_default(call_default_factory=True)}"
         lines.append(f"{prefix}{name} = {default}{'  # ' + info.description if info.description else ''}")
+        for optional in get_args(info.annotation):
+            if isinstance(optional, type) and issubclass(optional, BaseModel):  # a section or None
+                lines += _field_lines(optional, f"{prefix}{name}.")
     return lines
 
 
