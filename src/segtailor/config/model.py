@@ -38,7 +38,8 @@ class ModelConfig(Strict):
         None, description="path of the module that computes the logits, for networks of other libraries"
     )
     taps: dict[str, str] | None = Field(
-        None, description="taps by name and module path: {deep: net.encoder.layer3}; `segtailor inspect` lists paths"
+        None,
+        description="taps by name and module path: {deep: encoder.layer3}; `segtailor inspect --paths` lists paths",
     )
     preprocess: PreprocessConfig | None = Field(None, description="overrides what the network says of its input")
 
