@@ -13,7 +13,9 @@ from torchvision.models import get_model, get_model_weights, mobilenet_v3_large,
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 from segtailor import create_model, load_model
+from segtailor.config import TeacherConfig
 from segtailor.errors import SegtailorError
+from segtailor.jobs.networks import load_teacher
 from segtailor.models import save_model
 from segtailor.models.class_map import read_class_map
 from segtailor.models.licences import use_of
@@ -86,6 +88,16 @@ def test_a_loaded_teacher_knows_its_classes_and_licence(cache: Path) -> None:
     torch.testing.assert_close(mapped(torch.zeros(1, 21, 1, 1)).softmax(1).flatten(), torch.tensor([19 / 21, 2 / 21]))
     with pytest.raises(SegtailorError, match="has 21 classes where 5 are asked for"):
         load_model(f"torchvision:{SMALLEST}", 5)
+
+
+def test_a_teacher_section_that_names_it_loads_the_weights(cache: Path) -> None:
+    state = put(cache, str(get_model_weights(SMALLEST).DEFAULT.url), lraspp_mobilenet_v3_large(weights_backbone=None))
+    for key in ("model", "weights"):
+        config = TeacherConfig(**{key: f"torchvision:{SMALLEST}", "class_map": {"car": 1, "others": 0}})
+        teacher = load_teacher(config, 2)
+        assert teacher.classes[7] == "car"
+        bias = teacher.state_dict()["net.classifier.low_classifier.bias"]
+        assert torch.equal(bias, state["classifier.low_classifier.bias"])
 
 
 def test_the_feature_of_summed_classifiers_is_both_their_inputs() -> None:
