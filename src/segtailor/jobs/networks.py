@@ -13,7 +13,7 @@ from segtailor.models.adapters.weights import bare, count_classes, fill, read_we
 from segtailor.models.network import Network
 from segtailor.models.store import is_own
 
-LOADED_BY_NAME = ("hf", *TEACHERS_ONLY)
+LOADED_BY_NAME = ("hf", "torchvision", *TEACHERS_ONLY)
 """Families whose URI stands for weights, not for an architecture alone."""
 STRANGE_SUFFIXES = frozenset({".pth", ".pt", ".bin", ".ckpt", ".safetensors"})
 
