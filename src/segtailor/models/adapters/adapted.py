@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segtailor.errors import SegtailorError, reason
+from segtailor.errors import SegtailorError
 from segtailor.models.adapters.capture import Source, Store, attach, check_gradients, to_map
 from segtailor.models.adapters.places import (
     LEAST_PROBABILITY,
@@ -18,7 +18,7 @@ from segtailor.models.adapters.places import (
     find_encoder,
     find_stages,
 )  # fmt: skip
-from segtailor.models.adapters.result import Ran, read_result
+from segtailor.models.adapters.result import REFUSALS, Ran, read_result, refusal
 from segtailor.models.adapters.trace import Step, evaluated, layout_at, trace
 from segtailor.models.heads.blocks import PooledBatchNorm2d, resize
 from segtailor.models.network import Network
@@ -130,6 +130,10 @@ class Adapted(Network):
         self._store.begin()
         try:
             ran = self.run(inputs)
+        except REFUSALS as error:
+            if type(error) not in REFUSALS:  # out of memory, say
+                raise
+            raise refusal(error, self.name, inputs.shape[-2:]) from error
         finally:
             seen = self._store.take()
         size = inputs.shape[-2:]
@@ -230,11 +234,8 @@ class Adapted(Network):
                 raise
             except Exception as error:  # any network may fail in any way
                 problem = problem or error
-        why = "" if problem is None else f" ({reason(problem)[:160]})"
-        raise SegtailorError(
-            f"{self.name} does not run on an image of {size[0]} x {size[1]}{why}; if it needs a certain size, set "
-            "preprocess.size or preprocess.size_multiple"
-        ) from problem
+        assert problem is not None
+        raise refusal(problem, self.name, size) from problem
 
     def _add_classifier(self, found: Classifier, known: dict[str, Step], size: tuple[int, int]) -> None:
         self.align_corners = found.align_corners

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from segtailor.errors import SegtailorError
+from segtailor.errors import SegtailorError, reason
 
 LOGITS, AUX = ("out", "logits", "masks", "pred", "preds"), ("aux", "aux_logits")
 """Names under which networks give their logits."""
+REFUSALS = (AssertionError, RuntimeError, ValueError)
+"""What networks raise, these types themselves, at a size that they do not take."""
 
 
 class Ran(NamedTuple):
@@ -44,6 +46,14 @@ def read_result(result: Any, network: str) -> Ran:
         if first is not None:
             return Ran(first)
     raise SegtailorError(f"{network} returns {type(result).__name__}, no tensor of logits (B,K,h,w)")
+
+
+def refusal(error: Exception, network: str, size: Sequence[int]) -> SegtailorError:
+    """Return what to raise where ``network`` fails at ``size`` (height, width)."""
+    return SegtailorError(
+        f"{network} does not run on an image of {size[0]} x {size[1]} ({reason(error)[:160]}); if it needs a certain "
+        "size, set preprocess.size or preprocess.size_multiple"
+    )
 
 
 def _is_map(value: Any) -> bool:
