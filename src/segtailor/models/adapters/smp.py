@@ -119,7 +119,7 @@ def _build(
         _check_weights(smp, encoder, weights)
         named = True if encoder.startswith("tu-") else weights
         net = fetch(rest, lambda: kind(**{**arguments, **accepted, "encoder_weights": named}))
-    known = {**statistics(smp, encoder, weights, rest), **_sizes(smp, net, accepted)}
+    known = {**statistics(smp, encoder, weights, rest), **_sizes(net, accepted)}
     try:
         preprocess = Preprocess(**{**known, **choices.preprocess})
     except (TypeError, ValueError) as error:
@@ -164,14 +164,12 @@ def _check_weights(smp: Any, encoder: str, weights: str) -> None:
         raise unknown(f"weights of smp's encoder {encoder}", weights, settings)
 
 
-def _sizes(smp: Any, net: Any, accepted: dict[str, Any]) -> dict[str, Any]:
+def _sizes(net: Any, accepted: dict[str, Any]) -> dict[str, Any]:
     """Return the one size that ``net`` takes, or the multiple that it needs."""
     encoder: Any = net.encoder
     if getattr(encoder, "is_fixed_input_size", False) and not accepted:
         return {"size": tuple(encoder.input_size[-2:])}
-    if isinstance(
-        encoder, getattr(smp.encoders, "TimmViTEncoder", ())
-    ):  # DPT's decoder halves the tokens' grid on its way
+    if type(net).__name__ == "DPT":  # its decoder halves the tokens' grid on its way
         return {"size_multiple": math.lcm(int(encoder.output_stride), DPT_STRIDE)}
     if getattr(net, "requires_divisible_input_shape", True) or accepted:
         return {"size_multiple": int(encoder.output_stride)}
