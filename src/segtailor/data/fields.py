@@ -13,7 +13,7 @@ OWN: dict[str, frozenset[str]] = {
     "folder": _VALUES | {"root", "classes", "splits", "masks"},
     "hf": _VALUES | {"classes", "masks", "source", "config", "streaming", "image_column", "mask_column"},
     "packed": frozenset({"root"}),
-    "toy": frozenset({"length"}),
+    "toy": frozenset({"length", "root"}),  # a root does no harm: a recipe may be tried on toy as it is
 }
 """What the forms of a user's own data read; all known data sets read the same."""
 # What refuses a field itself says more than that it is not read.
