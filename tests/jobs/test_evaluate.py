@@ -71,27 +71,32 @@ def test_the_table_lists_classes_and_says_what_is_absent():
 
 
 def test_choices_say_how_a_foreign_model_is_read(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "own_factory.py").write_text(
         "from torch import nn\n"
         "def make(num_classes):\n"
         "    return nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, num_classes, 1))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     torch.manual_seed(0)
-    import mine
+    import own_factory
 
-    net = mine.make(_toy_classes())
-    torch.save(net.state_dict(), tmp_path / "mine.pth")
-    choices = {"weights": str(tmp_path / "mine.pth"), "preprocess": {"mean": [0, 0, 0], "std": [1, 1, 1], "scale": 1.0}}
-    result = evaluate("module:mine:make", TOY, device="cpu", choices=choices)
+    net = own_factory.make(_toy_classes())
+    torch.save(net.state_dict(), tmp_path / "own_factory.pth")
+    choices = {
+        "weights": str(tmp_path / "own_factory.pth"),
+        "preprocess": {"mean": [0, 0, 0], "std": [1, 1, 1], "scale": 1.0},
+    }
+    result = evaluate("module:own_factory:make", TOY, device="cpu", choices=choices)
     data = create_dataset(TOY, "val", training=False)
     from segtailor.evaluation import evaluate_model
     from segtailor.models import Preprocess
     from segtailor.models.adapters.adapted import Adapted
 
-    same = Adapted("mine", _toy_classes(), net, Preprocess((0, 0, 0), (1, 1, 1), 1.0))
+    same = Adapted("own_factory", _toy_classes(), net, Preprocess((0, 0, 0), (1, 1, 1), 1.0))
     assert result.miou == evaluate_model(same, data, device=torch.device("cpu")).miou
-    other = evaluate("module:mine:make", TOY, device="cpu", choices={"weights": str(tmp_path / "mine.pth")})
+    other = evaluate(
+        "module:own_factory:make", TOY, device="cpu", choices={"weights": str(tmp_path / "own_factory.pth")}
+    )
     assert other.miou != result.miou
     with pytest.raises(SegtailorError, match="unknown key 'preproces'"):
-        evaluate("module:mine:make", TOY, device="cpu", choices={"preproces": {}})
+        evaluate("module:own_factory:make", TOY, device="cpu", choices={"preproces": {}})
