@@ -81,9 +81,9 @@ def test_choices_say_how_a_foreign_model_is_read(tmp_path, monkeypatch):
     import own_factory
 
     net = own_factory.make(_toy_classes())
-    torch.save(net.state_dict(), tmp_path / "own_factory.pth")
+    torch.save(net.state_dict(), tmp_path / "own.pth")
     choices = {
-        "weights": str(tmp_path / "own_factory.pth"),
+        "weights": str(tmp_path / "own.pth"),
         "preprocess": {"mean": [0, 0, 0], "std": [1, 1, 1], "scale": 1.0},
     }
     result = evaluate("module:own_factory:make", TOY, device="cpu", choices=choices)
@@ -94,9 +94,7 @@ def test_choices_say_how_a_foreign_model_is_read(tmp_path, monkeypatch):
 
     same = Adapted("own_factory", _toy_classes(), net, Preprocess((0, 0, 0), (1, 1, 1), 1.0))
     assert result.miou == evaluate_model(same, data, device=torch.device("cpu")).miou
-    other = evaluate(
-        "module:own_factory:make", TOY, device="cpu", choices={"weights": str(tmp_path / "own_factory.pth")}
-    )
+    other = evaluate("module:own_factory:make", TOY, device="cpu", choices={"weights": str(tmp_path / "own.pth")})
     assert other.miou != result.miou
     with pytest.raises(SegtailorError, match="unknown key 'preproces'"):
         evaluate("module:own_factory:make", TOY, device="cpu", choices={"preproces": {}})
