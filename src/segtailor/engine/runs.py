@@ -71,12 +71,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+def computing_settings(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a plain recipe that change what a run computes, by dotted key."""
+    return {key: value for key, value in _flatten(recipe).items() if not _free(key)}
+
+
 def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    old, new = _flatten(_completed(before)), _flatten(now)
+    old, new = computing_settings(_completed(before)), computing_settings(now)
     changed = [
         f"{key} {old.get(key)} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not _free(key)
+        if old.get(key) != new.get(key)
     ]
     if changed:
         listed = "; ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")

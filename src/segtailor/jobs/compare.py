@@ -76,10 +76,13 @@ def compare(
     return conclude(folder)
 
 
-def train_seeds(recipe: CompareRecipe, seeds: Sequence[int], fresh: bool = True) -> Path:
+def train_seeds(
+    recipe: CompareRecipe, seeds: Sequence[int], fresh: bool = True, arms: Sequence[str] | None = None
+) -> Path:
     """Train all arms for ``seeds`` and return the comparison's folder; with several processes, their share of seeds.
 
-    ``fresh`` opens the folder as `run.exists` says; without it the folder is there already.
+    ``fresh`` opens the folder as `run.exists` says; without it the folder is there already. ``arms`` are the only ones
+    to be trained, where they are given.
     """
     train = _own_process(recipe)
     rank, world = _place() if recipe.spread == "groups" else (0, 1)
@@ -103,7 +106,8 @@ def train_seeds(recipe: CompareRecipe, seeds: Sequence[int], fresh: bool = True)
     ground = Ground(fabric, recipe, folder, data, val, teacher, profile_size(recipe.data, val), more)
     if fabric.is_global_zero and rank == 0 and not (folder / "comparison.json").exists():
         _write_plan(ground, name, plain)
-    names, demands = list(all_arms(recipe)), dict[str, Demand]()
+    names = [name for name in all_arms(recipe) if arms is None or name in arms]
+    demands = dict[str, Demand]()
     with resumable(folder):
         for seed in list(seeds)[rank::world]:
             train_group(ground, names, seed, demands)

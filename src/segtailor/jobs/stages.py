@@ -6,11 +6,13 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from segtailor.config import DistillRecipe, TrainConfig
 from segtailor.data.base import SegmentationDataset
@@ -52,9 +54,10 @@ def run_stages(
         reused, path = True, Path(stage.file) if stage.file is not None else None
         if path is None:
             path = stage_path(stage, recipe, settings, fingerprint)
-            reused = path.exists()
-            if not reused:
-                _train(fabric, stage, path, recipe, settings, teacher, fingerprint, data, val)
+            with _no_other(fabric, path):
+                reused = path.exists()
+                if not reused:
+                    _train(fabric, stage, path, recipe, settings, teacher, fingerprint, data, val)
         elif not path.is_file():
             raise SegtailorError(f"method {name}: no such file: {path}; leave the option out to train it")
         stage.load(path, fingerprint)
@@ -79,6 +82,27 @@ def stage_path(stage: Stage, recipe: DistillRecipe, settings: TrainConfig, finge
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     return recipe.run.folder / "stages" / f"{stage.name}-{digest}.safetensors"
+
+
+@contextmanager
+def _no_other(fabric: Any, path: Path) -> Iterator[None]:
+    """Keep other runs from making ``path`` at the same time; one that comes second waits, and then finds the file."""
+    if not fabric.is_global_zero:
+        fabric.barrier()
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"another run makes {path}; waiting for it", file=sys.stderr)
+        lock.acquire()
+    try:
+        fabric.barrier()
+        yield
+    finally:
+        lock.release()
 
 
 def _settings(stage: Stage, train: TrainConfig) -> TrainConfig:

@@ -1,0 +1,214 @@
+"""Run the study of equal recipes, or say how far it is. It can be stopped anywhere, and goes on where it stopped.
+
+    python benchmarks/equal                      run what is missing, tier by tier
+    python benchmarks/equal --list               say what is there, and run nothing
+    python benchmarks/equal --only tier-a        run these comparisons alone
+    python benchmarks/equal --anew               set rows aside that other code or another recipe made, and run them
+
+Rows lie in ``benchmarks/results/equal/COMPARISON/arms/ARM/seedN``, each with the fingerprint of the code, recipe,
+teacher and PyTorch that made it; `segtailor repro ROW` runs one again. Runs lie in ``runs/equal``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fingerprint import differences
+from plan import STUDY, Comparison, Study, read_study
+from rows import Row, State, beside, check_rows, collect, read_json, set_aside, write_plan
+
+from segtailor.comparison import read_comparison, write_tables
+from segtailor.errors import SegtailorError
+
+STOPPED = 130
+WORDS: dict[State, str] = {
+    "there": "there",
+    "failed": "failed",
+    "missing": "not run",
+    "damaged": "damaged",
+    "other": "made by something else",
+}
+
+
+@dataclass
+class Unit:
+    """What one process does: a teacher, or the missing arms of one seed. ``needs`` is the teacher it waits for."""
+
+    label: str
+    words: list[str]
+    needs: str | None = None
+    comparison: Comparison | None = None
+    teacher: str | None = None
+    began: float = field(default_factory=time.monotonic)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", type=Path, default=STUDY)
+    parser.add_argument("--only", nargs="+", help="comparisons to run; default: all, in the study's order")
+    parser.add_argument("--jobs", type=int, default=2, help="processes side by side, each with one thread")
+    parser.add_argument("--list", action="store_true", help="say what is there, and run nothing")
+    parser.add_argument("--anew", action="store_true", help="set aside what something else made, and run it again")
+    options = parser.parse_args()
+    try:
+        study = read_study(options.study)
+        chosen = _chosen(study, options.only)
+        if options.list:
+            for comparison in chosen:
+                print(_summary(comparison, check_rows(study, comparison)))
+            return
+        raise SystemExit(run(study, chosen, options.jobs, options.anew))
+    except SegtailorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("stopped; run it again to go on", file=sys.stderr)
+        raise SystemExit(STOPPED) from None
+
+
+def run(study: Study, comparisons: list[Comparison], jobs: int, anew: bool) -> int:
+    """Run what is missing and return the exit code."""
+    needed = dict.fromkeys(comparison.teacher for comparison in comparisons if comparison.teacher)
+    waiting = [unit for name in needed if (unit := _teacher_unit(study, name, anew)) is not None]
+    teachers = {unit.teacher for unit in waiting}
+    for comparison in comparisons:
+        # What a comparison lacks is known once its teacher is.
+        ready = comparison.teacher not in teachers
+        later = Unit(comparison.name, [], comparison.teacher, comparison)
+        waiting += _units(study, comparison, anew) if ready else [later]
+    running: dict[subprocess.Popen[bytes], Unit] = {}
+    failed = 0
+    try:
+        while waiting or running:
+            _start(study, waiting, running, jobs, anew)
+            time.sleep(0.5)
+            for process in [process for process in running if process.poll() is not None]:
+                failed += _end(study, running.pop(process), process.returncode, waiting)
+    except KeyboardInterrupt:
+        for process in running:
+            process.send_signal(2)
+        for process in running:
+            process.wait()
+        raise
+    for comparison in comparisons:
+        rows = check_rows(study, comparison)
+        failed += sum(row.state == "failed" for row in rows)
+        print(_summary(comparison, rows))
+    return 1 if failed else 0
+
+
+def _chosen(study: Study, names: list[str] | None) -> list[Comparison]:
+    for name in names or []:
+        if name not in study.comparisons:
+            raise SegtailorError(
+                f"no comparison '{name}' in {study.path.name}; there are {', '.join(study.comparisons)}"
+            )
+    return [study.comparisons[name] for name in names or study.comparisons]
+
+
+def _teacher_unit(study: Study, name: str, anew: bool) -> Unit | None:
+    run_folder = study.teacher_run(name)
+    made_by, expected = read_json(beside(run_folder)), study.teacher_expected(name)
+    changed = differences(made_by or {}, expected) if run_folder.exists() else []
+    if changed and not anew:
+        raise SegtailorError(
+            f"{run_folder} was made by other {', '.join(changed)}; check out what made it, or give --anew"
+        )
+    record = read_json(study.results / f"teacher-{name}.json") or {}
+    if not changed and record.get("weights") and record["weights"] == study.teacher_hash(name):
+        return None
+    return Unit(f"teacher {name}", ["teacher", name], teacher=name)
+
+
+def _units(study: Study, comparison: Comparison, anew: bool) -> list[Unit]:
+    """Return what is missing of ``comparison``, one unit a seed, after taking over what earlier units finished."""
+    for place in collect(study, comparison):
+        print(f"{place}: taken over")
+    rows = check_rows(study, comparison)
+    other = [row for row in rows if row.state == "other"]
+    if other and not anew:
+        raise SegtailorError(
+            f"{other[0].place} was made by {other[0].note} than there is now"
+            + (f", and so were {len(other) - 1} more" if len(other) > 1 else "")
+            + "; check out what made it, or give --anew to set such rows aside and run them again"
+        )
+    for row in rows:
+        if row.state in ("other", "damaged"):
+            print(f"{row.place}: {row.state}, {row.note}; it lies in {set_aside(study, row)} now, and is run again")
+    units = []
+    for seed in comparison.recipe.seeds:
+        arms = [row.arm for row in rows if row.seed == seed and row.state in ("missing", "other", "damaged")]
+        if arms:
+            words = ["arms", comparison.name, str(seed), *arms]
+            units.append(
+                Unit(f"{comparison.name}, seed {seed}: {len(arms)} arms", words, comparison.teacher, comparison)
+            )
+    if not units:
+        _write(study, comparison)
+    return units
+
+
+def _start(
+    study: Study, waiting: list[Unit], running: dict[subprocess.Popen[bytes], Unit], jobs: int, anew: bool
+) -> None:
+    """Start the first units that wait for nothing, as many as there are free processes."""
+    for unit in list(waiting):
+        busy = {other.teacher for other in [*running.values(), *waiting] if other.teacher}
+        if len(running) >= jobs:
+            return
+        if unit.needs in busy:
+            continue
+        if not unit.words and unit.comparison is not None:
+            place = waiting.index(unit)
+            waiting[place : place + 1] = _units(study, unit.comparison, anew)
+            return
+        waiting.remove(unit)
+        log = study.runs / "logs" / f"{unit.label.split(':')[0].replace(', ', '-').replace(' ', '-')}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, str(Path(__file__).with_name("work.py")), str(study.path), *unit.words]
+        with log.open("ab") as file:
+            # A group of its own: Ctrl-C reaches it through us, once.
+            process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+        unit.began = time.monotonic()
+        running[process] = unit
+        print(f"{unit.label}: started, log in {log}", flush=True)
+
+
+def _end(study: Study, unit: Unit, code: int, waiting: list[Unit]) -> int:
+    """Take over what the unit made; returns 1 where it failed."""
+    minutes = (time.monotonic() - unit.began) / 60
+    print(
+        f"{unit.label}: {'done' if code == 0 else f'failed with exit code {code}'} after {minutes:.0f} min", flush=True
+    )
+    if unit.comparison is not None:
+        collect(study, unit.comparison)
+        _write(study, unit.comparison)
+    if code and unit.teacher:
+        for other in [other for other in waiting if other.needs == unit.teacher]:
+            waiting.remove(other)
+            print(f"{other.label}: not run, its teacher is missing", file=sys.stderr)
+    return 1 if code else 0
+
+
+def _write(study: Study, comparison: Comparison) -> None:
+    """Write the comparison's tables from the rows that count."""
+    if any(row.state in ("there", "failed") for row in check_rows(study, comparison)):
+        write_plan(study, comparison)
+        write_tables(read_comparison(study.results / comparison.name), study.results / comparison.name)
+
+
+def _summary(comparison: Comparison, rows: list[Row]) -> str:
+    counts = Counter(row.state for row in rows)
+    line = ", ".join(f"{counts[state]} {word}" for state, word in WORDS.items() if counts[state])
+    noted = [f"  {row.place}: {row.note}" for row in rows if row.state in ("failed", "damaged", "other")]
+    return "\n".join([f"{comparison.name}: {line}", *noted])
+
+
+if __name__ == "__main__":
+    main()
