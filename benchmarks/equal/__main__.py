@@ -135,7 +135,7 @@ def _units(study: Study, comparison: Comparison, anew: bool) -> list[Unit]:
     if other and not anew:
         raise SegtailorError(
             f"{other[0].place} was made by {other[0].note} than there is now"
-            + (f", and so were {len(other) - 1} more" if len(other) > 1 else "")
+            + (f" (and {len(other) - 1} more)" if len(other) > 1 else "")
             + "; check out what made it, or give --anew to set such rows aside and run them again"
         )
     for row in rows:

@@ -14,8 +14,7 @@ from segtailor.errors import SegtailorError
 from segtailor.jobs.arms import all_arms
 from segtailor.recipes import validate
 
-BENCHMARKS = Path(__file__).resolve().parents[1]
-STUDY = BENCHMARKS / "studies" / "equal.yaml"
+STUDY = Path(__file__).resolve().parents[1] / "studies" / "equal.yaml"
 SPLITS = {"val": {}, "dev": {"train_split": "fit", "val_split": "dev"}}
 """What is reported is scored on `val`; what is chosen is chosen on `dev`, the last fifth of the training sequences."""
 
@@ -40,7 +39,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Study:
-    """The study, and where its files lie: runs in ``runs/NAME``, rows in ``benchmarks/results/NAME``."""
+    """The study, and where its files lie: runs in ``runs/NAME``, rows in ``results/NAME`` beside ``studies``."""
 
     path: Path
     title: str
@@ -88,7 +87,13 @@ def read_study(path: Path) -> Study:
     for name, given in values["comparisons"].items():
         comparisons[name] = _comparison(name, given, values, runs, path)
     return Study(
-        path, values["title"], values["about"], teachers, comparisons, runs, BENCHMARKS / "results" / path.stem
+        path,
+        values["title"],
+        values["about"],
+        teachers,
+        comparisons,
+        runs,
+        path.resolve().parents[1] / "results" / path.stem,
     )
 
 

@@ -11,8 +11,11 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from fingerprint import differences, file_hash
 from plan import Comparison, Study, read_study
 from rows import beside, read_json
@@ -29,7 +32,8 @@ def main() -> None:
         path, kind, name, *rest = sys.argv[1:]
         study = read_study(Path(path))
         if kind == "teacher":
-            train_teacher(study, name)
+            with no_other(study.teacher_run(name)):
+                train_teacher(study, name)
         else:
             train_arms(study, study.comparisons[name], int(rest[0]), rest[1:])
     except RunStopped as stopped:
@@ -71,9 +75,26 @@ def train_arms(study: Study, comparison: Comparison, seed: int, arms: list[str])
     made_by = {arm: study.expected(comparison, arm, seed) for arm in arms}
     digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{comparison.name}-seed{seed}-{digest}"
-    write_json(beside(study.runs / name), made_by)
     run = comparison.recipe.run.model_copy(update={"name": name})
-    train_seeds(comparison.recipe.model_copy(update={"run": run}), [seed], arms=arms)
+    with no_other(study.runs / name):
+        write_json(beside(study.runs / name), made_by)
+        train_seeds(comparison.recipe.model_copy(update={"run": run}), [seed], arms=arms)
+
+
+@contextmanager
+def no_other(run: Path) -> Iterator[None]:
+    """Wait for a process that still works on ``run``: one that outlived the study that started it."""
+    run.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run.with_name(f"{run.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"another process works on {run}; waiting for it", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _open(study: Study, run: Path, made_by: dict[str, str]) -> None:

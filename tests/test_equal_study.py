@@ -1,0 +1,153 @@
+"""benchmarks/equal, the study that runs itself, at a tiny size."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDY = {
+    "title": "tiny",
+    "about": "tiny",
+    "common": {
+        "data": {"name": "toy", "size": [48, 64], "crop": [48, 64], "workers": 0, "length": 8},
+        "train": {"batch": 2, "threads": 1, "devices": 1, "accelerator": "cpu", "checkpoint_every": 1},
+        "evaluate": {"every": 100},
+    },
+    "teachers": {"val": {"model": {"model": "deeplabv3plus-lcnet_050"}, "train": {"steps": 3}}},
+    "student": {"student": {"model": "deeplabv3plus-lcnet_050"}, "train": {"steps": 3}},
+    "comparisons": {
+        "first": {
+            "recipe": {"teacher": {"check": False}},
+            "seeds": [0],
+            "arms": {"none": "none", "kd": "kd"},
+        }
+    },
+}
+PLACE = Path("results/tiny/first/arms")
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "equal"), "--study", "studies/tiny.yaml", *options]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+def run(folder: Path, *options: str) -> tuple[int, str, str]:
+    process = start(folder, *options)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def write_study(folder: Path, **changes: object) -> None:
+    (folder / "studies").mkdir(parents=True, exist_ok=True)
+    (folder / "studies" / "tiny.yaml").write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    write_study(folder)
+    code, out, err = run(folder)
+    assert code == 0, out + err
+    return folder
+
+
+@pytest.fixture
+def folder(done: Path, tmp_path: Path) -> Path:
+    shutil.copytree(done, tmp_path / "study")
+    return tmp_path / "study"
+
+
+def test_the_study_leaves_rows_that_say_what_made_them(done: Path) -> None:
+    made_by = json.loads((done / PLACE / "kd" / "seed0" / "fingerprint.json").read_text())
+    alone = json.loads((done / PLACE / "none" / "seed0" / "fingerprint.json").read_text())
+    assert made_by.keys() == {"code", "method", "recipe", "teacher", "torch"}
+    assert made_by["code"] == alone["code"]
+    assert made_by["method"] != alone["method"]
+    teacher = json.loads((done / "results/tiny/teacher-val.json").read_text())
+    assert teacher["weights"] == made_by["teacher"]
+    assert (done / "results/tiny/first/table.md").exists()
+    assert (done / PLACE / "kd" / "seed0" / "confusions.npz").exists()
+
+
+def test_what_is_finished_is_not_run_again(folder: Path) -> None:
+    code, out, _ = run(folder)
+    assert code == 0
+    assert "started" not in out
+    assert "first: 2 there" in out
+
+
+@pytest.mark.parametrize("name", ["outcome.json", "confusions.npz"])
+def test_a_damaged_arm_is_named_and_run_again(folder: Path, name: str) -> None:
+    before = json.loads((folder / PLACE / "kd" / "seed0" / "outcome.json").read_text())["miou"]
+    (folder / PLACE / "kd" / "seed0" / name).write_bytes(b"{")
+    code, out, _ = run(folder)
+    assert code == 0
+    assert "first/arms/kd/seed0: damaged" in out
+    assert "first, seed 0: 1 arms: started" in out
+    after = json.loads((folder / PLACE / "kd" / "seed0" / "outcome.json").read_text())["miou"]
+    assert after == before
+    assert len(list((folder / "runs/tiny/set-aside").iterdir())) == 1
+
+
+def test_rows_of_another_recipe_are_refused_and_kept(folder: Path) -> None:
+    student = {"student": {"model": "deeplabv3plus-lcnet_050"}, "train": {"steps": 2}}
+    write_study(folder, student=student)
+    code, out, err = run(folder)
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "first/arms/none/seed0 was made by other recipe" in err
+    assert (folder / PLACE / "none" / "seed0" / "outcome.json").exists()
+    code, out, _ = run(folder, "--list")
+    assert code == 0
+    assert "2 made by something else" in out
+    code, out, err = run(folder, "--anew")
+    assert code == 0, out + err
+    assert json.loads((folder / PLACE / "kd" / "seed0" / "outcome.json").read_text())["steps"] == 2
+    assert len(list((folder / "runs/tiny/set-aside").iterdir())) == 2
+
+
+def test_a_killed_study_goes_on_where_it_was(folder: Path) -> None:
+    shutil.rmtree(folder / "results/tiny/first")
+    for path in (folder / "runs/tiny").glob("first-*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    student = {"student": {"model": "deeplabv3plus-lcnet_050"}, "train": {"steps": 40}}
+    write_study(folder, student=student)
+    process = start(folder)
+    began = time.monotonic()
+    while not list((folder / "runs/tiny").glob("first-*/arms/kd/seed0/checkpoints/last.ckpt")):
+        assert time.monotonic() - began < 120
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert not (folder / PLACE / "kd").exists()
+    code, out, err = run(folder)
+    assert code == 0, out + err
+    lines = (next((folder / "runs/tiny").glob("first-*/arms/kd/seed0")) / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines if json.loads(line)["kind"] == "train"]
+    assert steps == sorted(set(steps))
+    assert len(list((folder / "runs/tiny").glob("first-seed0-????????"))) == 1
+
+
+def test_mistakes_are_one_line(folder: Path) -> None:
+    code, _, err = run(folder, "--only", "frist")
+    assert code == 1
+    assert err.strip() == "error: no comparison 'frist' in tiny.yaml; there are first"
+    (folder / "studies" / "tiny.yaml").write_text("title: x\n")
+    code, _, err = run(folder)
+    assert code == 1
+    assert err.strip() == "error: studies/tiny.yaml: about, common, teachers, comparisons missing"
