@@ -2,72 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import ClassVar
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+import torch
 from torch import Tensor, nn
 
 from segtailor.losses import channel_kl, full_precision, recomputed, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, read_tap, width_of
+from segtailor.methods.base import Channels, Method, MethodOptions, read_tap, width_of
 from segtailor.methods.tailoring import features_clean, features_published, logits
+from segtailor.methods.tailoring.balance import GradientBalance, Part
+from segtailor.methods.tailoring.boundary import boundary_band, weigh_cells
+from segtailor.methods.tailoring.options import DECODER, KnowledgeTailoringOptions
 from segtailor.methods.tailoring.recombination import FeatureTailoring
+from segtailor.methods.tailoring.running import Agreement
 from segtailor.models.output import SegOutput
-
-DECODER = "decoder"
-TUNED = "our choice, from short runs on toy; published: KT's code"
-
-
-class KnowledgeTailoringOptions(VariantOptions):
-    """Options of ``kt``."""
-
-    sources: ClassVar[dict[str, str]] = {
-        **dict.fromkeys(("kd", "kd_aux", "lt_all", "lt_class", "lt_nonclass", "ft", "contrastive"), TUNED),
-        "temperature": TUNED,
-        "margin": "our choice, for vectors of unit norm; published: PyTorch's default",
-        "tuning_point": TUNED,
-        "tailors": "our choice; KT's code never trains them",
-        "seed": "our choice; KT's code sets none",
-        "sharpness": "our choice",
-        "feature_taps": "KT's code",
-    }
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "published": {
-            "kd": 1.0,
-            "kd_aux": 0.4,
-            "lt_all": 1.0,
-            "lt_class": 1.0,
-            "lt_nonclass": 1.0,
-            "ft": 1.0,
-            "contrastive": 1.0,
-            "temperature": 4.0,
-            "margin": 1.0,
-            "tuning_point": 0.25,
-            "tailors": "frozen",
-        }
-    }
-    kd: NonNegativeFloat = Field(6.0, description="weight of the channel-wise KL on logits")
-    kd_aux: NonNegativeFloat = Field(2.4, description="weight of the same on auxiliary logits, where both have them")
-    lt_all: NonNegativeFloat = Field(6.0, description="weight of logit tailoring over all pixels")
-    lt_class: NonNegativeFloat = Field(0.1, description="weight of logit tailoring inside each class")
-    lt_nonclass: NonNegativeFloat = Field(0.1, description="weight of logit tailoring outside each class")
-    ft: NonNegativeFloat = Field(0.5, description="weight of feature tailoring")
-    contrastive: NonNegativeFloat = Field(0.1, description="weight of the triplet on tailored features")
-    temperature: PositiveFloat = Field(1.0, description="divides maps before a softmax over space")
-    margin: PositiveFloat = Field(0.4, description="margin of the triplet")
-    tuning_point: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.75, description="fraction of the run at which the teacher, not the student, begins to be recombined"
-    )
-    tailors: Literal["trained", "frozen"] = Field("trained", description="whether the tailors learn with the student")
-    seed: NonNegativeInt = Field(0, description="seed of the tailors' first values, the same on every process")
-    sharpness: PositiveFloat = Field(0.1, description="divides correlations before the softmax over channels (clean)")
-    feature_taps: str | Annotated[list[str], Field(min_length=1)] = Field(
-        DECODER, description="`decoder` (the feature in front of the classifier), `stages.N`, or a list of taps"
-    )
-
-    def taps(self) -> list[str]:
-        """Return the chosen taps without repeats, in order."""
-        chosen = [self.feature_taps] if isinstance(self.feature_taps, str) else self.feature_taps
-        return list(dict.fromkeys(DECODER if tap == "feature" else tap for tap in chosen))
 
 
 class KnowledgeTailoring(Method):
@@ -79,6 +27,18 @@ class KnowledgeTailoring(Method):
     features by convex weights that carry no gradient, and trains the tailors. Its later tuning point and its weights
     come from short runs on the toy data, where feature tailoring helped while the student was recombined, and hurt
     when the teacher was from the first step.
+
+    1 - corr is half the mean squared distance of standardised channels, so ``ft`` is a standardised regression; with
+    ``recombination: trained`` and ``tailors: none`` that of a linear projection, of the student early and of the
+    teacher late. With ``switch: agreement`` both phases of ``ft`` and ``contrastive`` count, the late one
+    by a, the early one by 1 - a, where a is the running mean (decay 0.99, from 0, over the training batches of all
+    processes) of the early correlation. ``boundary`` lets pixels near another class count 1 + boundary times in every
+    mean and softmax of ``kd``, ``kd_aux`` and the ``lt`` terms. With ``balance: gradient`` each term is multiplied by
+    |gradient of the cross-entropy| / |gradient of the term|, a running mean of it (decay 0.9, each at most 1e4). Both
+    are measured where the term compares: at the logits, the auxiliary logits (with their own cross-entropy) or the
+    tapped feature. This cross-entropy takes the labels to the logits' grid, by counts. A tap that the logits do not
+    depend on keeps the factor 1. Measuring costs another backward pass of each term, and of the part of the student
+    between the tap and the logits.
     """
 
     name: ClassVar[str] = "kt"
@@ -88,13 +48,16 @@ class KnowledgeTailoring(Method):
         "tailored(t) = max(t, mean of t on class pixels where the teacher is right) inside class k,\n"
         "              min(t, mean of t on the others) outside, for each class's logit map\n"
         "lt_all      = chKL(s, tailored(t)); lt_class, lt_nonclass: the same inside and outside the class alone\n"
-        "R           = softmax_j(corr(channel i of one, channel j of the other) / sharpness)\n"
+        "R           = softmax_j(corr(channel i of one, channel j of the other) / sharpness), or a trained matrix\n"
         "ft          = 1 - corr(tailor(R s), t) before the tuning point, 1 - corr(s, tailor(R t)) after it\n"
         "contrastive = relu(|anchor(s) - tailor(R .)| - |anchor(s) - tailor(R' .)| + margin), R' from 1 - corr"
     )
     source: ClassVar[str] = "Knowledge Tailoring, Pattern Recognition 2025, doi 10.1016/j.patcog.2025.112399"
     widths: ClassVar[str] = "channels are recombined by their correlation with the other network's; tailors act on them"
-    extra_modules: ClassVar[str] = "per tap two tailors of three 1x1 convolutions, and a 1x1 projector for the triplet"
+    extra_modules: ClassVar[str] = (
+        "per tap two tailors of three 1x1 convolutions, and a 1x1 projector for the triplet, or two 1x1 convolutions "
+        "that recombine (recombination: trained)"
+    )
     figures: ClassVar[str] = (
         "Cityscapes val: DeepLabV3-R18 77.98, DeepLabV3-MobileNetV2 76.17, PSPNet-R18 76.49; VOC val 76.49 and 75.52 "
         "(R18, PSPNet-R18); ADE20K 35.64 (KT's README; best of 50 validations, one run)"
@@ -116,88 +79,154 @@ class KnowledgeTailoring(Method):
     ) -> None:
         super().__init__(num_classes, student_channels, teacher_channels, options)
         self.tailoring = nn.ModuleDict()
+        self.agreements = nn.ModuleDict()
         self.tap_names: dict[str, str] = {}
         if options.ft or options.contrastive:
             for index, tap in enumerate(options.taps()):
                 own, guide = _tap_width(student_channels, tap, "student"), _tap_width(teacher_channels, tap, "teacher")
-                trained = options.tailors == "trained"
-                self.tailoring[tap.replace(".", "_")] = FeatureTailoring(own, guide, trained, options.seed + index)
+                self.tailoring[_key(tap)] = FeatureTailoring(
+                    own,
+                    guide,
+                    options.tailors != "frozen",
+                    options.seed + index,
+                    options.tailors != "none",
+                    options.recombination == "trained",
+                )
+                if options.switch == "agreement":
+                    self.agreements[_key(tap)] = Agreement()
                 decoder = "feature" if options.variant == "clean" else "classifier_input"
                 self.tap_names[tap] = decoder if tap == DECODER else tap
         reads = set(self.tap_names.values())
         self.reads = frozenset(reads | ({"feature"} if DECODER in self.tap_names else set()))
-        self.void_only = not (options.lt_all or options.lt_class or options.lt_nonclass)
-        labels = options.variant == "clean" or not self.void_only
+        self.balance = GradientBalance(self._term_names()) if options.balance == "gradient" else None
+        tailored = bool(options.lt_all or options.lt_class or options.lt_nonclass)
+        self.void_only = not (tailored or options.boundary or self.balance is not None)
+        labels = options.variant == "clean" or tailored
         conditions = {"labels": labels, "aux_logits": options.kd_aux, "feature": DECODER in self.tap_names}
         self.needs = frozenset(name for name, needed in conditions.items() if needed)
-        self.compares_logits = bool(options.kd or options.lt_all or options.lt_class or options.lt_nonclass)
-        self.phases = options.tailors == "trained" and bool(self.tap_names)
-        self.minimal_at_teacher = frozenset(
-            {"kd", "kd_aux"} | ({"lt_class", "lt_nonclass"} if options.variant == "published" else set())
-        )
+        self.compares_logits = bool(options.kd or tailored)
+        self.phases = any(parameter.requires_grad for parameter in self.tailoring.parameters())
+        self.couples_images = self.balance is not None or len(self.agreements) > 0
+        minimal = {"kd", "kd_aux"} | ({"lt_class", "lt_nonclass"} if options.variant == "published" else set())
+        self.minimal_at_teacher = frozenset(term for term in minimal if getattr(options, term))
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
         """Return the terms whose weight is not 0."""
-        terms = self._kd(student, teacher, target) | self._logit_tailoring(student, teacher, target)
+        options, band = self.options, None
+        if options.boundary:
+            band = boundary_band(target, self.num_classes, options.boundary_width)
+        parts = self._kd(student, teacher, target, band) | self._logit_tailoring(student, teacher, target, band)
         for tap in self.tap_names:
-            suffix = f".{tap}" if len(self.tap_names) > 1 else ""
-            features = self._feature_tailoring(student, teacher, target, tap, progress)
-            terms |= {f"{term}{suffix}": value for term, value in features.items()}
-        return terms
+            parts |= self._feature_tailoring(student, teacher, target, tap, progress)
+        if self.balance is None:
+            return {name: part.weight * part.value for name, part in parts.items()}
+        if self.training and torch.is_grad_enabled():
+            self.balance.measure(parts, target)
+        return {name: part.weight * self.balance.factor(name) * part.value for name, part in parts.items()}
 
-    def _valid(self, target: Tensor, size: tuple[int, int]) -> Tensor | None:
-        return valid_counts(target, size) if self.options.variant == "clean" else None
+    def _term_names(self) -> list[str]:
+        on_logits = ("kd", "kd_aux", "lt_all", "lt_class", "lt_nonclass")
+        on_features = [self._named(term, tap) for tap in self.tap_names for term in ("ft", "contrastive")]
+        return [*on_logits, *on_features]
 
-    def _kd(self, student: SegOutput, teacher: SegOutput, target: Tensor) -> dict[str, Tensor]:
+    def _named(self, term: str, tap: str) -> str:
+        return f"{term}.{tap}" if len(self.tap_names) > 1 else term
+
+    def _kd(self, student: SegOutput, teacher: SegOutput, target: Tensor, band: Tensor | None) -> dict[str, Part]:
+        options = self.options
         pairs = {
-            "kd": (self.options.kd, student.logits, teacher.logits),
-            "kd_aux": (self.options.kd_aux, student.aux_logits, teacher.aux_logits),
+            "kd": (options.kd, student.logits, teacher.logits),
+            "kd_aux": (options.kd_aux, student.aux_logits, teacher.aux_logits),
         }
-        terms = {}
+        parts = {}
         for name, (weight, own, guide) in pairs.items():
             if weight and own is not None and guide is not None:
-                size = (own.shape[-2], own.shape[-1])
-                valid = self._valid(target, size)
-                multiplicity = None if valid is None else valid.unsqueeze(1)
-                terms[name] = weight * channel_kl(own, to_grid(guide, size), self.options.temperature, multiplicity)
-        return terms
+                size, multiplicity = (own.shape[-2], own.shape[-1]), None
+                if options.variant == "clean":
+                    multiplicity = weigh_cells(target, band, options.boundary, size).unsqueeze(1)
+                value = channel_kl(own, to_grid(guide, size), options.temperature, multiplicity)
+                parts[name] = Part(weight, value, own, own)
+        return parts
 
-    def _logit_tailoring(self, student: SegOutput, teacher: SegOutput, target: Tensor) -> dict[str, Tensor]:
-        options = self.options
+    def _logit_tailoring(
+        self, student: SegOutput, teacher: SegOutput, target: Tensor, band: Tensor | None
+    ) -> dict[str, Part]:
+        options, own = self.options, student.logits
         weights = {"lt_all": options.lt_all, "lt_class": options.lt_class, "lt_nonclass": options.lt_nonclass}
         if not any(weights.values()):
             return {}
-        compute = logits.clean_terms if options.variant == "clean" else logits.published_terms
-        guide = to_grid(teacher.logits, (student.logits.shape[-2], student.logits.shape[-1]))
-        values = recomputed(compute, student.logits, guide, target, options.temperature)
-        return {name: weight * value for (name, weight), value in zip(weights.items(), values, strict=True) if weight}
+        guide = to_grid(teacher.logits, (own.shape[-2], own.shape[-1]))
+        if options.variant == "clean":
+            values = recomputed(logits.clean_terms, own, guide, target, options.temperature, band, options.boundary)
+        else:
+            values = recomputed(logits.published_terms, own, guide, target, options.temperature)
+        named = zip(weights.items(), values, strict=True)
+        return {name: Part(weight, value, own, own) for (name, weight), value in named if weight}
 
     def _feature_tailoring(
         self, student: SegOutput, teacher: SegOutput, target: Tensor, tap: str, progress: float
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Part]:
         options, name = self.options, self.tap_names[tap]
-        own = full_precision(read_tap(student, name, "student"))
+        place = read_tap(student, name, "student")
+        own = full_precision(place)
         size = (own.shape[-2], own.shape[-1])
         guide = to_grid(read_tap(teacher, name, "teacher"), size)
-        module = self.tailoring[tap.replace(".", "_")]
+        module, early = self.tailoring[_key(tap)], progress < options.tuning_point
         assert isinstance(module, FeatureTailoring)
-        early = progress < options.tuning_point
-        tailor, anchor = module.tailor(early), module.anchor(early)
-        valid, terms = self._valid(target, size), {}
-        if valid is None:
-            if options.ft:
-                terms["ft"] = features_published.matching(own, guide, tailor, early, options.temperature)
-            if options.contrastive:
-                terms["contrastive"] = features_published.contrast(own, guide, anchor, tailor, early, options.margin)
+        if options.variant == "published":
+            values = self._published_features(own, guide, module, early)
+        elif options.switch == "agreement":
+            values = self._mixed_features(own, guide, valid_counts(target, size), module, tap)
         else:
-            mixing = features_clean.mixing_weights(own, guide, valid, early, options.sharpness)
-            if options.ft:
-                terms["ft"] = features_clean.matching(own, guide, valid, tailor, mixing[0], early)
-            if options.contrastive:
-                terms["contrastive"] = features_clean.contrast(
-                    own, guide, valid, anchor, tailor, mixing, early, options.margin
-                )
-        return {name: getattr(options, name) * value for name, value in terms.items()}
+            values = self._features(own, guide, valid_counts(target, size), module, early)
+        return {
+            self._named(term, tap): Part(getattr(options, term), value, place, student.logits)
+            for term, value in values.items()
+        }
+
+    def _published_features(
+        self, own: Tensor, guide: Tensor, module: FeatureTailoring, early: bool
+    ) -> dict[str, Tensor]:
+        options, tailor, values = self.options, module.tailor(early), {}
+        if options.ft:
+            values["ft"] = features_published.matching(own, guide, tailor, early, options.temperature)
+        if options.contrastive:
+            anchor = module.anchor(early)
+            values["contrastive"] = features_published.contrast(own, guide, anchor, tailor, early, options.margin)
+        return values
+
+    def _features(
+        self, own: Tensor, guide: Tensor, valid: Tensor, module: FeatureTailoring, early: bool
+    ) -> dict[str, Tensor]:
+        options, values = self.options, {}
+        tailor = module.tailor(early) if module.tailored else None
+        if module.recombined:
+            mixing = module.trained_mixing(early, len(own))
+            return {"ft": features_clean.matching(own, guide, valid, tailor, mixing, early)}
+        pair = features_clean.mixing_weights(own, guide, valid, early, options.sharpness)
+        if options.ft:
+            values["ft"] = features_clean.matching(own, guide, valid, tailor, pair[0], early)
+        if options.contrastive:
+            anchor = module.anchor(early)
+            values["contrastive"] = features_clean.contrast(
+                own, guide, valid, anchor, tailor, pair, early, options.margin
+            )
+        return values
+
+    def _mixed_features(
+        self, own: Tensor, guide: Tensor, valid: Tensor, module: FeatureTailoring, tap: str
+    ) -> dict[str, Tensor]:
+        early, late = (self._features(own, guide, valid, module, phase) for phase in (True, False))
+        agreement = self.agreements[_key(tap)]
+        assert isinstance(agreement, Agreement)
+        mixed = {term: agreement.mix(early[term], late[term]) for term in early}
+        if self.training and torch.is_grad_enabled():
+            agreement.follow(early["ft"], valid)
+        return mixed
+
+
+def _key(tap: str) -> str:
+    return tap.replace(".", "_")
 
 
 def _tap_width(channels: Channels, tap: str, role: str) -> int:

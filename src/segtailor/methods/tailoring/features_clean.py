@@ -1,7 +1,8 @@
 """Feature tailoring and its triplet, mended.
 
 Both features are standardised per channel over valid positions, so that neither scale nor offset matters. Channels are
-recombined by convex weights that carry no gradient: a goal does not move because the student pushes it. Tailors learn;
+recombined by convex weights that carry no gradient (a goal does not move because the student pushes it), or by a
+convolution that learns. Tailors learn;
 their output is added to the recombined maps and standardised again, so that a constant output, which costs nothing
 under the published divergence, costs as much as an unrelated one.
 """
@@ -30,15 +31,16 @@ def mixing_weights(
 
 
 def matching(
-    student: Tensor, teacher: Tensor, valid: Tensor, tailoring: Tailoring, mixing: Tensor, early: bool
+    student: Tensor, teacher: Tensor, valid: Tensor, tailoring: Tailoring | None, mixing: Tensor, early: bool
 ) -> Tensor:
     """Return the feature term: 1 minus the correlation of a channel with its goal, averaged over channels and images.
 
-    ``early`` compares the tailored student with the teacher, otherwise the student with the tailored teacher; the
-    gradient reaches the tailor in both. Wholly void images give 0.
+    That is half the mean squared distance of standardised channels, a standardised regression. ``early`` compares the
+    tailored student with the teacher, otherwise the student with the tailored teacher; the gradient reaches the tailor
+    and a trained ``mixing`` in both. Without ``tailoring`` channels are only recombined. Wholly void images give 0.
     """
 
-    def compute(student: Tensor, teacher: Tensor) -> Tensor:
+    def compute(student: Tensor, teacher: Tensor, mixing: Tensor) -> Tensor:
         student, teacher = standardise(student, valid), standardise(teacher, valid)
         if early:
             student = _tailored(student, valid, tailoring, mixing)
@@ -46,7 +48,7 @@ def matching(
             teacher = _tailored(teacher, valid, tailoring, mixing)
         return channel_squares(student, teacher, valid).mean() / 2
 
-    return recomputed(compute, student, teacher)
+    return recomputed(compute, student, teacher, mixing)
 
 
 def contrast(
@@ -54,7 +56,7 @@ def contrast(
     teacher: Tensor,
     valid: Tensor,
     anchor: Anchoring,
-    tailoring: Tailoring,
+    tailoring: Tailoring | None,
     mixing: tuple[Tensor, Tensor],
     early: bool,
     margin: float,
@@ -77,8 +79,9 @@ def contrast(
     return (hinge * (valid.sum(1) > 0)).mean()
 
 
-def _tailored(feature: Tensor, valid: Tensor, tailoring: Tailoring, mixing: Tensor) -> Tensor:
-    return standardise(tailoring(mixing, feature).add_(recombine(mixing, feature)), valid)
+def _tailored(feature: Tensor, valid: Tensor, tailoring: Tailoring | None, mixing: Tensor) -> Tensor:
+    recombined = recombine(mixing, feature)
+    return standardise(recombined if tailoring is None else tailoring(mixing, feature).add_(recombined), valid)
 
 
 def channel_squares(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:

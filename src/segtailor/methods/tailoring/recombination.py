@@ -1,4 +1,4 @@
-"""Channels of one network recombined by their correlation with the other's, and the small networks that act on them."""
+"""Channels of one network recombined to the other's, by correlation or trained, and small networks that act on them."""
 
 from __future__ import annotations
 
@@ -75,18 +75,34 @@ class FeatureTailoring(nn.Module):
     """The tailors of one tap, and its terms in one phase.
 
     ``student_to_teacher_tailor`` (width C_t) and ``student_projector`` (C_s to C_t, no bias) serve the early phase,
-    ``teacher_to_student_tailor`` (width C_s) the late one. Frozen tailors are part of the state all the same.
+    ``teacher_to_student_tailor`` (width C_s) the late one. Frozen tailors are part of the state all the same; with
+    ``tailored`` False there are none. ``recombined`` puts trained 1x1 convolutions without bias between the widths,
+    ``student_to_teacher_recombination`` and ``teacher_to_student_recombination``, in the projector's place.
     """
 
-    def __init__(self, student_width: int, teacher_width: int, trained: bool, seed: int) -> None:
+    def __init__(
+        self,
+        student_width: int,
+        teacher_width: int,
+        trained: bool,
+        seed: int,
+        tailored: bool = True,
+        recombined: bool = False,
+    ) -> None:
         super().__init__()
+        self.tailored, self.recombined = tailored, recombined
         with torch.random.fork_rng(devices=[]):
             # Frozen tailors define the objective: every process and every rerun must draw the same ones.
             torch.manual_seed(seed)
-            self.student_to_teacher_tailor = Tailor(teacher_width)
-            self.teacher_to_student_tailor = Tailor(student_width)
-            self.student_projector = nn.Conv2d(student_width, teacher_width, 1, bias=False)
-        self.requires_grad_(trained)
+            if tailored:
+                self.student_to_teacher_tailor = Tailor(teacher_width)
+                self.teacher_to_student_tailor = Tailor(student_width)
+            if not recombined:
+                self.student_projector = nn.Conv2d(student_width, teacher_width, 1, bias=False)
+            self.requires_grad_(trained)
+            if recombined:
+                self.student_to_teacher_recombination = nn.Conv2d(student_width, teacher_width, 1, bias=False)
+                self.teacher_to_student_recombination = nn.Conv2d(teacher_width, student_width, 1, bias=False)
 
     def tailor(self, early: bool) -> Tailor:
         """Return the tailor of the phase."""
@@ -95,6 +111,11 @@ class FeatureTailoring(nn.Module):
     def anchor(self, early: bool) -> Anchoring:
         """Return what takes the student's feature to the space of the phase."""
         return self.student_projector if early else _unchanged
+
+    def trained_mixing(self, early: bool, batch: int) -> Tensor:
+        """Return the matrix of the phase's convolution for each image: (B,C_t,C_s) early, (B,C_s,C_t) late."""
+        layer = self.student_to_teacher_recombination if early else self.teacher_to_student_recombination
+        return layer.weight.flatten(1).expand(batch, -1, -1)
 
 
 def _unchanged(feature: Tensor) -> Tensor:

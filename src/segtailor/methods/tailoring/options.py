@@ -1,0 +1,134 @@
+"""Options of Knowledge Tailoring, what they are taken from, and which of them the published computation has."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+)
+
+from segtailor.methods.base import VariantOptions
+
+DECODER = "decoder"
+TUNED = "our choice, from short runs on toy; published: KT's code"
+CLEAN_ONLY = ("recombination", "switch", "boundary", "boundary_width", "balance")
+
+
+class KnowledgeTailoringOptions(VariantOptions):
+    """Options of ``kt``."""
+
+    sources: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("kd", "kd_aux", "lt_all", "lt_class", "lt_nonclass", "ft", "contrastive"), TUNED),
+        "temperature": TUNED,
+        "margin": "our choice, for vectors of unit norm; published: PyTorch's default",
+        "tuning_point": TUNED,
+        "tailors": "our choice; KT's code never trains them",
+        "seed": "our choice; KT's code sets none",
+        "sharpness": "our choice",
+        "feature_taps": "KT's code",
+        "recombination": "our choice; trained: as in feature regression (FitNet)",
+        "switch": "our choice; fixed: KT's code",
+        "boundary": "our choice",
+        "boundary_width": "our choice",
+        "balance": "our choice; KT's code has fixed weights",
+    }
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "published": {
+            "kd": 1.0,
+            "kd_aux": 0.4,
+            "lt_all": 1.0,
+            "lt_class": 1.0,
+            "lt_nonclass": 1.0,
+            "ft": 1.0,
+            "contrastive": 1.0,
+            "temperature": 4.0,
+            "margin": 1.0,
+            "tuning_point": 0.25,
+            "tailors": "frozen",
+        }
+    }
+    kd: NonNegativeFloat = Field(
+        6.0,
+        description="weight of the channel-wise KL on logits; 0 leaves the tailored ones (lt_all) as their only goal",
+    )
+    kd_aux: NonNegativeFloat = Field(
+        2.4, description="weight of the same on auxiliary logits, where both have them, whatever kd is"
+    )
+    lt_all: NonNegativeFloat = Field(6.0, description="weight of logit tailoring over all pixels")
+    lt_class: NonNegativeFloat = Field(0.1, description="weight of logit tailoring inside each class")
+    lt_nonclass: NonNegativeFloat = Field(0.1, description="weight of logit tailoring outside each class")
+    ft: NonNegativeFloat = Field(0.5, description="weight of feature tailoring")
+    contrastive: NonNegativeFloat = Field(0.1, description="weight of the triplet on tailored features")
+    temperature: PositiveFloat = Field(1.0, description="divides maps before a softmax over space")
+    margin: PositiveFloat = Field(0.4, description="margin of the triplet")
+    tuning_point: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.75, description="fraction of the run at which the teacher, not the student, begins to be recombined"
+    )
+    tailors: Literal["trained", "frozen", "none"] = Field(
+        "trained", description="whether the tailors learn with the student; none (clean): channels are only recombined"
+    )
+    seed: NonNegativeInt = Field(0, description="seed of the tailors' first values, the same on every process")
+    sharpness: PositiveFloat = Field(0.1, description="divides correlations before the softmax over channels (clean)")
+    feature_taps: str | Annotated[list[str], Field(min_length=1)] = Field(
+        DECODER, description="`decoder` (the feature in front of the classifier), `stages.N`, or a list of taps"
+    )
+    recombination: Literal["correlation", "trained"] = Field(
+        "correlation",
+        description="how channels are recombined (clean): by their correlation, or by a 1x1 convolution for each phase "
+        "that learns with the student, which needs contrastive: 0",
+    )
+    switch: Literal["fixed", "agreement"] = Field(
+        "fixed",
+        description="when the teacher begins to be recombined (clean): at tuning_point, or as far as the recombined "
+        "student agrees with the teacher (running mean of their correlation, the share of the late phase)",
+    )
+    boundary: NonNegativeFloat = Field(
+        0.0, description="label pixels near another class count 1 + boundary times in the terms on logits (clean)"
+    )
+    boundary_width: PositiveInt = Field(
+        3, description="how near, in label pixels (Chebyshev); void makes no boundary (clean)"
+    )
+    balance: Literal["none", "gradient"] = Field(
+        "none",
+        description="gradient (clean): each term is rescaled so that its gradient at the tensor that it compares is "
+        "`weight` times as long as the cross-entropy's there, hence weights around 1",
+    )
+
+    @field_validator("tailors", *CLEAN_ONLY)
+    @classmethod
+    def _is_of_the_variant(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name is not None
+        new = value == "none" if info.field_name == "tailors" else value != cls.model_fields[info.field_name].default
+        if info.data.get("variant") == "published" and new:
+            raise ValueError("KT's code has nothing like it; leave it out, or take variant: clean")
+        return value
+
+    @field_validator("recombination")
+    @classmethod
+    def _has_a_complement(cls, value: str, info: ValidationInfo) -> str:
+        if value == "trained" and info.data.get("contrastive"):
+            raise ValueError(
+                "the triplet needs the correlation's complement, which a convolution lacks; set contrastive: 0"
+            )
+        return value
+
+    @field_validator("switch")
+    @classmethod
+    def _has_a_measure(cls, value: str, info: ValidationInfo) -> str:
+        if value == "agreement" and info.data.get("ft") == 0:
+            raise ValueError(
+                "the agreement is measured by ft, whose weight is 0; give ft a weight, or set switch: fixed"
+            )
+        return value
+
+    def taps(self) -> list[str]:
+        """Return the chosen taps without repeats, in order."""
+        chosen = [self.feature_taps] if isinstance(self.feature_taps, str) else self.feature_taps
+        return list(dict.fromkeys(DECODER if tap == "feature" else tap for tap in chosen))
