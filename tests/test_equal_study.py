@@ -131,7 +131,7 @@ def test_a_killed_study_goes_on_where_it_was(folder: Path) -> None:
         assert time.monotonic() - began < 120
         assert process.poll() is None
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert process.returncode == 130
     assert not (folder / PLACE / "kd").exists()

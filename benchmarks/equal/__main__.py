@@ -12,6 +12,7 @@ teacher and PyTorch that made it; `segtailor repro ROW` runs one again. Runs lie
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
@@ -56,6 +57,9 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="say what is there, and run nothing")
     parser.add_argument("--anew", action="store_true", help="set aside what something else made, and run it again")
     options = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Set by hand, since a shell's background jobs ignore Ctrl-C.
+        signal.signal(number, signal.default_int_handler)
     try:
         study = read_study(options.study)
         chosen = _chosen(study, options.only)
@@ -92,7 +96,7 @@ def run(study: Study, comparisons: list[Comparison], jobs: int, anew: bool) -> i
                 failed += _end(study, running.pop(process), process.returncode, waiting)
     except KeyboardInterrupt:
         for process in running:
-            process.send_signal(2)
+            process.send_signal(signal.SIGINT)
         for process in running:
             process.wait()
         raise
