@@ -2,9 +2,8 @@
 
 Both features are standardised per channel over valid positions, so that neither scale nor offset matters. Channels are
 recombined by convex weights that carry no gradient (a goal does not move because the student pushes it), or by a
-convolution that learns. Tailors learn;
-their output is added to the recombined maps and standardised again, so that a constant output, which costs nothing
-under the published divergence, costs as much as an unrelated one.
+convolution that learns. Tailors learn; their output is added to the recombined maps and standardised again, so that a
+constant output, which costs nothing under the published divergence, costs as much as an unrelated one.
 """
 
 from __future__ import annotations
