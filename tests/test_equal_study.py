@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from segtailor.config import CompareRecipe, RunConfig
+from segtailor.recipes import validate
+
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = {
     "title": "tiny",
@@ -79,6 +82,11 @@ def test_the_study_leaves_rows_that_say_what_made_them(done: Path) -> None:
     teacher = json.loads((done / "results/tiny/teacher-val.json").read_text())
     assert teacher["weights"] == made_by["teacher"]
     assert (done / "results/tiny/first/table.md").exists()
+    comparison = json.loads((done / "results/tiny/first/comparison.json").read_text())
+    recipe = validate(CompareRecipe, comparison["recipe"], "the recorded recipe")
+    assert list(recipe.arms) == comparison["arms"] == ["none", "kd"]
+    # `segtailor repro ROW` names its run after the comparison
+    assert validate(RunConfig, {"name": f"repro-{comparison['name']}-kd-seed0"}, "name").name
     assert (done / PLACE / "kd" / "seed0" / "confusions.npz").exists()
 
 

@@ -145,7 +145,7 @@ def write_plan(study: Study, comparison: Comparison) -> None:
     if not sources:
         raise SegtailorError(f"{target} cannot be read, and no unit is left to write it anew; restore it from git")
     recipe = comparison.recipe.model_dump(mode="json")
-    names = {"name": f"{study.path.stem}, {comparison.name}", "arms": comparison.arms}
+    names = {"name": f"{study.path.stem}-{comparison.name}", "arms": comparison.arms}
     plan = {**sources[0], **names, "seeds": comparison.recipe.seeds, "recipe": recipe}
     if read_json(target) != plan:
         target.parent.mkdir(parents=True, exist_ok=True)
