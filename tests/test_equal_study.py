@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -159,3 +160,22 @@ def test_mistakes_are_one_line(folder: Path) -> None:
     code, _, err = run(folder)
     assert code == 1
     assert err.strip() == "error: studies/tiny.yaml: about, common, teachers, comparisons missing"
+
+
+def test_a_fingerprint_sees_code_and_not_its_dress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "equal")
+    monkeypatch.syspath_prepend(tmp_path)
+    fingerprint = importlib.import_module("fingerprint")
+    module = tmp_path / "probed_by_the_study.py"
+
+    def hashed(text: str) -> str:
+        module.write_text(text)
+        return str(fingerprint.code_hash(["probed_by_the_study"]))
+
+    plain = hashed("def half(x):\n    return x / 2\n")
+    dressed = '"""About."""\n\n\ndef half(x):\n    """Return half."""\n    # a comment\n    return (x / 2)\n'
+    assert hashed(dressed) == plain
+    assert hashed("def half(x):\n    return x / 3\n") != plain
+    kt = fingerprint.code_hash(["segtailor.methods.kt"])
+    assert kt == fingerprint.code_hash(["segtailor.methods.kt"])
+    assert kt != fingerprint.code_hash(["segtailor.methods.cwd"])

@@ -80,7 +80,7 @@ def code_hash(modules: Iterable[str]) -> str:
             continue
         if name.removeprefix(f"{PACKAGE}.") in SHELVES or name == PACKAGE:
             continue
-        found[name] = _digest(ast.dump(tree))
+        found[name] = _digest(_plain(tree))
         waiting += _imports(tree)
     return _digest(json.dumps(found, sort_keys=True))
 
@@ -115,6 +115,16 @@ def _tree(name: str) -> ast.Module | None:
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
                 node.body = node.body[1:]
     return tree
+
+
+def _plain(node: object) -> str:
+    """Return a syntax tree as text that is the same for every version of Python: what is empty is left out."""
+    if isinstance(node, ast.AST):
+        fields = [
+            f"{name}={_plain(value)}" for name, value in ast.iter_fields(node) if value is not None and value != []
+        ]
+        return f"{type(node).__name__}({','.join(fields)})"
+    return f"[{','.join(map(_plain, node))}]" if isinstance(node, list) else repr(node)
 
 
 def _imports(tree: ast.Module) -> list[str]:
