@@ -128,6 +128,18 @@ def test_rows_of_another_recipe_are_refused_and_kept(folder: Path) -> None:
     assert len(list((folder / "runs/tiny/set-aside").iterdir())) == 2
 
 
+def test_a_failed_arm_is_named_and_run_again_when_asked(folder: Path) -> None:
+    path = folder / PLACE / "kd" / "seed0" / "outcome.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "status": "failed", "reason": "out of memory"}))
+    code, out, _ = run(folder)
+    assert code == 1
+    assert "started" not in out
+    assert "first/arms/kd/seed0: out of memory" in out
+    code, out, err = run(folder, "--anew")
+    assert code == 0, out + err
+    assert json.loads(path.read_text())["status"] == "finished"
+
+
 def test_a_killed_study_goes_on_where_it_was(folder: Path) -> None:
     shutil.rmtree(folder / "results/tiny/first")
     for path in (folder / "runs/tiny").glob("first-*"):

@@ -3,7 +3,7 @@
     python benchmarks/equal                      run what is missing, tier by tier
     python benchmarks/equal --list               say what is there, and run nothing
     python benchmarks/equal --only tier-a        run these comparisons alone
-    python benchmarks/equal --anew               set rows aside that other code or another recipe made, and run them
+    python benchmarks/equal --anew               set rows aside that something else made or that failed, and run them
 
 Rows lie in ``benchmarks/results/equal/COMPARISON/arms/ARM/seedN``, each with the fingerprint of the code, recipe,
 teacher and PyTorch that made it; `segtailor repro ROW` runs one again. Runs lie in ``runs/equal``.
@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="comparisons to run; default: all, in the study's order")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side, each with one thread")
     parser.add_argument("--list", action="store_true", help="say what is there, and run nothing")
-    parser.add_argument("--anew", action="store_true", help="set aside what something else made, and run it again")
+    parser.add_argument(
+        "--anew", action="store_true", help="set aside what something else made or what failed, and run it again"
+    )
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         # Set by hand, since a shell's background jobs ignore Ctrl-C.
@@ -142,12 +144,13 @@ def _units(study: Study, comparison: Comparison, anew: bool) -> list[Unit]:
             + (f" (and {len(other) - 1} more)" if len(other) > 1 else "")
             + "; check out what made it, or give --anew to set such rows aside and run them again"
         )
+    again = {"other", "damaged", *(["failed"] if anew else [])}
     for row in rows:
-        if row.state in ("other", "damaged"):
+        if row.state in again:
             print(f"{row.place}: {row.state}, {row.note}; it lies in {set_aside(study, row)} now, and is run again")
     units = []
     for seed in comparison.recipe.seeds:
-        arms = [row.arm for row in rows if row.seed == seed and row.state in ("missing", "other", "damaged")]
+        arms = [row.arm for row in rows if row.seed == seed and row.state in {"missing", *again}]
         if arms:
             words = ["arms", comparison.name, str(seed), *arms]
             units.append(
