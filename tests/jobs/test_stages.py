@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 import shutil
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from segtailor.engine.checkpoint import load_checkpoint
 from segtailor.engine.logging import read_metrics
 from segtailor.engine.preemption import RunStopped, StopRequest
 from segtailor.errors import SegtailorError
+from segtailor.jobs.stages import _no_other
 from segtailor.models import create_model, save_model
 from tiny import TINY_MODEL, tiny_distill
 
@@ -166,3 +169,31 @@ def test_the_terminal_shows_the_alignment(
     assert "1x1" in lines[1]
     assert lines[1] in capsys.readouterr().err
     assert lines[1] in html.unescape(result.report.read_text())
+
+
+def test_a_second_run_waits_for_the_one_that_makes_the_stage(tmp_path, capsys):
+    path, order = tmp_path / "stages" / "tokens.safetensors", []
+    begun, go_on = threading.Event(), threading.Event()
+    fabric = SimpleNamespace(is_global_zero=True, barrier=lambda: None)
+
+    def first():
+        with _no_other(fabric, path):
+            begun.set()
+            go_on.wait(10)
+            order.append("first made it")
+
+    def second():
+        with _no_other(fabric, path):
+            order.append("second reads it")
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    assert begun.wait(10)
+    threads[1].start()
+    threads[1].join(0.5)
+    assert order == []
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert order == ["first made it", "second reads it"]
+    assert f"another run makes {path}; waiting for it" in capsys.readouterr().err
