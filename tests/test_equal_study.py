@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -126,6 +127,67 @@ def test_rows_of_another_recipe_are_refused_and_kept(folder: Path) -> None:
     assert code == 0, out + err
     assert json.loads((folder / PLACE / "kd" / "seed0" / "outcome.json").read_text())["steps"] == 2
     assert len(list((folder / "runs/tiny/set-aside").iterdir())) == 2
+
+
+def made_by_other_code(folder: Path, arm: str) -> Path:
+    path = folder / PLACE / arm / "seed0" / "fingerprint.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "method": "other"}))
+    return path
+
+
+def test_a_row_of_other_code_counts_again_once_the_same_figures_come_out(folder: Path) -> None:
+    path = made_by_other_code(folder, "kd")
+    code, _, err = run(folder)
+    assert code == 1
+    assert "first/arms/kd/seed0 was made by other method" in err
+    assert "--confirm" in err
+    code, out, err = run(folder, "--confirm", "first/arms/kd/seed0")
+    assert code == 0, err
+    assert "first/arms/kd/seed0: confirmed" in out
+    assert json.loads(path.read_text())["method"] != "other"
+    code, out, _ = run(folder)
+    assert (code, "first: 2 there" in out) == (0, True)
+
+
+def test_a_row_whose_figures_are_others_now_is_not_confirmed(folder: Path) -> None:
+    path = made_by_other_code(folder, "kd")
+    confusions = path.with_name("confusions.npz")
+    with np.load(confusions) as old:
+        np.savez(confusions, **{name: old[name] + 1 if old[name].ndim == 3 else old[name] for name in old.files})
+    code, out, err = run(folder, "--confirm", "results/tiny/first/arms/kd/seed0")
+    assert code == 1, err
+    assert "not confirmed, the figures differ" in out
+    assert json.loads(path.read_text())["method"] == "other"
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("first/arms/kd/seed0", "today's code made it"),
+        ("first/arms/kd/seed9", "no row of the study"),
+        ("nowhere", "no row of the study"),
+        ("first/arms/kt/seed0", "no row of the study"),
+    ],
+)
+def test_only_rows_of_other_code_can_be_confirmed(folder: Path, place: str, message: str) -> None:
+    code, out, err = run(folder, "--confirm", place)
+    assert code == 1
+    assert err.count("\n") == 1
+    assert message in err
+    assert not out
+
+
+def test_a_settled_comparison_stays_as_it_is(folder: Path) -> None:
+    made_by_other_code(folder, "kd")
+    first = {**STUDY["comparisons"]["first"], "settled": "abc1234"}  # type: ignore[index]
+    write_study(folder, comparisons={"first": first})
+    code, out, err = run(folder)
+    assert (code, err) == (0, "")
+    assert "first: 2 there (made at abc1234)" in out
+    shutil.rmtree(folder / PLACE / "kd")
+    code, out, err = run(folder)
+    assert code == 1
+    assert "first/arms/kd/seed0: not run; the rows of first were made at abc1234" in err
 
 
 def test_a_failed_arm_is_named_and_run_again_when_asked(folder: Path) -> None:

@@ -4,6 +4,7 @@
     python benchmarks/equal --list               say what is there, and run nothing
     python benchmarks/equal --only tier-a        run these comparisons alone
     python benchmarks/equal --anew               set rows aside that something else made or that failed, and run them
+    python benchmarks/equal --confirm ROW...     run rows of other code again; where the figures are the same they count
 
 Rows lie in ``benchmarks/results/equal/COMPARISON/arms/ARM/seedN``, each with the fingerprint of the code, recipe,
 teacher and PyTorch that made it; `segtailor repro ROW` runs one again. Runs lie in ``runs/equal``.
@@ -20,11 +21,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from confirm import confirm
 from fingerprint import differences
 from plan import STUDY, Comparison, Study, read_study
 from rows import Row, State, beside, check_rows, collect, read_json, set_aside, write_plan
 
 from segtailor.comparison import read_comparison, write_tables
+from segtailor.engine.preemption import RunStopped
 from segtailor.errors import SegtailorError
 
 STOPPED = 130
@@ -58,12 +61,17 @@ def main() -> None:
     parser.add_argument(
         "--anew", action="store_true", help="set aside what something else made or what failed, and run it again"
     )
+    parser.add_argument(
+        "--confirm", nargs="+", metavar="ROW", help="rows that other code made, one an arm: COMPARISON/arms/ARM/seedN"
+    )
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         # Set by hand, since a shell's background jobs ignore Ctrl-C.
         signal.signal(number, signal.default_int_handler)
     try:
         study = read_study(options.study)
+        if options.confirm:
+            raise SystemExit(1 if confirm(study, options.confirm) else 0)
         chosen = _chosen(study, options.only)
         if options.list:
             for comparison in chosen:
@@ -73,6 +81,9 @@ def main() -> None:
     except SegtailorError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except RunStopped as stopped:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(stopped.code) from None
     except KeyboardInterrupt:
         print("stopped; run it again to go on", file=sys.stderr)
         raise SystemExit(STOPPED) from None
@@ -137,12 +148,19 @@ def _units(study: Study, comparison: Comparison, anew: bool) -> list[Unit]:
     for place in collect(study, comparison):
         print(f"{place}: taken over")
     rows = check_rows(study, comparison)
+    lacking = [row for row in rows if row.state != "there"]
+    if comparison.settled and lacking:
+        raise SegtailorError(
+            f"{lacking[0].place}: {WORDS[lacking[0].state]}; the rows of {comparison.name} were made at "
+            f"{comparison.settled}: restore it from git, or check that commit out to run it"
+        )
     other = [row for row in rows if row.state == "other"]
     if other and not anew:
         raise SegtailorError(
             f"{other[0].place} was made by {other[0].note} than there is now"
             + (f" (and {len(other) - 1} more)" if len(other) > 1 else "")
-            + "; check out what made it, or give --anew to set such rows aside and run them again"
+            + "; check out what made it, try with --confirm whether today's code gives the same figures, or give "
+            "--anew to set such rows aside and run them again"
         )
     again = {"other", "damaged", *(["failed"] if anew else [])}
     for row in rows:
@@ -214,7 +232,8 @@ def _summary(comparison: Comparison, rows: list[Row]) -> str:
     counts = Counter(row.state for row in rows)
     line = ", ".join(f"{counts[state]} {word}" for state, word in WORDS.items() if counts[state])
     noted = [f"  {row.place}: {row.note}" for row in rows if row.state in ("failed", "damaged", "other")]
-    return "\n".join([f"{comparison.name}: {line}", *noted])
+    made = f" (made at {comparison.settled})" if comparison.settled else ""
+    return "\n".join([f"{comparison.name}: {line}{made}", *noted])
 
 
 if __name__ == "__main__":

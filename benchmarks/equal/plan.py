@@ -30,6 +30,8 @@ class Comparison:
     splits: str
     teacher: str | None
     recipe: CompareRecipe
+    settled: str
+    """The commit that made its rows, where they stay as they are whatever the code becomes; else empty."""
 
     @property
     def arms(self) -> list[str]:
@@ -114,7 +116,7 @@ def merge(*sections: dict[str, Any]) -> dict[str, Any]:
 
 def _comparison(name: str, given: dict[str, Any], values: dict[str, Any], runs: Path, path: Path) -> Comparison:
     where = f"{path.name}, comparison {name}"
-    known = {"tier", "title", "about", "splits", "teacher", "recipe", "seeds", "arms"}
+    known = {"tier", "title", "about", "splits", "teacher", "recipe", "seeds", "arms", "settled"}
     unknown = sorted(given.keys() - known)
     splits = given.get("splits", "val")
     teacher = splits if given.get("teacher", True) else None
@@ -132,4 +134,4 @@ def _comparison(name: str, given: dict[str, Any], values: dict[str, Any], runs: 
         recipe = merge(recipe, {"teacher": taught})
     checked = validate(CompareRecipe, recipe, where)
     tier, title, about = (str(given.get(key, "")) for key in ("tier", "title", "about"))
-    return Comparison(name, tier, title, about, splits, teacher, checked)
+    return Comparison(name, tier, title, about, splits, teacher, checked, str(given.get("settled", "")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -52,7 +53,9 @@ def check_rows(study: Study, comparison: Comparison) -> list[Row]:
 
 def collect(study: Study, comparison: Comparison) -> list[str]:
     """Take over what the comparison's units have finished since; returns the rows' places."""
-    taken = []
+    taken: list[str] = []
+    if comparison.settled:
+        return taken
     pattern = re.compile(re.escape(comparison.name) + r"-seed(\d+)-[0-9a-f]{8}\.json")
     for path in sorted(study.runs.glob(f"{comparison.name}-seed*.json")):
         match = pattern.fullmatch(path.name)
@@ -78,6 +81,13 @@ def collect(study: Study, comparison: Comparison) -> list[str]:
             waiting.rename(target)
             taken.append(f"{comparison.name}/arms/{arm}/seed{seed}")
     return taken
+
+
+def unit_name(study: Study, comparison: Comparison, seed: int, arms: list[str]) -> str:
+    """Return the name of the run that trains ``arms`` with ``seed``: the same as long as nothing changes."""
+    made_by = {arm: study.expected(comparison, arm, seed) for arm in arms}
+    digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{comparison.name}-seed{seed}-{digest}"
 
 
 def set_aside(study: Study, row: Row) -> Path:
@@ -120,7 +130,7 @@ def _state(
     if made_by is None:
         return "damaged", f"{FINGERPRINT} cannot be read"
     changed = differences(made_by, study.expected(comparison, arm, seed))
-    if changed:
+    if changed and not comparison.settled:
         return "other", f"other {', '.join(changed)}"
     run = found.get((arm, seed))
     if run is None:

@@ -6,7 +6,6 @@ python benchmarks/equal/work.py STUDY arms COMPARISON SEED ARM...
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from fingerprint import differences, file_hash
 from plan import Comparison, Study, read_study
-from rows import beside, read_json
+from rows import beside, read_json, unit_name
 
 from segtailor import train
 from segtailor.engine.preemption import RunStopped
@@ -73,8 +72,7 @@ def record_teacher(study: Study, name: str) -> None:
 def train_arms(study: Study, comparison: Comparison, seed: int, arms: list[str]) -> None:
     """Train ``arms`` with ``seed`` in lockstep, in a folder that is found again as long as nothing changes."""
     made_by = {arm: study.expected(comparison, arm, seed) for arm in arms}
-    digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:8]
-    name = f"{comparison.name}-seed{seed}-{digest}"
+    name = unit_name(study, comparison, seed, arms)
     run = comparison.recipe.run.model_copy(update={"name": name})
     with no_other(study.runs / name):
         write_json(beside(study.runs / name), made_by)
