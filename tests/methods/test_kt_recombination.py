@@ -32,6 +32,13 @@ class TestKTLinearRegression(MethodTester):
     terms = LOGIT_TERMS - {"kd"} | {"ft"}
 
 
+class TestKTOverTheBatch(MethodTester):
+    phased = True
+    name = "kt"
+    options: ClassVar = {"moments": "batch", "margin": 2.0}
+    terms = LOGIT_TERMS | {"ft", "contrastive"}
+
+
 class TestKTWithoutTailors(MethodTester):
     phased = True
     name = "kt"
@@ -100,6 +107,43 @@ def test_trained_recombination_equals_a_standardised_regression_by_hand(progress
             tailor.float()
         expected += correlation_loss(recombined, goal.flatten(1), weight) / 2
     assert value == pytest.approx(expected, rel=1e-4)
+
+
+@PHASES
+def test_moments_over_the_batch_equal_one_image_made_of_all(progress: float) -> None:
+    options = {"recombination": "trained", "tailors": "none", **ALONE, "ft": 1}
+    method = create_method("kt", CLASSES, STUDENT, TEACHER, moments="batch", **options)
+    student, teacher, target = output(STUDENT), output(TEACHER, seed=2), labels()
+    value = method(student, teacher, target, progress)["ft"].item()
+    module, expected = method.tailoring["decoder"], 0.0
+    early = progress == EARLY
+    layer = module.student_to_teacher_recombination if early else module.teacher_to_student_recombination
+    assert student.feature is not None
+    assert teacher.feature is not None
+    weight = torch.zeros(len(target), 6, 8, dtype=torch.float64)
+    for image in range(len(target)):
+        for row in range(46):
+            for column in range(63):
+                weight[image, row * 6 // 46, column * 8 // 63] += target[image, row, column] != 255
+    weight = weight.flatten() / weight.sum()
+    own, guide = (maps.feature.detach().double().movedim(1, 0).flatten(1) for maps in (student, teacher))
+    source, goal = (own, guide) if early else (guide, own)
+    middle = source - (source * weight).sum(1, keepdim=True)
+    scaled = middle / ((middle**2 * weight).sum(1, keepdim=True) + 1e-6).sqrt()
+    expected = correlation_loss(layer.weight.detach().flatten(1).double() @ scaled, goal, weight)
+    assert value == pytest.approx(expected, rel=1e-4)
+    method.options.moments = "image"
+    assert method(student, teacher, target, progress)["ft"].item() != pytest.approx(expected, rel=1e-3)
+
+
+def test_the_weight_of_ft_goes_to_its_end_in_a_straight_line() -> None:
+    method, fading = (
+        create_method("kt", CLASSES, STUDENT, TEACHER, **ALONE, ft=2, **more) for more in ({}, {"ft_end": 0.5})
+    )
+    student, teacher, target = output(STUDENT), output(TEACHER, seed=2), labels()
+    for progress, factor in ((0.2, 0.9), (1.0, 0.5)):
+        full = method(student, teacher, target, progress)["ft"].item()
+        assert fading(student, teacher, target, progress)["ft"].item() == pytest.approx(factor * full)
 
 
 @PHASES
@@ -189,6 +233,8 @@ def test_the_agreement_resumes() -> None:
         ({"variant": "published", "recombination": "trained", "contrastive": 0}, "'recombination': .*variant: clean"),
         ({"variant": "published", "tailors": "none"}, "'tailors': .*variant: clean"),
         ({"variant": "published", "switch": "agreement"}, "'switch': .*variant: clean"),
+        ({"variant": "published", "moments": "batch"}, "'moments': .*variant: clean"),
+        ({"variant": "published", "ft_end": 0}, "'ft_end': .*variant: clean"),
         ({"variant": "published", "boundary": 1}, "'boundary': .*variant: clean"),
         ({"variant": "published", "boundary_width": 5}, "'boundary_width': .*variant: clean"),
         ({"variant": "published", "balance": "gradient"}, "'balance': .*variant: clean"),

@@ -106,7 +106,8 @@ class KnowledgeTailoring(Method):
         self.needs = frozenset(name for name, needed in conditions.items() if needed)
         self.compares_logits = bool(options.kd or tailored)
         self.phases = any(parameter.requires_grad for parameter in self.tailoring.parameters())
-        self.couples_images = self.balance is not None or len(self.agreements) > 0
+        together = options.moments == "batch" and bool(self.tap_names)
+        self.couples_images = self.balance is not None or len(self.agreements) > 0 or together
         minimal = {"kd", "kd_aux"} | ({"lt_class", "lt_nonclass"} if options.variant == "published" else set())
         self.minimal_at_teacher = frozenset(term for term in minimal if getattr(options, term))
 
@@ -175,13 +176,18 @@ class KnowledgeTailoring(Method):
         assert isinstance(module, FeatureTailoring)
         if options.variant == "published":
             values = self._published_features(own, guide, module, early)
-        elif options.switch == "agreement":
-            values = self._mixed_features(own, guide, valid_counts(target, size), module, tap)
         else:
-            values = self._features(own, guide, valid_counts(target, size), module, early)
+            valid = valid_counts(target, size)
+            if options.moments == "batch":
+                own, guide, valid = features_clean.as_one_image(own, guide, valid)
+            if options.switch == "agreement":
+                values = self._mixed_features(own, guide, valid, module, tap)
+            else:
+                values = self._features(own, guide, valid, module, early)
+        fade = 1.0 if options.ft_end == 1 else 1 + progress * (options.ft_end - 1)
+        weights = {"ft": options.ft * fade, "contrastive": options.contrastive}
         return {
-            self._named(term, tap): Part(getattr(options, term), value, place, student.logits)
-            for term, value in values.items()
+            self._named(term, tap): Part(weights[term], value, place, student.logits) for term, value in values.items()
         }
 
     def _published_features(

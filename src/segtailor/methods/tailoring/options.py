@@ -18,7 +18,7 @@ from segtailor.methods.base import VariantOptions
 
 DECODER = "decoder"
 TUNED = "our choice, from short runs on toy; published: KT's code"
-CLEAN_ONLY = ("recombination", "switch", "boundary", "boundary_width", "balance")
+CLEAN_ONLY = ("recombination", "moments", "ft_end", "switch", "boundary", "boundary_width", "balance")
 
 
 class KnowledgeTailoringOptions(VariantOptions):
@@ -34,6 +34,8 @@ class KnowledgeTailoringOptions(VariantOptions):
         "sharpness": "our choice",
         "feature_taps": "KT's code",
         "recombination": "our choice; trained: as in feature regression (FitNet)",
+        "moments": "our choice; batch: PKD's standardisation (arXiv 2207.02039); KT's code correlates within an image",
+        "ft_end": "our choice; KT's code has a constant weight",
         "switch": "our choice; fixed: KT's code",
         "boundary": "our choice",
         "boundary_width": "our choice",
@@ -83,6 +85,14 @@ class KnowledgeTailoringOptions(VariantOptions):
         "correlation",
         description="how channels are recombined (clean): by their correlation, or by a 1x1 convolution for each phase "
         "that learns with the student, which needs contrastive: 0",
+    )
+    moments: Literal["image", "batch"] = Field(
+        "image",
+        description="over what channels are standardised, correlated and compared (clean): the pixels of each image, "
+        "or those of all images on the process, so that what tells one image from another counts too",
+    )
+    ft_end: NonNegativeFloat = Field(
+        1.0, description="factor on the weight of ft at the end of the run, reached in a straight line from 1 (clean)"
     )
     switch: Literal["fixed", "agreement"] = Field(
         "fixed",
