@@ -1,4 +1,4 @@
-"""Recombination by trained convolutions, tailoring without tailors, and the switch that follows the agreement."""
+"""Recombination by trained convolutions, tailoring without tailors, moments over the batch, and all taps at once."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from segtailor.errors import SegtailorError
-from segtailor.methods import Method, check_options, create_method
+from segtailor.methods import check_options, create_method
 
 from .cases import CLASSES, STUDENT, TEACHER, labels, output
-from .tester import EARLY, LATE, PHASES, MethodTester
+from .tester import EARLY, PHASES, MethodTester
 
 LOGIT_TERMS = frozenset({"kd", "kd_aux", "lt_all", "lt_class", "lt_nonclass"})
 ALONE = dict.fromkeys((*LOGIT_TERMS, "contrastive"), 0)
@@ -28,7 +28,7 @@ class TestKTTrainedRecombination(MethodTester):
 class TestKTLinearRegression(MethodTester):
     phased = True
     name = "kt"
-    options: ClassVar = {"recombination": "trained", "contrastive": 0, "tailors": "none", "boundary": 2, "kd": 0}
+    options: ClassVar = {"recombination": "trained", "contrastive": 0, "tailors": "none", "kd": 0}
     terms = LOGIT_TERMS - {"kd"} | {"ft"}
 
 
@@ -44,27 +44,6 @@ class TestKTWithoutTailors(MethodTester):
     name = "kt"
     options: ClassVar = {"tailors": "none", "margin": 2.0}
     terms = LOGIT_TERMS | {"ft", "contrastive"}
-
-
-def halfway(method: Method) -> None:
-    """Let both phases count."""
-    for agreement in method.agreements.values():  # type: ignore[union-attr, operator]
-        agreement.value.fill_(0.4)
-
-
-class TestKTAgreement(MethodTester):
-    name = "kt"
-    options: ClassVar = {"switch": "agreement", "margin": 2.0, "feature_taps": ["decoder", "stages.0"]}
-    prepare = staticmethod(halfway)
-    terms = LOGIT_TERMS | {f"{term}.{tap}" for term in ("ft", "contrastive") for tap in ("decoder", "stages.0")}
-
-    def call(self, method: Any, *inputs: Any) -> Any:
-        """Return the terms, and the means to what they held: each test's calls are meant to start equal."""
-        kept = [(buffer, buffer.clone()) for buffer in method.buffers()]
-        terms = super().call(method, *inputs)
-        for buffer, before in kept:
-            buffer.copy_(before)
-        return terms
 
 
 def correlation_loss(first: Tensor, second: Tensor, weight: Tensor) -> float:
@@ -136,6 +115,40 @@ def test_moments_over_the_batch_equal_one_image_made_of_all(progress: float) -> 
     assert method(student, teacher, target, progress)["ft"].item() != pytest.approx(expected, rel=1e-3)
 
 
+def test_at_tuning_point_1_there_is_no_late_phase() -> None:
+    options = {"recombination": "trained", "tailors": "none", **ALONE, "ft": 1}
+    method = create_method("kt", CLASSES, STUDENT, TEACHER, tuning_point=1, **options)
+    assert not method.phases
+    student, teacher, target = output(STUDENT), output(TEACHER, seed=2), labels()
+    last = method(student, teacher, target, 1.0)["ft"]
+    assert last.item() == method(student, teacher, target, 0.5)["ft"].item()
+    last.backward()
+    assert all(parameter.grad is not None for parameter in method.parameters())
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "taps"),
+    [
+        (STUDENT, TEACHER, ["decoder", "stages.0", "stages.1"]),
+        ({"feature": 4, "stages.0": 3}, TEACHER, ["decoder", "stages.0"]),
+        ({"feature": 4}, TEACHER, ["decoder"]),
+        ({"stages.1": 4, "stages.10": 5, "stages.2": 6}, {"stages.2": 4, "stages.10": 5}, ["stages.2", "stages.10"]),
+    ],
+)
+def test_all_taps_are_those_that_both_networks_have(
+    student: dict[str, int], teacher: dict[str, int], taps: list[str]
+) -> None:
+    method = create_method("kt", CLASSES, student, teacher, feature_taps="all")
+    assert [key.replace("_", ".") for key in method.tailoring] == taps  # type: ignore[union-attr]
+    assert method.reads == {"feature" if tap == "decoder" else tap for tap in taps}
+
+
+def test_all_taps_of_networks_without_any_are_one_line() -> None:
+    with pytest.raises(SegtailorError, match="the teacher") as error:
+        create_method("kt", CLASSES, {"feature": 4}, {}, feature_taps="all")
+    assert "\n" not in str(error.value)
+
+
 def test_the_weight_of_ft_goes_to_its_end_in_a_straight_line() -> None:
     method, fading = (
         create_method("kt", CLASSES, STUDENT, TEACHER, **ALONE, ft=2, **more) for more in ({}, {"ft_end": 0.5})
@@ -175,69 +188,14 @@ def test_frozen_tailors_leave_the_recombination_to_learn() -> None:
     }
 
 
-def agreeing() -> Method:
-    return create_method("kt", CLASSES, STUDENT, TEACHER, switch="agreement", **{**ALONE, "ft": 1})
-
-
-def test_the_agreement_moves_by_the_early_correlation_and_mixes_the_phases() -> None:
-    method, fixed = agreeing(), create_method("kt", CLASSES, STUDENT, TEACHER, **{**ALONE, "ft": 1})
-    student, teacher, target = output(STUDENT), output(TEACHER, seed=2), labels()
-    early, late = (fixed(student, teacher, target, progress)["ft"].item() for progress in (EARLY, LATE))
-    agreement, expected = method.agreements["decoder"].value, 0.0
-    for progress in (LATE, EARLY, LATE):
-        value = method(student, teacher, target, progress)["ft"]
-        value.backward()
-        assert value.item() == pytest.approx((1 - expected) * early + expected * late, rel=1e-5)
-        expected = 0.99 * expected + 0.01 * (1 - early)
-        assert agreement.item() == pytest.approx(expected, rel=1e-5)
-    assert method.couples_images
-
-
-def test_the_agreement_rests_in_evaluation_and_passes_void_images_over() -> None:
-    method, student, teacher = agreeing(), output(STUDENT), output(TEACHER, seed=2)
-    agreement = method.agreements["decoder"].value
-    with torch.no_grad():
-        method(student, teacher, labels(), EARLY)
-    method.eval()(student, teacher, labels(), EARLY)
-    method.train()(student, teacher, torch.full((2, 46, 63), 255), EARLY)
-    assert agreement.item() == 0
-    target = labels()
-    target[1] = 255
-    method(student, teacher, target, EARLY)
-    alone = agreeing()
-    for item in (student, teacher):
-        assert item.feature is not None
-        item.logits, item.aux_logits, item.feature = item.logits[:1], None, item.feature[:1]
-    alone(student, teacher, target[:1], EARLY)
-    torch.testing.assert_close(agreement, alone.agreements["decoder"].value)
-
-
-def test_the_agreement_resumes() -> None:
-    def steps(method: Method, numbers: range) -> list[float]:
-        return [
-            method(output(STUDENT, seed=n), output(TEACHER, seed=-n), labels(), EARLY)["ft"].item() for n in numbers
-        ]
-
-    whole, first, second = agreeing(), agreeing(), agreeing()
-    values = steps(whole, range(1, 6))
-    steps(first, range(1, 4))
-    second.load_state_dict(first.state_dict())
-    assert steps(second, range(4, 6)) == values[3:]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"recombination": "trained"}, "'recombination': .*set contrastive: 0"),
-        ({"switch": "agreement", "ft": 0}, "'switch': .*measured by ft"),
         ({"variant": "published", "recombination": "trained", "contrastive": 0}, "'recombination': .*variant: clean"),
         ({"variant": "published", "tailors": "none"}, "'tailors': .*variant: clean"),
-        ({"variant": "published", "switch": "agreement"}, "'switch': .*variant: clean"),
         ({"variant": "published", "moments": "batch"}, "'moments': .*variant: clean"),
         ({"variant": "published", "ft_end": 0}, "'ft_end': .*variant: clean"),
-        ({"variant": "published", "boundary": 1}, "'boundary': .*variant: clean"),
-        ({"variant": "published", "boundary_width": 5}, "'boundary_width': .*variant: clean"),
-        ({"variant": "published", "balance": "gradient"}, "'balance': .*variant: clean"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused_in_one_line(options: dict[str, Any], message: str) -> None:
@@ -247,5 +205,5 @@ def test_options_that_do_not_go_together_are_refused_in_one_line(options: dict[s
 
 
 def test_published_takes_what_changes_nothing() -> None:
-    options = {"recombination": "correlation", "switch": "fixed", "boundary": 0, "balance": "none"}
+    options = {"recombination": "correlation", "moments": "image", "ft_end": 1}
     assert check_options("kt", {"variant": "published", **options}) == check_options("kt", {"variant": "published"})

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from segtailor.losses import channel_kl, full_precision, recomputed, to_grid, valid_counts
 from segtailor.methods.base import Channels, Method, MethodOptions, read_tap, width_of
 from segtailor.methods.tailoring import features_clean, features_published, logits
-from segtailor.methods.tailoring.balance import GradientBalance, Part
-from segtailor.methods.tailoring.boundary import boundary_band, weigh_cells
 from segtailor.methods.tailoring.options import DECODER, KnowledgeTailoringOptions
 from segtailor.methods.tailoring.recombination import FeatureTailoring
-from segtailor.methods.tailoring.running import Agreement
 from segtailor.models.output import SegOutput
 
 
@@ -30,15 +26,7 @@ class KnowledgeTailoring(Method):
 
     1 - corr is half the mean squared distance of standardised channels, so ``ft`` is a standardised regression; with
     ``recombination: trained`` and ``tailors: none`` that of a linear projection, of the student early and of the
-    teacher late. With ``switch: agreement`` both phases of ``ft`` and ``contrastive`` count, the late one
-    by a, the early one by 1 - a, where a is the running mean (decay 0.99, from 0, over the training batches of all
-    processes) of the early correlation. ``boundary`` lets pixels near another class count 1 + boundary times in every
-    mean and softmax of ``kd``, ``kd_aux`` and the ``lt`` terms. With ``balance: gradient`` each term is multiplied by
-    |gradient of the cross-entropy| / |gradient of the term|, a running mean of it (decay 0.9, each at most 1e4). Both
-    are measured where the term compares: at the logits, the auxiliary logits (with their own cross-entropy) or the
-    tapped feature. This cross-entropy takes the labels to the logits' grid, by counts. A tap that the logits do not
-    depend on keeps the factor 1. Measuring costs another backward pass of each term, and of the part of the student
-    between the tap and the logits.
+    teacher late.
     """
 
     name: ClassVar[str] = "kt"
@@ -79,10 +67,10 @@ class KnowledgeTailoring(Method):
     ) -> None:
         super().__init__(num_classes, student_channels, teacher_channels, options)
         self.tailoring = nn.ModuleDict()
-        self.agreements = nn.ModuleDict()
+        late = options.tuning_point < 1
         self.tap_names: dict[str, str] = {}
         if options.ft or options.contrastive:
-            for index, tap in enumerate(options.taps()):
+            for index, tap in enumerate(options.taps(student_channels, teacher_channels)):
                 own, guide = _tap_width(student_channels, tap, "student"), _tap_width(teacher_channels, tap, "teacher")
                 self.tailoring[_key(tap)] = FeatureTailoring(
                     own,
@@ -91,88 +79,65 @@ class KnowledgeTailoring(Method):
                     options.seed + index,
                     options.tailors != "none",
                     options.recombination == "trained",
+                    late,
                 )
-                if options.switch == "agreement":
-                    self.agreements[_key(tap)] = Agreement()
                 decoder = "feature" if options.variant == "clean" else "classifier_input"
                 self.tap_names[tap] = decoder if tap == DECODER else tap
         reads = set(self.tap_names.values())
         self.reads = frozenset(reads | ({"feature"} if DECODER in self.tap_names else set()))
-        self.balance = GradientBalance(self._term_names()) if options.balance == "gradient" else None
         tailored = bool(options.lt_all or options.lt_class or options.lt_nonclass)
-        self.void_only = not (tailored or options.boundary or self.balance is not None)
+        self.void_only = not tailored
         labels = options.variant == "clean" or tailored
         conditions = {"labels": labels, "aux_logits": options.kd_aux, "feature": DECODER in self.tap_names}
         self.needs = frozenset(name for name, needed in conditions.items() if needed)
         self.compares_logits = bool(options.kd or tailored)
-        self.phases = any(parameter.requires_grad for parameter in self.tailoring.parameters())
-        together = options.moments == "batch" and bool(self.tap_names)
-        self.couples_images = self.balance is not None or len(self.agreements) > 0 or together
+        trained = any(parameter.requires_grad for parameter in self.tailoring.parameters())
+        self.phases = trained and (late or options.tailors == "trained")
+        self.couples_images = options.moments == "batch" and bool(self.tap_names)
         minimal = {"kd", "kd_aux"} | ({"lt_class", "lt_nonclass"} if options.variant == "published" else set())
         self.minimal_at_teacher = frozenset(term for term in minimal if getattr(options, term))
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
         """Return the terms whose weight is not 0."""
-        options, band = self.options, None
-        if options.boundary:
-            band = boundary_band(target, self.num_classes, options.boundary_width)
-        parts = self._kd(student, teacher, target, band) | self._logit_tailoring(student, teacher, target, band)
+        terms = self._kd(student, teacher, target) | self._logit_tailoring(student, teacher, target)
         for tap in self.tap_names:
-            parts |= self._feature_tailoring(student, teacher, target, tap, progress)
-        if self.balance is None:
-            return {name: part.weight * part.value for name, part in parts.items()}
-        if self.training and torch.is_grad_enabled():
-            self.balance.measure(parts, target)
-        return {name: part.weight * self.balance.factor(name) * part.value for name, part in parts.items()}
+            terms |= self._feature_tailoring(student, teacher, target, tap, progress)
+        return terms
 
-    def _term_names(self) -> list[str]:
-        on_logits = ("kd", "kd_aux", "lt_all", "lt_class", "lt_nonclass")
-        on_features = [self._named(term, tap) for tap in self.tap_names for term in ("ft", "contrastive")]
-        return [*on_logits, *on_features]
-
-    def _named(self, term: str, tap: str) -> str:
-        return f"{term}.{tap}" if len(self.tap_names) > 1 else term
-
-    def _kd(self, student: SegOutput, teacher: SegOutput, target: Tensor, band: Tensor | None) -> dict[str, Part]:
+    def _kd(self, student: SegOutput, teacher: SegOutput, target: Tensor) -> dict[str, Tensor]:
         options = self.options
         pairs = {
             "kd": (options.kd, student.logits, teacher.logits),
             "kd_aux": (options.kd_aux, student.aux_logits, teacher.aux_logits),
         }
-        parts = {}
+        terms = {}
         for name, (weight, own, guide) in pairs.items():
             if weight and own is not None and guide is not None:
                 size, multiplicity = (own.shape[-2], own.shape[-1]), None
                 if options.variant == "clean":
-                    multiplicity = weigh_cells(target, band, options.boundary, size).unsqueeze(1)
-                value = channel_kl(own, to_grid(guide, size), options.temperature, multiplicity)
-                parts[name] = Part(weight, value, own, own)
-        return parts
+                    multiplicity = valid_counts(target, size).unsqueeze(1)
+                terms[name] = weight * channel_kl(own, to_grid(guide, size), options.temperature, multiplicity)
+        return terms
 
-    def _logit_tailoring(
-        self, student: SegOutput, teacher: SegOutput, target: Tensor, band: Tensor | None
-    ) -> dict[str, Part]:
+    def _logit_tailoring(self, student: SegOutput, teacher: SegOutput, target: Tensor) -> dict[str, Tensor]:
         options, own = self.options, student.logits
         weights = {"lt_all": options.lt_all, "lt_class": options.lt_class, "lt_nonclass": options.lt_nonclass}
         if not any(weights.values()):
             return {}
         guide = to_grid(teacher.logits, (own.shape[-2], own.shape[-1]))
-        if options.variant == "clean":
-            values = recomputed(logits.clean_terms, own, guide, target, options.temperature, band, options.boundary)
-        else:
-            values = recomputed(logits.published_terms, own, guide, target, options.temperature)
-        named = zip(weights.items(), values, strict=True)
-        return {name: Part(weight, value, own, own) for (name, weight), value in named if weight}
+        compute = logits.clean_terms if options.variant == "clean" else logits.published_terms
+        values = recomputed(compute, own, guide, target, options.temperature)
+        return {name: weight * value for (name, weight), value in zip(weights.items(), values, strict=True) if weight}
 
     def _feature_tailoring(
         self, student: SegOutput, teacher: SegOutput, target: Tensor, tap: str, progress: float
-    ) -> dict[str, Part]:
+    ) -> dict[str, Tensor]:
         options, name = self.options, self.tap_names[tap]
-        place = read_tap(student, name, "student")
-        own = full_precision(place)
+        own = full_precision(read_tap(student, name, "student"))
         size = (own.shape[-2], own.shape[-1])
         guide = to_grid(read_tap(teacher, name, "teacher"), size)
-        module, early = self.tailoring[_key(tap)], progress < options.tuning_point
+        # The last step's progress is 1, too: at 1 there is no late phase.
+        module, early = self.tailoring[_key(tap)], progress < options.tuning_point or options.tuning_point == 1
         assert isinstance(module, FeatureTailoring)
         if options.variant == "published":
             values = self._published_features(own, guide, module, early)
@@ -180,15 +145,11 @@ class KnowledgeTailoring(Method):
             valid = valid_counts(target, size)
             if options.moments == "batch":
                 own, guide, valid = features_clean.as_one_image(own, guide, valid)
-            if options.switch == "agreement":
-                values = self._mixed_features(own, guide, valid, module, tap)
-            else:
-                values = self._features(own, guide, valid, module, early)
+            values = self._features(own, guide, valid, module, early)
         fade = 1.0 if options.ft_end == 1 else 1 + progress * (options.ft_end - 1)
         weights = {"ft": options.ft * fade, "contrastive": options.contrastive}
-        return {
-            self._named(term, tap): Part(weights[term], value, place, student.logits) for term, value in values.items()
-        }
+        suffix = f".{tap}" if len(self.tap_names) > 1 else ""
+        return {f"{term}{suffix}": weights[term] * value for term, value in values.items()}
 
     def _published_features(
         self, own: Tensor, guide: Tensor, module: FeatureTailoring, early: bool
@@ -218,17 +179,6 @@ class KnowledgeTailoring(Method):
                 own, guide, valid, anchor, tailor, pair, early, options.margin
             )
         return values
-
-    def _mixed_features(
-        self, own: Tensor, guide: Tensor, valid: Tensor, module: FeatureTailoring, tap: str
-    ) -> dict[str, Tensor]:
-        early, late = (self._features(own, guide, valid, module, phase) for phase in (True, False))
-        agreement = self.agreements[_key(tap)]
-        assert isinstance(agreement, Agreement)
-        mixed = {term: agreement.mix(early[term], late[term]) for term in early}
-        if self.training and torch.is_grad_enabled():
-            agreement.follow(early["ft"], valid)
-        return mixed
 
 
 def _key(tap: str) -> str:

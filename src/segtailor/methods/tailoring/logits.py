@@ -99,26 +99,14 @@ def tailor_clean(teacher: Tensor, atoms: Atoms) -> tuple[Tensor, Tensor]:
     return tailor(teacher, atoms, trusted, atoms.outside.sum(2, keepdim=True).clamp(min=1))
 
 
-def clean_terms(
-    student: Tensor,
-    teacher: Tensor,
-    target: Tensor,
-    temperature: float,
-    band: Tensor | None = None,
-    boundary: float = 0.0,
-) -> LogitTerms:
+def clean_terms(student: Tensor, teacher: Tensor, target: Tensor, temperature: float) -> LogitTerms:
     """Return the three mended terms: only the teacher is tailored, and void is left out everywhere.
 
     The class's mean is over pixels where the teacher is right (all of the class where it never is), since the sign of a
     logit means nothing; the others' mean divides by their own number. Terms two and three are softmaxes inside and
-    outside the class alone; term two averages over the classes that an image has. Pixels of ``band`` (B,H,W), labels
-    with void elsewhere, count 1 + ``boundary`` times in all sums.
+    outside the class alone; term two averages over the classes that an image has.
     """
-    size = (student.shape[2], student.shape[3])
-    atoms = count_atoms(target, student.shape[1], size, with_void=False)
-    if band is not None:
-        near = count_atoms(band, student.shape[1], size, with_void=False)
-        atoms = Atoms(atoms.inside + boundary * near.inside, atoms.outside + boundary * near.outside)
+    atoms = count_atoms(target, student.shape[1], (student.shape[2], student.shape[3]), with_void=False)
     student, teacher = full_precision(student).flatten(2), full_precision(teacher).flatten(2)
     raised, capped = tailor_clean(teacher, atoms)
     guide = torch.cat((raised, capped), 2)

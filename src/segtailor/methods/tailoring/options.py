@@ -9,16 +9,16 @@ from pydantic import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     ValidationInfo,
     field_validator,
 )
 
-from segtailor.methods.base import VariantOptions
+from segtailor.methods.base import Channels, VariantOptions
 
 DECODER = "decoder"
+ALL = "all"
 TUNED = "our choice, from short runs on toy; published: KT's code"
-CLEAN_ONLY = ("recombination", "moments", "ft_end", "switch", "boundary", "boundary_width", "balance")
+CLEAN_ONLY = ("recombination", "moments", "ft_end")
 
 
 class KnowledgeTailoringOptions(VariantOptions):
@@ -36,10 +36,6 @@ class KnowledgeTailoringOptions(VariantOptions):
         "recombination": "our choice; trained: as in feature regression (FitNet)",
         "moments": "our choice; batch: PKD's standardisation (arXiv 2207.02039); KT's code correlates within an image",
         "ft_end": "our choice; KT's code has a constant weight",
-        "switch": "our choice; fixed: KT's code",
-        "boundary": "our choice",
-        "boundary_width": "our choice",
-        "balance": "our choice; KT's code has fixed weights",
     }
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "published": {
@@ -71,7 +67,7 @@ class KnowledgeTailoringOptions(VariantOptions):
     temperature: PositiveFloat = Field(1.0, description="divides maps before a softmax over space")
     margin: PositiveFloat = Field(0.4, description="margin of the triplet")
     tuning_point: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.75, description="fraction of the run at which the teacher, not the student, begins to be recombined"
+        0.75, description="fraction of the run at which the teacher, not the student, begins to be recombined; 1: never"
     )
     tailors: Literal["trained", "frozen", "none"] = Field(
         "trained", description="whether the tailors learn with the student; none (clean): channels are only recombined"
@@ -79,7 +75,9 @@ class KnowledgeTailoringOptions(VariantOptions):
     seed: NonNegativeInt = Field(0, description="seed of the tailors' first values, the same on every process")
     sharpness: PositiveFloat = Field(0.1, description="divides correlations before the softmax over channels (clean)")
     feature_taps: str | Annotated[list[str], Field(min_length=1)] = Field(
-        DECODER, description="`decoder` (the feature in front of the classifier), `stages.N`, or a list of taps"
+        DECODER,
+        description="`decoder` (the feature in front of the classifier), `stages.N`, a list of taps, or `all`: the "
+        "decoder's feature and the stages, as far as both networks have them",
     )
     recombination: Literal["correlation", "trained"] = Field(
         "correlation",
@@ -93,22 +91,6 @@ class KnowledgeTailoringOptions(VariantOptions):
     )
     ft_end: NonNegativeFloat = Field(
         1.0, description="factor on the weight of ft at the end of the run, reached in a straight line from 1 (clean)"
-    )
-    switch: Literal["fixed", "agreement"] = Field(
-        "fixed",
-        description="when the teacher begins to be recombined (clean): at tuning_point, or as far as the recombined "
-        "student agrees with the teacher (running mean of their correlation, the share of the late phase)",
-    )
-    boundary: NonNegativeFloat = Field(
-        0.0, description="label pixels near another class count 1 + boundary times in the terms on logits (clean)"
-    )
-    boundary_width: PositiveInt = Field(
-        3, description="how near, in label pixels (Chebyshev); void makes no boundary (clean)"
-    )
-    balance: Literal["none", "gradient"] = Field(
-        "none",
-        description="gradient (clean): each term is rescaled so that its gradient at the tensor that it compares is "
-        "`weight` times as long as the cross-entropy's there, hence weights around 1",
     )
 
     @field_validator("tailors", *CLEAN_ONLY)
@@ -129,16 +111,13 @@ class KnowledgeTailoringOptions(VariantOptions):
             )
         return value
 
-    @field_validator("switch")
-    @classmethod
-    def _has_a_measure(cls, value: str, info: ValidationInfo) -> str:
-        if value == "agreement" and info.data.get("ft") == 0:
-            raise ValueError(
-                "the agreement is measured by ft, whose weight is 0; give ft a weight, or set switch: fixed"
+    def taps(self, student_channels: Channels, teacher_channels: Channels) -> list[str]:
+        """Return the chosen taps without repeats, in order; `all` is what both networks have, or the decoder."""
+        if self.feature_taps == ALL:
+            common = student_channels.keys() & teacher_channels.keys()
+            stages = sorted(
+                (tap for tap in common if tap.startswith("stages.")), key=lambda tap: int(tap.split(".")[1])
             )
-        return value
-
-    def taps(self) -> list[str]:
-        """Return the chosen taps without repeats, in order."""
+            return [DECODER, *stages] if "feature" in common or not stages else stages
         chosen = [self.feature_taps] if isinstance(self.feature_taps, str) else self.feature_taps
         return list(dict.fromkeys(DECODER if tap == "feature" else tap for tap in chosen))

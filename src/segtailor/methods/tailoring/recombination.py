@@ -77,7 +77,8 @@ class FeatureTailoring(nn.Module):
     ``student_to_teacher_tailor`` (width C_t) and ``student_projector`` (C_s to C_t, no bias) serve the early phase,
     ``teacher_to_student_tailor`` (width C_s) the late one. Frozen tailors are part of the state all the same; with
     ``tailored`` False there are none. ``recombined`` puts trained 1x1 convolutions without bias between the widths,
-    ``student_to_teacher_recombination`` and ``teacher_to_student_recombination``, in the projector's place.
+    ``student_to_teacher_recombination`` and ``teacher_to_student_recombination``, in the projector's place; the second
+    only where there is a ``late`` phase.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class FeatureTailoring(nn.Module):
         seed: int,
         tailored: bool = True,
         recombined: bool = False,
+        late: bool = True,
     ) -> None:
         super().__init__()
         self.tailored, self.recombined = tailored, recombined
@@ -102,7 +104,8 @@ class FeatureTailoring(nn.Module):
             self.requires_grad_(trained)
             if recombined:
                 self.student_to_teacher_recombination = nn.Conv2d(student_width, teacher_width, 1, bias=False)
-                self.teacher_to_student_recombination = nn.Conv2d(teacher_width, student_width, 1, bias=False)
+                if late:
+                    self.teacher_to_student_recombination = nn.Conv2d(teacher_width, student_width, 1, bias=False)
 
     def tailor(self, early: bool) -> Tailor:
         """Return the tailor of the phase."""
