@@ -28,7 +28,7 @@ from segtailor.models.output import SegOutput
 from .test_distributed import Plain
 
 SIZE = (16, 24)
-CLASS_READERS = {"ifvd", "bpkd", "heteroakd", "cirkd", "kt"}
+CLASS_READERS = {"ifvd", "bpkd", "heteroakd", "cirkd"}
 OWN_TEACHER = {"none", "lad"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "cirkd": {"pixel_queue": 40, "region_queue": 10, "pixel_samples": 20, "region_samples": 10},
@@ -157,13 +157,18 @@ def test_where_each_method_learns(name: str) -> None:
     [
         ("kd", {"variant": "published"}),
         ("cwd", {"variant": "published"}),
-        ("kt", {"lt_all": 0, "lt_class": 0, "lt_nonclass": 0}),
+        ("kt", {"lt_all": 0, "tailors": "trained"}),
         ("cirkd", {"memory_pixel": 0, "memory_region": 0}),
         ("ifvd", {"ifvd": 0}),
     ],
 )
 def test_options_that_need_no_classes_learn_from_every_pixel(name: str, options: dict[str, Any]) -> None:
     assert reading_of(create_method(name, CLASSES, STUDENT, TEACHER, **options)) == "every pixel"
+
+
+@pytest.mark.parametrize("options", [{"lt_all": 1}, {"lt_class": 1}, {"variant": "published"}])
+def test_tailored_logits_learn_where_the_teacher_is_sure(options: dict[str, Any]) -> None:
+    assert reading_of(create_method("kt", CLASSES, STUDENT, TEACHER, **options)) == "confident pixels"
 
 
 def terms_and_gradients(name: str, target: Tensor) -> list[Tensor]:

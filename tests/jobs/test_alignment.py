@@ -21,13 +21,15 @@ def outputs(own: tuple[int, int], guide: tuple[int, int], aux: bool = True) -> t
 
 def test_a_cnn_and_a_transformer() -> None:
     student, teacher = create_model("deeplabv3-resnet18", 4), Teacher(create_model("segformer-mit_b0", 4))
-    methods = {"kt": create_method("kt", 4, student.tap_channels, teacher.tap_channels)}
+    options = {"kd_aux": 1, "feature_taps": ["decoder", "stages.0"]}
+    methods = {"kt": create_method("kt", 4, student.tap_channels, teacher.tap_channels, **options)}
     lines = align(student, teacher, methods, (64, 128))
     assert lines == [
         "kt, logits: student 4 x 8 x 16, teacher 4 x 16 x 32: teacher resized to 8 x 16, bilinear",
         "kt, aux_logits: left out, the teacher has none",
         f"kt, feature: student 128 x 8 x 16, teacher 256 x 16 x 32: teacher resized to 8 x 16, bilinear; "
         f"{methods['kt'].widths}",
+        f"kt, stages.0: student 64 x 16 x 32, teacher 32 x 16 x 32: equal grids; {methods['kt'].widths}",
     ]
 
 

@@ -279,7 +279,7 @@ def test_the_label_assisted_teacher_is_not_mapped(tmp_path: Path, data: dict[str
 def test_alignment_shows_the_mapped_logits() -> None:
     student = create_model("fcn-lcnet_035", 2)
     teacher = Teacher(create_model("fcn-lcnet_035", 4), ClassMap([0, 1, 1, -1], 2))
-    method = create_method("kt", 2, student.tap_channels, teacher.tap_channels)
+    method = create_method("kt", 2, student.tap_channels, teacher.tap_channels, kd_aux=1)
     lines = align(student, teacher, {"kt": method}, (64, 64))
     assert lines[0] == "kt, logits: student 2 x 8 x 8, teacher 2 x 8 x 8: equal grids"
     assert lines[1].startswith("kt, aux_logits: student 2 x 8 x 8, teacher 2 x 8 x 8")

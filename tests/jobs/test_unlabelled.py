@@ -64,7 +64,7 @@ def losses(folder: Path) -> list[tuple[int, float, float | None]]:
 
 
 def test_what_a_run_says_of_them(tmp_path: Path, teacher_run: Path, more: Path) -> None:
-    result = segtailor.distill(recipe(tmp_path, teacher_run, more, "kt", "kt"))
+    result = segtailor.distill(recipe(tmp_path, teacher_run, more, "kt", {"name": "kt", "lt_all": 1}))
     facts = result.results["unlabelled"]
     assert facts | {"confident": None} == {
         "images": 7, "labelled_images": 12, "rows": 2, "labelled_rows": 2, "threshold": 0.2, "confident": None,

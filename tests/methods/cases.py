@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,21 @@ from segtailor.models.output import SegOutput
 CLASSES = 6
 STUDENT = {"feature": 6, "stages.0": 4, "stages.1": 5}
 TEACHER = {"feature": 10, "stages.0": 8, "stages.1": 7}
+EVERY_TERM: dict[str, Any] = {
+    "kd": 6.0,
+    "kd_aux": 2.4,
+    "lt_all": 6.0,
+    "lt_class": 0.1,
+    "lt_nonclass": 0.1,
+    "ft": 0.5,
+    "contrastive": 0.1,
+    "temperature": 1.0,
+    "tuning_point": 0.75,
+    "tailors": "trained",
+    "feature_taps": "decoder",
+    "recombination": "correlation",
+}
+"""Options of `kt` that turn all its terms on, in both phases."""
 
 
 def labels(batch: int = 2, size: tuple[int, int] = (46, 63), seed: int = 0) -> Tensor:

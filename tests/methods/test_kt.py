@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -8,16 +8,21 @@ import torch
 from segtailor.errors import SegtailorError
 from segtailor.methods import create_method
 
-from .cases import CLASSES, STUDENT, TEACHER, labels, output
+from .cases import CLASSES, EVERY_TERM, STUDENT, TEACHER, labels, output
 from .tester import EARLY, LATE, MethodTester
 
 TERMS = frozenset({"kd", "kd_aux", "lt_all", "lt_class", "lt_nonclass", "ft", "contrastive"})
 
 
 class TestKT(MethodTester):
+    name = "kt"
+    terms = frozenset({"kd", "ft.decoder", "ft.stages.0", "ft.stages.1"})
+
+
+class TestKTEveryTerm(MethodTester):
     phased = True
     name = "kt"
-    options: ClassVar = {"margin": 2.0}  # a hinge that is never slack, so that its gradient is tested
+    options: ClassVar = {**EVERY_TERM, "margin": 2.0}  # a hinge that is never slack, so that its gradient is tested
     terms = TERMS
 
 
@@ -40,7 +45,7 @@ class TestKTPublishedTrained(MethodTester):
 class TestKTOnStages(MethodTester):
     phased = True
     name = "kt"
-    options: ClassVar = {"feature_taps": ["decoder", "stages.0"], "margin": 2.0}
+    options: ClassVar = {**EVERY_TERM, "feature_taps": ["decoder", "stages.0"], "margin": 2.0}
     terms = TERMS - {"ft", "contrastive"} | {
         f"{term}.{tap}" for term in ("ft", "contrastive") for tap in ("decoder", "stages.0")
     }
@@ -73,16 +78,16 @@ def test_drops_the_auxiliary_term_where_a_network_has_no_auxiliary_logits(which:
         student.aux_logits = None
     if which != "student":
         teacher.aux_logits = None
-    terms = create_method("kt", CLASSES, STUDENT, TEACHER)(student, teacher, labels(), EARLY)
+    terms = create_method("kt", CLASSES, STUDENT, TEACHER, **EVERY_TERM)(student, teacher, labels(), EARLY)
     assert set(terms) == TERMS - {"kd_aux"}
 
 
-@pytest.mark.parametrize("variant", ["published", "clean"])
+@pytest.mark.parametrize("options", [{"variant": "published"}, EVERY_TERM], ids=["published", "clean"])
 @pytest.mark.parametrize("term", sorted(TERMS))
-def test_weights_scale_their_term_and_zero_drops_it(variant: str, term: str) -> None:
+def test_weights_scale_their_term_and_zero_drops_it(options: dict[str, Any], term: str) -> None:
     values = []
     for weight in (0.0, 1.5, 3.0):
-        method = create_method("kt", CLASSES, STUDENT, TEACHER, variant=variant, margin=20, **{term: weight})
+        method = create_method("kt", CLASSES, STUDENT, TEACHER, **{**options, "margin": 20, term: weight})
         values.append(method(output(STUDENT), output(TEACHER, seed=2), labels(), LATE))
     assert set(values[0]) == TERMS - {term}
     for name in TERMS:
@@ -120,7 +125,8 @@ def test_published_reads_after_dropout_and_clean_before() -> None:
         ("published", "classifier_input", "feature"),
         ("clean", "feature", "classifier_input"),
     ):
-        value = create_method("kt", CLASSES, STUDENT, TEACHER, variant=variant)(student, teacher, labels(), LATE)["ft"]
+        method = create_method("kt", CLASSES, STUDENT, TEACHER, variant=variant, feature_taps="decoder")
+        value = method(student, teacher, labels(), LATE)["ft"]
         gradients = torch.autograd.grad(value, [getattr(student, read), getattr(student, unread)], allow_unused=True)
         assert gradients[0].abs().sum() > 0
         assert gradients[1] is None
@@ -148,5 +154,5 @@ def test_a_tap_that_only_the_student_has_names_the_teacher() -> None:
 
 def test_several_taps_have_tailors_of_their_own() -> None:
     method = create_method("kt", CLASSES, STUDENT, TEACHER, feature_taps=["decoder", "stages.0"])
-    widths = {key: module.student_projector.weight.shape[:2] for key, module in method.tailoring.items()}
+    widths = {key: module.student_to_teacher_recombination.weight.shape[:2] for key, module in method.tailoring.items()}
     assert widths == {"decoder": (10, 6), "stages_0": (8, 4)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from segtailor.methods import create_method
 from segtailor.methods.tailoring.features_clean import matching, mixing_weights
 from segtailor.methods.tailoring.recombination import FeatureTailoring, recombine
 
-from .cases import CLASSES, STUDENT, TEACHER, labels, output, tensors
+from .cases import CLASSES, EVERY_TERM, STUDENT, TEACHER, labels, output, tensors
 from .tester import EARLY, LATE, PHASES
 
 VALID = torch.ones(2, 48)
@@ -63,7 +65,7 @@ def test_an_exact_copy_of_the_teacher_matches_perfectly_with_an_idle_tailor() ->
 
 @PHASES
 def test_the_triplet_moves_the_anchor_and_never_the_goals(progress: float) -> None:
-    method = create_method("kt", CLASSES, STUDENT, TEACHER, margin=2.0)
+    method = create_method("kt", CLASSES, STUDENT, TEACHER, **EVERY_TERM, margin=2.0)
     student = output(STUDENT)
     method(student, output(TEACHER, seed=2), labels(), progress)["contrastive"].backward()
     module = method.tailoring["decoder"]
@@ -77,7 +79,7 @@ def test_the_triplet_moves_the_anchor_and_never_the_goals(progress: float) -> No
 
 
 def test_scale_and_offset_of_either_feature_do_not_matter() -> None:
-    method = create_method("kt", CLASSES, STUDENT, TEACHER, margin=2.0)
+    method = create_method("kt", CLASSES, STUDENT, TEACHER, **EVERY_TERM, margin=2.0)
     student, teacher = output(STUDENT), output(TEACHER, seed=2)
     for progress in (EARLY, LATE):
         expected = method(student, teacher, labels(), progress)
@@ -91,9 +93,9 @@ def test_scale_and_offset_of_either_feature_do_not_matter() -> None:
 
 
 @PHASES
-@pytest.mark.parametrize("variant", ["published", "clean"])
-def test_nothing_large_is_kept_for_backward(progress: float, variant: str) -> None:
-    method = create_method("kt", CLASSES, STUDENT, TEACHER, variant=variant)
+@pytest.mark.parametrize("options", [{"variant": "published"}, EVERY_TERM, {}], ids=["published", "clean", "default"])
+def test_nothing_large_is_kept_for_backward(progress: float, options: dict[str, Any]) -> None:
+    method = create_method("kt", CLASSES, STUDENT, TEACHER, **options)
     student, teacher = output(STUDENT), output(TEACHER, seed=2)
     known = {value.data_ptr() for value in (*tensors(student).values(), *tensors(teacher).values())}
     target = labels()

@@ -10,39 +10,42 @@ from torch import Tensor
 
 from segtailor.errors import SegtailorError
 from segtailor.methods import check_options, create_method
+from segtailor.methods.tailoring.features_clean import matching
+from segtailor.methods.tailoring.linear import from_moments, linear_matching
 
-from .cases import CLASSES, STUDENT, TEACHER, labels, output
+from .cases import CLASSES, EVERY_TERM, STUDENT, TEACHER, labels, output
 from .tester import EARLY, PHASES, MethodTester
 
 LOGIT_TERMS = frozenset({"kd", "kd_aux", "lt_all", "lt_class", "lt_nonclass"})
-ALONE = dict.fromkeys((*LOGIT_TERMS, "contrastive"), 0)
+ALONE = {**EVERY_TERM, **dict.fromkeys((*LOGIT_TERMS, "contrastive"), 0)}
+TRAINED = {**EVERY_TERM, "recombination": "trained", "contrastive": 0}
 
 
 class TestKTTrainedRecombination(MethodTester):
     phased = True
     name = "kt"
-    options: ClassVar = {"recombination": "trained", "contrastive": 0}
+    options: ClassVar = TRAINED
     terms = LOGIT_TERMS | {"ft"}
 
 
 class TestKTLinearRegression(MethodTester):
     phased = True
     name = "kt"
-    options: ClassVar = {"recombination": "trained", "contrastive": 0, "tailors": "none", "kd": 0}
+    options: ClassVar = {**TRAINED, "tailors": "none", "kd": 0}
     terms = LOGIT_TERMS - {"kd"} | {"ft"}
 
 
 class TestKTOverTheBatch(MethodTester):
     phased = True
     name = "kt"
-    options: ClassVar = {"moments": "batch", "margin": 2.0}
+    options: ClassVar = {**EVERY_TERM, "moments": "batch", "margin": 2.0}
     terms = LOGIT_TERMS | {"ft", "contrastive"}
 
 
 class TestKTWithoutTailors(MethodTester):
     phased = True
     name = "kt"
-    options: ClassVar = {"tailors": "none", "margin": 2.0}
+    options: ClassVar = {**EVERY_TERM, "tailors": "none", "margin": 2.0}
     terms = LOGIT_TERMS | {"ft", "contrastive"}
 
 
@@ -60,7 +63,7 @@ def correlation_loss(first: Tensor, second: Tensor, weight: Tensor) -> float:
 @pytest.mark.parametrize("tailors", ["trained", "none"])
 def test_trained_recombination_equals_a_standardised_regression_by_hand(progress: float, tailors: str) -> None:
     method = create_method(
-        "kt", CLASSES, STUDENT, TEACHER, recombination="trained", tailors=tailors, **{**ALONE, "ft": 1}
+        "kt", CLASSES, STUDENT, TEACHER, **{**ALONE, "recombination": "trained", "tailors": tailors, "ft": 1}
     )
     student, teacher, target = output(STUDENT), output(TEACHER, seed=2), labels()
     value = method(student, teacher, target, progress)["ft"].item()
@@ -90,7 +93,7 @@ def test_trained_recombination_equals_a_standardised_regression_by_hand(progress
 
 @PHASES
 def test_moments_over_the_batch_equal_one_image_made_of_all(progress: float) -> None:
-    options = {"recombination": "trained", "tailors": "none", **ALONE, "ft": 1}
+    options = {**ALONE, "recombination": "trained", "tailors": "none", "ft": 1}
     method = create_method("kt", CLASSES, STUDENT, TEACHER, moments="batch", **options)
     student, teacher, target = output(STUDENT), output(TEACHER, seed=2), labels()
     value = method(student, teacher, target, progress)["ft"].item()
@@ -115,9 +118,52 @@ def test_moments_over_the_batch_equal_one_image_made_of_all(progress: float) -> 
     assert method(student, teacher, target, progress)["ft"].item() != pytest.approx(expected, rel=1e-3)
 
 
+def test_the_regression_from_moments_is_that_of_maps() -> None:
+    generator = torch.Generator().manual_seed(3)
+    student = torch.randn(3, 5, 4, 6, generator=generator, dtype=torch.float64).add_(2).requires_grad_()
+    teacher = torch.randn(3, 7, 4, 6, generator=generator, dtype=torch.float64) * 3 - 1
+    teacher[1, 2] = 4.0  # a constant channel
+    valid = torch.randint(0, 3, (3, 24), generator=generator).double()
+    valid[2] = 0
+    mixing = torch.randn(7, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    found = from_moments(student, teacher, valid, mixing)
+    assert linear_matching(student, teacher, valid, mixing) == found
+    expected = matching(student, teacher, valid, None, mixing.expand(3, -1, -1), True)
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, [student, mixing]), torch.autograd.grad(expected, [student, mixing]), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+    assert torch.autograd.gradcheck(lambda maps, matrix: from_moments(maps, teacher, valid, matrix), [student, mixing])
+
+
+def test_the_regression_on_few_cells_forms_the_maps() -> None:
+    student, teacher = torch.randn(2, 9, 2, 4, requires_grad=True), torch.randn(2, 3, 2, 4)
+    mixing, valid = torch.randn(3, 9), torch.ones(2, 8)
+    expected = matching(student, teacher, valid, None, mixing.expand(2, -1, -1), True)
+    assert linear_matching(student, teacher, valid, mixing) == expected
+    torch.testing.assert_close(from_moments(student, teacher, valid, mixing), expected)
+
+
+def test_the_regression_keeps_nothing_of_the_teachers_width() -> None:
+    student, teacher = torch.randn(2, 4, 30, 40, requires_grad=True), torch.randn(2, 64, 30, 40).bfloat16()
+    mixing, valid = torch.randn(64, 4, requires_grad=True), torch.ones(2, 1200)
+    known = {student.data_ptr(), teacher.data_ptr(), mixing.data_ptr(), valid.data_ptr()}
+    kept: dict[int, int] = {}
+
+    def pack(value: torch.Tensor) -> torch.Tensor:
+        if value.data_ptr() not in known:
+            kept[value.data_ptr()] = value.numel()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        linear_matching(student, teacher, valid, mixing).backward()
+    assert sum(kept.values()) < teacher.numel() / 20
+
+
 def test_at_tuning_point_1_there_is_no_late_phase() -> None:
-    options = {"recombination": "trained", "tailors": "none", **ALONE, "ft": 1}
-    method = create_method("kt", CLASSES, STUDENT, TEACHER, tuning_point=1, **options)
+    options = {**ALONE, "recombination": "trained", "tailors": "none", "ft": 1}
+    method = create_method("kt", CLASSES, STUDENT, TEACHER, **{**options, "tuning_point": 1})
     assert not method.phases
     student, teacher, target = output(STUDENT), output(TEACHER, seed=2), labels()
     last = method(student, teacher, target, 1.0)["ft"]
@@ -151,7 +197,7 @@ def test_all_taps_of_networks_without_any_are_one_line() -> None:
 
 def test_the_weight_of_ft_goes_to_its_end_in_a_straight_line() -> None:
     method, fading = (
-        create_method("kt", CLASSES, STUDENT, TEACHER, **ALONE, ft=2, **more) for more in ({}, {"ft_end": 0.5})
+        create_method("kt", CLASSES, STUDENT, TEACHER, **{**ALONE, "ft": 2, **more}) for more in ({}, {"ft_end": 0.5})
     )
     student, teacher, target = output(STUDENT), output(TEACHER, seed=2), labels()
     for progress, factor in ((0.2, 0.9), (1.0, 0.5)):
@@ -161,7 +207,7 @@ def test_the_weight_of_ft_goes_to_its_end_in_a_straight_line() -> None:
 
 @PHASES
 def test_a_trained_recombination_learns(progress: float) -> None:
-    method = create_method("kt", CLASSES, STUDENT, TEACHER, recombination="trained", tailors="none", **ALONE)
+    method = create_method("kt", CLASSES, STUDENT, TEACHER, **{**ALONE, "recombination": "trained", "tailors": "none"})
     student, teacher, target = output(STUDENT), output(TEACHER, seed=2), labels()
     optimizer, values = torch.optim.Adam(method.parameters(), 0.02), []
     for _ in range(60):
@@ -177,13 +223,13 @@ def test_a_trained_recombination_learns(progress: float) -> None:
 
 
 def test_frozen_tailors_leave_the_recombination_to_learn() -> None:
-    method = create_method("kt", CLASSES, STUDENT, TEACHER, recombination="trained", tailors="frozen", contrastive=0)
+    method = create_method("kt", CLASSES, STUDENT, TEACHER, **{**TRAINED, "tailors": "frozen"})
     trained = {name.split(".")[-2] for name, value in method.named_parameters() if value.requires_grad}
     assert trained == {"student_to_teacher_recombination", "teacher_to_student_recombination"}
     assert method.phases
-    none = create_method("kt", CLASSES, STUDENT, TEACHER, recombination="trained", tailors="none", contrastive=0)
+    none = create_method("kt", CLASSES, STUDENT, TEACHER, **{**TRAINED, "tailors": "none"})
     assert len(none.state_dict()) == 2
-    assert set(create_method("kt", CLASSES, STUDENT, TEACHER, tailors="none").state_dict()) == {
+    assert set(create_method("kt", CLASSES, STUDENT, TEACHER, **{**EVERY_TERM, "tailors": "none"}).state_dict()) == {
         "tailoring.decoder.student_projector.weight"
     }
 
@@ -191,7 +237,7 @@ def test_frozen_tailors_leave_the_recombination_to_learn() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"recombination": "trained"}, "'recombination': .*set contrastive: 0"),
+        ({"contrastive": 1}, "'recombination': .*set contrastive: 0, or recombination: correlation"),
         ({"variant": "published", "recombination": "trained", "contrastive": 0}, "'recombination': .*variant: clean"),
         ({"variant": "published", "tailors": "none"}, "'tailors': .*variant: clean"),
         ({"variant": "published", "moments": "batch"}, "'moments': .*variant: clean"),

@@ -15,7 +15,7 @@ from segtailor.methods.assistance import AssistanceStage, DualPath
 from segtailor.methods.lad import LabelAssistedDistillation
 from segtailor.models.label_assisted import LabelAssisted, LabelAssistedTeacher
 
-from .cases import CLASSES, STUDENT, TEACHER, labels, output
+from .cases import CLASSES, EVERY_TERM, STUDENT, TEACHER, labels, output
 from .tester import MethodTester
 
 NETWORK = ModelConfig(model="deeplabv3plus-lcnet_035")
@@ -36,7 +36,7 @@ class TestLabelAssistedPublished(MethodTester):
 class TestLabelAssistedWithFeatures(MethodTester):
     phased = True
     name = "lad"
-    options: ClassVar = {"base": {"name": "kt", "lt_class": 0, "lt_nonclass": 0}, "lad": 0.5}
+    options: ClassVar = {"base": {"name": "kt", **EVERY_TERM, "lt_class": 0, "lt_nonclass": 0}, "lad": 0.5}
     terms = frozenset({"kd", "kd_aux", "lt_all", "ft", "contrastive"})
 
 

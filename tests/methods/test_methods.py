@@ -68,7 +68,7 @@ def test_a_teacher_without_a_feature_is_refused_by_name(name: str) -> None:
 def test_published_presets_fill_in_and_give_way_to_given_options() -> None:
     assert check_options("kt", {"variant": "published"}).model_dump()["contrastive"] == 1
     assert check_options("kt", {"variant": "published", "contrastive": 0.5}).model_dump()["contrastive"] == 0.5
-    assert check_options("kt", {}).model_dump()["tailors"] == "trained"
+    assert check_options("kt", {}).model_dump()["tailors"] == "none"
 
 
 def test_channels_as_a_number_are_the_features() -> None:

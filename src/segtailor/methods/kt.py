@@ -9,28 +9,32 @@ from torch import Tensor, nn
 from segtailor.losses import channel_kl, full_precision, recomputed, to_grid, valid_counts
 from segtailor.methods.base import Channels, Method, MethodOptions, read_tap, width_of
 from segtailor.methods.tailoring import features_clean, features_published, logits
+from segtailor.methods.tailoring.linear import linear_matching
 from segtailor.methods.tailoring.options import DECODER, KnowledgeTailoringOptions
 from segtailor.methods.tailoring.recombination import FeatureTailoring
 from segtailor.models.output import SegOutput
 
 
 class KnowledgeTailoring(Method):
-    """KD, logit tailoring, feature tailoring and a triplet, switching direction at the tuning point.
+    """KL on the logits and regression of the teacher's maps, at the decoder and all stages; or KT's terms as published.
 
     Terms ``kd``, ``kd_aux``, ``lt_all``, ``lt_class``, ``lt_nonclass``, ``ft``, ``contrastive``; with several taps
     ``ft.TAP`` and ``contrastive.TAP``. A term of weight 0 is left out; ``kd_aux`` also where a network has no auxiliary
-    logits. ``published`` computes what the public code computes; ``clean`` leaves void out, recombines standardised
-    features by convex weights that carry no gradient, and trains the tailors. Its later tuning point and its weights
-    come from short runs on the toy data, where feature tailoring helped while the student was recombined, and hurt
-    when the teacher was from the first step.
+    logits. ``published`` computes what the public code computes: all terms at the decoder's feature, the student
+    recombined first, the teacher from the tuning point on, tailors that never learn. ``clean`` computes the same
+    terms with void left out, on standardised features, and its defaults are what was best under an equal recipe.
 
-    1 - corr is half the mean squared distance of standardised channels, so ``ft`` is a standardised regression; with
-    ``recombination: trained`` and ``tailors: none`` that of a linear projection, of the student early and of the
-    teacher late.
+    1 - corr is half the mean squared distance of standardised channels, so ``ft`` is a standardised regression: by
+    default of a linear projection of the student, at every tap, from the first step to the last. What more KT does was
+    tried and lost (docs/study.md): the tailored logits, alone or beside ``kd``, tailors, recombination by correlation,
+    the late phase. It is there for those who want it: each term by its weight, ``recombination: correlation``,
+    ``tailors: trained``, ``tuning_point`` below 1.
     """
 
     name: ClassVar[str] = "kt"
-    summary: ClassVar[str] = "Knowledge Tailoring: logits tailored by the labels, features by channel correlation"
+    summary: ClassVar[str] = (
+        "Knowledge Tailoring: the teacher's maps regressed at all stages; published: tailored logits"
+    )
     formula: ClassVar[str] = (
         "kd, kd_aux  = chKL(s, t), KL between softmaxes over space, mean over channels and images\n"
         "tailored(t) = max(t, mean of t on class pixels where the teacher is right) inside class k,\n"
@@ -41,18 +45,22 @@ class KnowledgeTailoring(Method):
         "contrastive = relu(|anchor(s) - tailor(R .)| - |anchor(s) - tailor(R' .)| + margin), R' from 1 - corr"
     )
     source: ClassVar[str] = "Knowledge Tailoring, Pattern Recognition 2025, doi 10.1016/j.patcog.2025.112399"
-    widths: ClassVar[str] = "channels are recombined by their correlation with the other network's; tailors act on them"
+    widths: ClassVar[str] = (
+        "a trained 1x1 convolution lifts the student to the teacher's width; by correlation, a convex mixture of its "
+        "channels"
+    )
     extra_modules: ClassVar[str] = (
-        "per tap two tailors of three 1x1 convolutions, and a 1x1 projector for the triplet, or two 1x1 convolutions "
-        "that recombine (recombination: trained)"
+        "a 1x1 convolution per tap, and one back where there is a late phase; as published two tailors of three 1x1 "
+        "convolutions and a 1x1 projector for the triplet"
     )
     figures: ClassVar[str] = (
         "Cityscapes val: DeepLabV3-R18 77.98, DeepLabV3-MobileNetV2 76.17, PSPNet-R18 76.49; VOC val 76.49 and 75.52 "
         "(R18, PSPNet-R18); ADE20K 35.64 (KT's README; best of 50 validations, one run)"
     )
     unsuited: ClassVar[str] = (
-        "data without labels (logit tailoring reads them); teachers without a feature, with which `ft: 0` and "
-        "`contrastive: 0` leave the logit terms; very short trainings, where its late phase has no time"
+        "teachers without a feature, with which `ft: 0` leaves the logits; a teacher whose stages mean something else "
+        "than the student's (then `feature_taps: decoder`); as published also data without labels and very short "
+        "trainings, where the late phase has no time"
     )
     Options: ClassVar[type[MethodOptions]] = KnowledgeTailoringOptions
     phases = True
@@ -133,14 +141,15 @@ class KnowledgeTailoring(Method):
         self, student: SegOutput, teacher: SegOutput, target: Tensor, tap: str, progress: float
     ) -> dict[str, Tensor]:
         options, name = self.options, self.tap_names[tap]
-        own = full_precision(read_tap(student, name, "student"))
+        own, guide = read_tap(student, name, "student"), read_tap(teacher, name, "teacher")
         size = (own.shape[-2], own.shape[-1])
-        guide = to_grid(read_tap(teacher, name, "teacher"), size)
         # The last step's progress is 1, too: at 1 there is no late phase.
         module, early = self.tailoring[_key(tap)], progress < options.tuning_point or options.tuning_point == 1
         assert isinstance(module, FeatureTailoring)
+        if guide.shape[-2:] != own.shape[-2:]:
+            guide = to_grid(guide, size)
         if options.variant == "published":
-            values = self._published_features(own, guide, module, early)
+            values = self._published_features(full_precision(own), full_precision(guide), module, early)
         else:
             valid = valid_counts(target, size)
             if options.moments == "batch":
@@ -167,8 +176,11 @@ class KnowledgeTailoring(Method):
     ) -> dict[str, Tensor]:
         options, values = self.options, {}
         tailor = module.tailor(early) if module.tailored else None
+        if module.recombined and early and tailor is None:
+            return {"ft": linear_matching(own, guide, valid, module.matrix(early))}
+        own, guide = full_precision(own), full_precision(guide)
         if module.recombined:
-            mixing = module.trained_mixing(early, len(own))
+            mixing = module.matrix(early).expand(len(own), -1, -1)
             return {"ft": features_clean.matching(own, guide, valid, tailor, mixing, early)}
         pair = features_clean.mixing_weights(own, guide, valid, early, options.sharpness)
         if options.ft:

@@ -17,23 +17,24 @@ from segtailor.methods.base import Channels, VariantOptions
 
 DECODER = "decoder"
 ALL = "all"
-TUNED = "our choice, from short runs on toy; published: KT's code"
-CLEAN_ONLY = ("recombination", "moments", "ft_end")
+CHOSEN = "our choice, on CamVid's dev split (docs/study.md); published: KT's code"
+CLEAN_ONLY = {"tailors": ("none",), "recombination": ("trained",), "moments": ("batch",)}
+"""Values that the published computation has nothing like."""
 
 
 class KnowledgeTailoringOptions(VariantOptions):
     """Options of ``kt``."""
 
     sources: ClassVar[dict[str, str]] = {
-        **dict.fromkeys(("kd", "kd_aux", "lt_all", "lt_class", "lt_nonclass", "ft", "contrastive"), TUNED),
-        "temperature": TUNED,
+        **dict.fromkeys(("kd", "kd_aux", "lt_all", "lt_class", "lt_nonclass", "ft", "contrastive"), CHOSEN),
+        "temperature": CHOSEN,
         "margin": "our choice, for vectors of unit norm; published: PyTorch's default",
-        "tuning_point": TUNED,
-        "tailors": "our choice; KT's code never trains them",
+        "tuning_point": CHOSEN,
+        "tailors": CHOSEN,
         "seed": "our choice; KT's code sets none",
         "sharpness": "our choice",
-        "feature_taps": "KT's code",
-        "recombination": "our choice; trained: as in feature regression (FitNet)",
+        "feature_taps": CHOSEN,
+        "recombination": f"{CHOSEN}; trained: as in feature regression (FitNet)",
         "moments": "our choice; batch: PKD's standardisation (arXiv 2207.02039); KT's code correlates within an image",
         "ft_end": "our choice; KT's code has a constant weight",
     }
@@ -50,37 +51,42 @@ class KnowledgeTailoringOptions(VariantOptions):
             "margin": 1.0,
             "tuning_point": 0.25,
             "tailors": "frozen",
+            "feature_taps": DECODER,
+            "recombination": "correlation",
         }
     }
     kd: NonNegativeFloat = Field(
-        6.0,
+        1.0,
         description="weight of the channel-wise KL on logits; 0 leaves the tailored ones (lt_all) as their only goal",
     )
     kd_aux: NonNegativeFloat = Field(
-        2.4, description="weight of the same on auxiliary logits, where both have them, whatever kd is"
+        0.0, description="weight of the same on auxiliary logits, where both have them, whatever kd is"
     )
-    lt_all: NonNegativeFloat = Field(6.0, description="weight of logit tailoring over all pixels")
-    lt_class: NonNegativeFloat = Field(0.1, description="weight of logit tailoring inside each class")
-    lt_nonclass: NonNegativeFloat = Field(0.1, description="weight of logit tailoring outside each class")
-    ft: NonNegativeFloat = Field(0.5, description="weight of feature tailoring")
-    contrastive: NonNegativeFloat = Field(0.1, description="weight of the triplet on tailored features")
-    temperature: PositiveFloat = Field(1.0, description="divides maps before a softmax over space")
+    lt_all: NonNegativeFloat = Field(0.0, description="weight of logit tailoring over all pixels")
+    lt_class: NonNegativeFloat = Field(0.0, description="weight of logit tailoring inside each class")
+    lt_nonclass: NonNegativeFloat = Field(0.0, description="weight of logit tailoring outside each class")
+    ft: NonNegativeFloat = Field(8.0, description="weight of feature tailoring")
+    contrastive: NonNegativeFloat = Field(
+        0.0, description="weight of the triplet on tailored features; needs recombination: correlation"
+    )
+    temperature: PositiveFloat = Field(4.0, description="divides maps before a softmax over space")
     margin: PositiveFloat = Field(0.4, description="margin of the triplet")
     tuning_point: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.75, description="fraction of the run at which the teacher, not the student, begins to be recombined; 1: never"
+        1.0, description="fraction of the run at which the teacher, not the student, begins to be recombined; 1: never"
     )
     tailors: Literal["trained", "frozen", "none"] = Field(
-        "trained", description="whether the tailors learn with the student; none (clean): channels are only recombined"
+        "none", description="whether the tailors learn with the student; none (clean): channels are only recombined"
     )
     seed: NonNegativeInt = Field(0, description="seed of the tailors' first values, the same on every process")
     sharpness: PositiveFloat = Field(0.1, description="divides correlations before the softmax over channels (clean)")
     feature_taps: str | Annotated[list[str], Field(min_length=1)] = Field(
-        DECODER,
+        ALL,
         description="`decoder` (the feature in front of the classifier), `stages.N`, a list of taps, or `all`: the "
         "decoder's feature and the stages, as far as both networks have them",
     )
     recombination: Literal["correlation", "trained"] = Field(
-        "correlation",
+        "trained",
+        validate_default=True,
         description="how channels are recombined (clean): by their correlation, or by a 1x1 convolution for each phase "
         "that learns with the student, which needs contrastive: 0",
     )
@@ -93,11 +99,11 @@ class KnowledgeTailoringOptions(VariantOptions):
         1.0, description="factor on the weight of ft at the end of the run, reached in a straight line from 1 (clean)"
     )
 
-    @field_validator("tailors", *CLEAN_ONLY)
+    @field_validator(*CLEAN_ONLY, "ft_end")
     @classmethod
     def _is_of_the_variant(cls, value: Any, info: ValidationInfo) -> Any:
-        assert info.field_name is not None
-        new = value == "none" if info.field_name == "tailors" else value != cls.model_fields[info.field_name].default
+        name = str(info.field_name)
+        new = value in CLEAN_ONLY[name] if name in CLEAN_ONLY else value != 1
         if info.data.get("variant") == "published" and new:
             raise ValueError("KT's code has nothing like it; leave it out, or take variant: clean")
         return value
@@ -107,7 +113,8 @@ class KnowledgeTailoringOptions(VariantOptions):
     def _has_a_complement(cls, value: str, info: ValidationInfo) -> str:
         if value == "trained" and info.data.get("contrastive"):
             raise ValueError(
-                "the triplet needs the correlation's complement, which a convolution lacks; set contrastive: 0"
+                "the triplet needs the correlation's complement, which a convolution lacks; set contrastive: 0, or "
+                "recombination: correlation"
             )
         return value
 

@@ -115,10 +115,10 @@ class FeatureTailoring(nn.Module):
         """Return what takes the student's feature to the space of the phase."""
         return self.student_projector if early else _unchanged
 
-    def trained_mixing(self, early: bool, batch: int) -> Tensor:
-        """Return the matrix of the phase's convolution for each image: (B,C_t,C_s) early, (B,C_s,C_t) late."""
+    def matrix(self, early: bool) -> Tensor:
+        """Return the matrix of the phase's convolution: (C_t,C_s) early, (C_s,C_t) late."""
         layer = self.student_to_teacher_recombination if early else self.teacher_to_student_recombination
-        return layer.weight.flatten(1).expand(batch, -1, -1)
+        return layer.weight.flatten(1)
 
 
 def _unchanged(feature: Tensor) -> Tensor:
