@@ -222,8 +222,8 @@ def _end(study: Study, unit: Unit, code: int, waiting: list[Unit]) -> int:
 
 
 def _write(study: Study, comparison: Comparison) -> None:
-    """Write the comparison's tables from the rows that count."""
-    if any(row.state in ("there", "failed") for row in check_rows(study, comparison)):
+    """Write the comparison's tables from the rows that count; what is settled stays as it was written."""
+    if not comparison.settled and any(row.state in ("there", "failed") for row in check_rows(study, comparison)):
         write_plan(study, comparison)
         write_tables(read_comparison(study.results / comparison.name), study.results / comparison.name)
 

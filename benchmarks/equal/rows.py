@@ -17,6 +17,7 @@ from plan import Comparison, Study
 from segtailor.comparison import read_comparison
 from segtailor.engine.runs import write_json
 from segtailor.errors import SegtailorError
+from segtailor.jobs.arms import recorded
 
 FINGERPRINT = "fingerprint.json"
 KEPT = ("outcome.json", "confusions.npz")
@@ -154,7 +155,7 @@ def write_plan(study: Study, comparison: Comparison) -> None:
     sources = [plan for path in (*units, target) if (plan := read_json(path)) is not None]
     if not sources:
         raise SegtailorError(f"{target} cannot be read, and no unit is left to write it anew; restore it from git")
-    recipe = comparison.recipe.model_dump(mode="json")
+    recipe = recorded(comparison.recipe)
     names = {"name": f"{study.path.stem}-{comparison.name}", "arms": comparison.arms}
     plan = {**sources[0], **names, "seeds": comparison.recipe.seeds, "recipe": recipe}
     if read_json(target) != plan:

@@ -10,6 +10,7 @@ import pytest
 import segtailor
 from segtailor.errors import SegtailorError
 from segtailor.jobs.repro import Reproduction, repro
+from segtailor.methods import check_options
 from tiny import tiny_distill
 
 
@@ -30,6 +31,13 @@ def test_a_row_is_found_again_exactly(comparison: Path, tmp_path: Path) -> None:
     assert found.within
     assert "kt, seed 1" in found.text()
     assert repro(row / "outcome.json", {"run.folder": str(tmp_path)}).found == recorded
+
+
+def test_a_comparison_records_every_option_that_its_methods_had(comparison: Path) -> None:
+    """So that a row stays what it was when a default changes."""
+    recipe = json.loads((comparison / "comparison.json").read_text())["recipe"]
+    (method,) = recipe["arms"]["kt"]["method"]
+    assert method == {"name": "kt", "weight": 1.0, **check_options("kt", {}).model_dump()}
 
 
 def test_within_the_spread() -> None:

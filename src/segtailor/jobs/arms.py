@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from segtailor.config import ArmConfig, CompareRecipe, DistillRecipe, MethodConfig, ModelConfig, RunConfig
+from segtailor.errors import SegtailorError
+from segtailor.methods import check_options
 
 ALONE = "none"
 
@@ -54,6 +57,20 @@ def arm_recipe(recipe: CompareRecipe, name: str, seed: int) -> DistillRecipe:
         train=recipe.train.model_copy(update=changes), evaluate=recipe.evaluate,
         run=RunConfig(name=f"seed{seed}", folder=recipe.run.folder, exists="resume"),
     )  # fmt: skip
+
+
+def recorded(recipe: CompareRecipe) -> dict[str, Any]:
+    """Return ``recipe`` as a comparison records it: with all options of each method, whatever their defaults become.
+
+    A method whose options are wrong stays as it was given; its arm fails, and says why.
+    """
+    plain = recipe.model_dump(mode="json")
+    for name, arm in recipe.arms.items():
+        for index, method in enumerate(arm.method):
+            with suppress(SegtailorError):
+                options = check_options(method.name, method.options()).model_dump(mode="json")
+                plain["arms"][name]["method"][index] |= options
+    return plain
 
 
 def arm_folder(folder: Path, name: str, seed: int) -> Path:

@@ -19,7 +19,7 @@ from segtailor.engine.runs import open_run, write_json
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import evaluate_model, inference_settings
 from segtailor.evaluation.boundary import BoundarySettings
-from segtailor.jobs.arms import all_arms, arm_folder, baseline_of
+from segtailor.jobs.arms import all_arms, arm_folder, baseline_of, recorded
 from segtailor.jobs.group import Ground, outcome_status, train_group
 from segtailor.jobs.setup import (
     check_methods,
@@ -105,7 +105,7 @@ def train_seeds(
     folder = on_first_process(fabric, lambda: open_run(run, name, plain).path)
     ground = Ground(fabric, recipe, folder, data, val, teacher, profile_size(recipe.data, val), more)
     if fabric.is_global_zero and rank == 0 and not (folder / "comparison.json").exists():
-        _write_plan(ground, name, plain)
+        _write_plan(ground, name)
     names = [name for name in all_arms(recipe) if arms is None or name in arms]
     demands = dict[str, Demand]()
     with resumable(folder):
@@ -123,14 +123,14 @@ def conclude(folder: Path) -> ComparisonResult:
     return ComparisonResult(folder, write_report(folder), board)
 
 
-def _write_plan(ground: Ground, name: str, plain: dict[str, Any]) -> None:
+def _write_plan(ground: Ground, name: str) -> None:
     recipe, val = ground.recipe, ground.val
     plan = {
         "version": 1, "name": name, "arms": list(all_arms(recipe)), "baseline": baseline_of(recipe),
         "seeds": recipe.seeds, "classes": list(val.classes), "palette": [list(color) for color in val.palette],
-        "data": recipe.data.name, "size": list(ground.size), "teacher": _teacher_row(ground), "recipe": plain,
-        "class_map": class_map_rows(ground.teacher), "environment": environment(recipe.train, ground.fabric),
-        "samples": [], "tailoring": [],
+        "data": recipe.data.name, "size": list(ground.size), "teacher": _teacher_row(ground),
+        "recipe": recorded(recipe), "class_map": class_map_rows(ground.teacher),
+        "environment": environment(recipe.train, ground.fabric), "samples": [], "tailoring": [],
     }  # fmt: skip
     write_json(ground.folder / "comparison.json", plan)
 
