@@ -55,6 +55,7 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
     """
     checked = load_recipe(recipe, DistillRecipe, overrides)
     check_methods(checked.method)
+    _check_baseline(checked.baseline)
     # Which parameters a method leaves unused is known only once it is built; what it declares as a class is enough.
     phases = any(METHODS[config.name].phases for config in checked.method)
     fabric = launch(checked.train, find_unused_parameters=phases)
@@ -189,11 +190,15 @@ def _baseline(
     return trained.student, row
 
 
+def _check_baseline(baseline: str) -> None:
+    """Raise SegtailorError, before anything is made, where the student alone cannot be taken from ``baseline``."""
+    if baseline not in ("none", "train") and not (Path(baseline) / "results.json").exists():
+        raise SegtailorError(f"baseline: no finished run in {baseline}; give a run folder, `train` or `none`")
+
+
 def _baseline_from(
     folder: Path, recipe: DistillRecipe, val: SegmentationDataset, size: tuple[int, int], fabric: Any
 ) -> tuple[Network, dict[str, Any]]:
-    if not (folder / "results.json").exists():
-        raise SegtailorError(f"baseline: no finished run in {folder}; give a run folder, `train` or `none`")
     model = load_model(folder, num_classes=val.num_classes)
     settings = inference_settings(recipe.evaluate, recipe.data)
     result = evaluate_model(model, val, device=fabric.device, batch=recipe.evaluate.batch, **settings)

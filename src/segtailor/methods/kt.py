@@ -45,10 +45,7 @@ class KnowledgeTailoring(Method):
         "contrastive = relu(|anchor(s) - tailor(R .)| - |anchor(s) - tailor(R' .)| + margin), R' from 1 - corr"
     )
     source: ClassVar[str] = "Knowledge Tailoring, Pattern Recognition 2025, doi 10.1016/j.patcog.2025.112399"
-    widths: ClassVar[str] = (
-        "a trained 1x1 convolution lifts the student to the teacher's width; by correlation, a convex mixture of its "
-        "channels"
-    )
+    widths: ClassVar[str] = "channels are recombined, by default by a trained 1x1 convolution"
     extra_modules: ClassVar[str] = (
         "a 1x1 convolution per tap, and one back where there is a late phase; as published two tailors of three 1x1 "
         "convolutions and a 1x1 projector for the triplet"
