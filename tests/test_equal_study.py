@@ -250,6 +250,10 @@ def test_a_fingerprint_sees_code_and_not_its_dress(tmp_path: Path, monkeypatch: 
     dressed = '"""About."""\n\n\ndef half(x):\n    """Return half."""\n    # a comment\n    return (x / 2)\n'
     assert hashed(dressed) == plain
     assert hashed("def half(x):\n    return x / 3\n") != plain
+    method = 'class M:\n    summary: str = "{}"\n    weight: float = Field({}, description="{}")\n'
+    described = hashed(method.format("one", 1.0, "a weight"))
+    assert hashed(method.format("another", 1.0, "the weight")) == described
+    assert hashed(method.format("one", 2.0, "a weight")) != described
     kt = fingerprint.code_hash(["segtailor.methods.kt"])
     assert kt == fingerprint.code_hash(["segtailor.methods.kt"])
     assert kt != fingerprint.code_hash(["segtailor.methods.cwd"])

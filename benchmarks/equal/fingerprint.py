@@ -34,13 +34,15 @@ PASSED_OVER = (
 SHELVES = ("methods", "data")
 """Packages whose ``__init__`` lists everything there is; a row depends on what it takes from there."""
 ELSEWHERE = {"filename", "teacher.weights", "teacher.check"}
+DESCRIBING = {"summary", "formula", "source", "sources", "widths", "extra_modules", "figures", "unsuited"}
+"""Class attributes that only describe a method or its options."""
 
 
 def fingerprint(recipe: CompareRecipe, arm: str, seed: int, teacher: str | None) -> dict[str, str]:
     """Return what the row of ``arm`` and ``seed`` is made by; ``teacher`` is the hash of its weights.
 
-    ``code`` covers what all rows share, ``method`` the arm's own methods; neither changes with comments, docstrings or
-    layout.
+    ``code`` covers what all rows share, ``method`` the arm's own methods; neither changes with comments, layout or
+    descriptions.
     """
     single = arm_recipe(recipe, arm, seed)
     settings = computing_settings(single.model_dump(mode="json"))
@@ -101,7 +103,7 @@ def _passed_over(name: str) -> bool:
 
 
 def _tree(name: str) -> ast.Module | None:
-    """Return the module's syntax tree without docstrings; None where ``name`` is no module (a function, a class)."""
+    """Return the module's syntax tree without descriptions; None where ``name`` is no module (a function, a class)."""
     try:
         spec = importlib.util.find_spec(name)
     except ModuleNotFoundError:
@@ -114,7 +116,18 @@ def _tree(name: str) -> ast.Module | None:
             first = node.body[0] if node.body else None
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
                 node.body = node.body[1:]
+        if isinstance(node, ast.ClassDef):
+            node.body = [item for item in node.body if not _describes(item)]
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Field":
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg != "description"]
     return tree
+
+
+def _describes(item: ast.stmt) -> bool:
+    if isinstance(item, ast.Expr):
+        return isinstance(item.value, ast.Constant)
+    target = item.target if isinstance(item, ast.AnnAssign) else None
+    return isinstance(target, ast.Name) and target.id in DESCRIBING
 
 
 def _plain(node: object) -> str:
