@@ -1,4 +1,4 @@
-"""Recombination by trained convolutions, tailoring without tailors, moments over the batch, and all taps at once."""
+"""Recombination by trained convolutions, tailoring without tailors, and all taps at once."""
 
 from __future__ import annotations
 
@@ -33,13 +33,6 @@ class TestKTLinearRegression(MethodTester):
     name = "kt"
     options: ClassVar = {**TRAINED, "tailors": "none", "kd": 0}
     terms = LOGIT_TERMS - {"kd"} | {"ft"}
-
-
-class TestKTOverTheBatch(MethodTester):
-    phased = True
-    name = "kt"
-    options: ClassVar = {**EVERY_TERM, "moments": "batch", "margin": 2.0}
-    terms = LOGIT_TERMS | {"ft", "contrastive"}
 
 
 class TestKTWithoutTailors(MethodTester):
@@ -89,33 +82,6 @@ def test_trained_recombination_equals_a_standardised_regression_by_hand(progress
             tailor.float()
         expected += correlation_loss(recombined, goal.flatten(1), weight) / 2
     assert value == pytest.approx(expected, rel=1e-4)
-
-
-@PHASES
-def test_moments_over_the_batch_equal_one_image_made_of_all(progress: float) -> None:
-    options = {**ALONE, "recombination": "trained", "tailors": "none", "ft": 1}
-    method = create_method("kt", CLASSES, STUDENT, TEACHER, moments="batch", **options)
-    student, teacher, target = output(STUDENT), output(TEACHER, seed=2), labels()
-    value = method(student, teacher, target, progress)["ft"].item()
-    module, expected = method.tailoring["decoder"], 0.0
-    early = progress == EARLY
-    layer = module.student_to_teacher_recombination if early else module.teacher_to_student_recombination
-    assert student.feature is not None
-    assert teacher.feature is not None
-    weight = torch.zeros(len(target), 6, 8, dtype=torch.float64)
-    for image in range(len(target)):
-        for row in range(46):
-            for column in range(63):
-                weight[image, row * 6 // 46, column * 8 // 63] += target[image, row, column] != 255
-    weight = weight.flatten() / weight.sum()
-    own, guide = (maps.feature.detach().double().movedim(1, 0).flatten(1) for maps in (student, teacher))
-    source, goal = (own, guide) if early else (guide, own)
-    middle = source - (source * weight).sum(1, keepdim=True)
-    scaled = middle / ((middle**2 * weight).sum(1, keepdim=True) + 1e-6).sqrt()
-    expected = correlation_loss(layer.weight.detach().flatten(1).double() @ scaled, goal, weight)
-    assert value == pytest.approx(expected, rel=1e-4)
-    method.options.moments = "image"
-    assert method(student, teacher, target, progress)["ft"].item() != pytest.approx(expected, rel=1e-3)
 
 
 def test_the_regression_from_moments_is_that_of_maps() -> None:
@@ -195,16 +161,6 @@ def test_all_taps_of_networks_without_any_are_one_line() -> None:
     assert "\n" not in str(error.value)
 
 
-def test_the_weight_of_ft_goes_to_its_end_in_a_straight_line() -> None:
-    method, fading = (
-        create_method("kt", CLASSES, STUDENT, TEACHER, **{**ALONE, "ft": 2, **more}) for more in ({}, {"ft_end": 0.5})
-    )
-    student, teacher, target = output(STUDENT), output(TEACHER, seed=2), labels()
-    for progress, factor in ((0.2, 0.9), (1.0, 0.5)):
-        full = method(student, teacher, target, progress)["ft"].item()
-        assert fading(student, teacher, target, progress)["ft"].item() == pytest.approx(factor * full)
-
-
 @PHASES
 def test_a_trained_recombination_learns(progress: float) -> None:
     method = create_method("kt", CLASSES, STUDENT, TEACHER, **{**ALONE, "recombination": "trained", "tailors": "none"})
@@ -240,8 +196,6 @@ def test_frozen_tailors_leave_the_recombination_to_learn() -> None:
         ({"contrastive": 1}, "'recombination': .*set contrastive: 0, or recombination: correlation"),
         ({"variant": "published", "recombination": "trained", "contrastive": 0}, "'recombination': .*variant: clean"),
         ({"variant": "published", "tailors": "none"}, "'tailors': .*variant: clean"),
-        ({"variant": "published", "moments": "batch"}, "'moments': .*variant: clean"),
-        ({"variant": "published", "ft_end": 0}, "'ft_end': .*variant: clean"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused_in_one_line(options: dict[str, Any], message: str) -> None:
@@ -251,5 +205,5 @@ def test_options_that_do_not_go_together_are_refused_in_one_line(options: dict[s
 
 
 def test_published_takes_what_changes_nothing() -> None:
-    options = {"recombination": "correlation", "moments": "image", "ft_end": 1}
+    options = {"recombination": "correlation", "tailors": "frozen"}
     assert check_options("kt", {"variant": "published", **options}) == check_options("kt", {"variant": "published"})

@@ -98,7 +98,6 @@ class KnowledgeTailoring(Method):
         self.compares_logits = bool(options.kd or tailored)
         trained = any(parameter.requires_grad for parameter in self.tailoring.parameters())
         self.phases = trained and (late or options.tailors == "trained")
-        self.couples_images = options.moments == "batch" and bool(self.tap_names)
         minimal = {"kd", "kd_aux"} | ({"lt_class", "lt_nonclass"} if options.variant == "published" else set())
         self.minimal_at_teacher = frozenset(term for term in minimal if getattr(options, term))
 
@@ -148,12 +147,8 @@ class KnowledgeTailoring(Method):
         if options.variant == "published":
             values = self._published_features(full_precision(own), full_precision(guide), module, early)
         else:
-            valid = valid_counts(target, size)
-            if options.moments == "batch":
-                own, guide, valid = features_clean.as_one_image(own, guide, valid)
-            values = self._features(own, guide, valid, module, early)
-        fade = 1.0 if options.ft_end == 1 else 1 + progress * (options.ft_end - 1)
-        weights = {"ft": options.ft * fade, "contrastive": options.contrastive}
+            values = self._features(own, guide, valid_counts(target, size), module, early)
+        weights = {"ft": options.ft, "contrastive": options.contrastive}
         suffix = f".{tap}" if len(self.tap_names) > 1 else ""
         return {f"{term}{suffix}": weights[term] * value for term, value in values.items()}
 

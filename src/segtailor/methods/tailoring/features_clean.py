@@ -15,17 +15,6 @@ from segtailor.losses import recomputed, standardise
 from segtailor.methods.tailoring.recombination import Anchoring, Tailoring, cosines, recombine
 
 
-def as_one_image(student: Tensor, teacher: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Lay a batch's images side by side: (B,C,h,w) gives (1,C,B*h,w), the weights ``valid`` (B,h*w) give (1,B*h*w).
-
-    >>> side_by_side, _, weights = as_one_image(torch.ones(2, 3, 4, 5), torch.ones(2, 6, 4, 5), torch.ones(2, 20))
-    >>> side_by_side.shape, weights.shape
-    (torch.Size([1, 3, 8, 5]), torch.Size([1, 40]))
-    """
-    student, teacher = (maps.transpose(0, 1).flatten(1, 2).unsqueeze(0) for maps in (student, teacher))
-    return student, teacher, valid.reshape(1, -1)
-
-
 def mixing_weights(
     student: Tensor, teacher: Tensor, valid: Tensor, early: bool, sharpness: float
 ) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from segtailor.methods.base import Channels, VariantOptions
 DECODER = "decoder"
 ALL = "all"
 CHOSEN = "our choice, on CamVid's dev split (docs/study.md); published: KT's code"
-CLEAN_ONLY = {"tailors": ("none",), "recombination": ("trained",), "moments": ("batch",)}
+CLEAN_ONLY = {"tailors": ("none",), "recombination": ("trained",)}
 """Values that the published computation has nothing like."""
 
 
@@ -35,8 +35,6 @@ class KnowledgeTailoringOptions(VariantOptions):
         "sharpness": "our choice",
         "feature_taps": CHOSEN,
         "recombination": f"{CHOSEN}; trained: as in feature regression (FitNet)",
-        "moments": "our choice; batch: PKD's standardisation (arXiv 2207.02039); KT's code correlates within an image",
-        "ft_end": "our choice; KT's code has a constant weight",
     }
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "published": {
@@ -90,21 +88,11 @@ class KnowledgeTailoringOptions(VariantOptions):
         description="how channels are recombined (clean): by their correlation, or by a 1x1 convolution for each phase "
         "that learns with the student, which needs contrastive: 0",
     )
-    moments: Literal["image", "batch"] = Field(
-        "image",
-        description="over what channels are standardised, correlated and compared (clean): the pixels of each image, "
-        "or those of all images on the process, so that what tells one image from another counts too",
-    )
-    ft_end: NonNegativeFloat = Field(
-        1.0, description="factor on the weight of ft at the end of the run, reached in a straight line from 1 (clean)"
-    )
 
-    @field_validator(*CLEAN_ONLY, "ft_end")
+    @field_validator(*CLEAN_ONLY)
     @classmethod
     def _is_of_the_variant(cls, value: Any, info: ValidationInfo) -> Any:
-        name = str(info.field_name)
-        new = value in CLEAN_ONLY[name] if name in CLEAN_ONLY else value != 1
-        if info.data.get("variant") == "published" and new:
+        if info.data.get("variant") == "published" and value in CLEAN_ONLY[str(info.field_name)]:
             raise ValueError("KT's code has nothing like it; leave it out, or take variant: clean")
         return value
 
