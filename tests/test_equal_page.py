@@ -202,6 +202,16 @@ def test_rows_made_by_something_else_than_most_are_left_out_and_named(
     assert "| 9 | 5 | 0 | 1 | 3 |" in made.block("state")
 
 
+def test_rows_taken_from_another_comparison_are_named_and_timed_there(made: Made) -> None:
+    for seed in range(3):
+        made.row("none", seed, ALONE[seed])
+        origin = {"taken": {"from": f"more/arms/kd/seed{seed}", "alone_seconds": 50.0}} if seed < 2 else {}
+        made.row("kd", seed, KD[seed], {**MADE_BY, **origin}, seconds=150.0)  # type: ignore[dict-item]
+    made.write()
+    assert "- the same as in `more`, and taken from there: `kd` seeds 0, 1\n" in made.block("table:rows")
+    assert made.cells("table:rows")["`kd`"]["time"] == "2.25×"
+
+
 def test_rows_of_another_teacher_or_recipe_than_the_page_describes_say_so(made: Made) -> None:
     made.teacher()
     made.row("none", 0, 0.4, {**MADE_BY, "teacher": "before"})

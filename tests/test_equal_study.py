@@ -190,6 +190,28 @@ def test_a_settled_comparison_stays_as_it_is(folder: Path) -> None:
     assert "first/arms/kd/seed0: not run; the rows of first were made at abc1234" in err
 
 
+def test_a_row_that_another_comparison_has_is_taken_and_the_student_alone_is_not(folder: Path) -> None:
+    first = STUDY["comparisons"]["first"]  # type: ignore[index]
+    second = {**first, "arms": {"none": "none", "other-name": "kd", "kd-3": {"name": "kd", "kd": 3}}}
+    write_study(folder, comparisons={"first": first, "second": second})
+    code, out, err = run(folder)
+    assert code == 0, out + err
+    assert "second/arms/other-name/seed0: first/arms/kd/seed0 is the same, taken from there" in out
+    assert "second, seed 0: 2 arms: started" in out
+    assert "second: 3 there" in out
+    source, copy = folder / PLACE / "kd" / "seed0", folder / "results/tiny/second/arms/other-name/seed0"
+    assert (copy / "confusions.npz").read_bytes() == (source / "confusions.npz").read_bytes()
+    assert json.loads((copy / "outcome.json").read_text())["arm"] == "other-name"
+    alone = json.loads((folder / PLACE / "none" / "seed0" / "outcome.json").read_text())
+    made_by = json.loads((copy / "fingerprint.json").read_text())
+    seconds = alone["seconds"] + alone["stage_seconds"] + alone["teacher_seconds"]
+    assert made_by["taken"] == {"from": "first/arms/kd/seed0", "alone_seconds": pytest.approx(seconds)}
+    assert {key: made_by[key] for key in made_by if key != "taken"} == json.loads(
+        (source / "fingerprint.json").read_text()
+    )
+    assert "started" not in run(folder)[1]
+
+
 def test_a_failed_arm_is_named_and_run_again_when_asked(folder: Path) -> None:
     path = folder / PLACE / "kd" / "seed0" / "outcome.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "status": "failed", "reason": "out of memory"}))

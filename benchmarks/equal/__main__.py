@@ -25,6 +25,7 @@ from confirm import confirm
 from fingerprint import differences
 from plan import STUDY, Comparison, Study, read_study
 from rows import Row, State, beside, check_rows, collect, read_json, set_aside, write_plan
+from taken import take_over
 
 from segtailor.comparison import read_comparison, write_tables
 from segtailor.engine.preemption import RunStopped
@@ -147,6 +148,8 @@ def _units(study: Study, comparison: Comparison, anew: bool) -> list[Unit]:
     """Return what is missing of ``comparison``, one unit a seed, after taking over what earlier units finished."""
     for place in collect(study, comparison):
         print(f"{place}: taken over")
+    for place, source in take_over(study, comparison):
+        print(f"{place}: {source} is the same, taken from there")
     rows = check_rows(study, comparison)
     lacking = [row for row in rows if row.state != "there"]
     if comparison.settled and lacking:

@@ -85,8 +85,8 @@ def _adopt(study: Study, comparison: Comparison, arm: str, seed: int, together: 
         made_by = _made_by(study, comparison, arm, other)
         same_code = made_by and all(made_by.get(key) == old.get(key) for key in CODE)
         if same_code and _changed(study, comparison, arm, other) <= set(CODE):
-            expected = study.expected(comparison, arm, other)
-            write_json(study.results / comparison.name / "arms" / arm / f"seed{other}" / FINGERPRINT, expected)
+            today = {**made_by, **study.expected(comparison, arm, other)}
+            write_json(study.results / comparison.name / "arms" / arm / f"seed{other}" / FINGERPRINT, today)
             adopted.append(str(other))
     return f"{place}: confirmed, every image's figures are the same; seeds {', '.join(adopted)} count as today's", True
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fingerprint import fingerprint
 from plan import Comparison
-from rows import FINGERPRINT, read_json
+from rows import FINGERPRINT, TAKEN, read_json
 
 from segtailor.comparison import ArmResult, ArmRun, Leaderboard, read_comparison, summarise
 from segtailor.comparison import Comparison as Found
@@ -35,6 +35,8 @@ class Kept:
     board: Leaderboard | None = None
     notes: list[str] = field(default_factory=list)
     made_by: dict[str, Any] = field(default_factory=dict)
+    taken: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    """Where rows were taken from that another comparison has, and what the student alone took there."""
 
     @property
     def found(self) -> Found | None:
@@ -77,6 +79,8 @@ def keep(planned: Comparison, results: Path, teacher: Mapping[str, Any] | None) 
     kept.board = summarise(found, resamples=1)
     kept.notes += _told(found)
     kept.notes += [f"made by another recipe than the study has now: {listed(old)}"] if old else []
+    kept.taken = _taken(found, folder)
+    kept.notes += _origins(kept.taken)
     kept.notes += _on_teacher(kept, teacher)
     return kept
 
@@ -142,6 +146,23 @@ def _leave_others_out(planned: Comparison, found: Found, folder: Path) -> tuple[
         own, left = _alike(found, {key: made_by for key, made_by in alike.items() if key[0] == arm}, OWN)
         old += left if own.get("recipe") is False else []
     return usual, old
+
+
+def _taken(found: Found, folder: Path) -> dict[Key, dict[str, Any]]:
+    taken = {}
+    for (arm, seed), run in found.runs.items():
+        made_by = read_json(folder / "arms" / arm / f"seed{seed}" / FINGERPRINT) or {}
+        if run.status == "finished" and TAKEN in made_by:
+            taken[arm, seed] = made_by[TAKEN]
+    return taken
+
+
+def _origins(taken: Mapping[Key, dict[str, Any]]) -> list[str]:
+    """Return one line for each comparison that rows were taken from."""
+    sources: dict[str, list[Key]] = {}
+    for key, origin in taken.items():
+        sources.setdefault(origin["from"].split("/")[0], []).append(key)
+    return [f"the same as in `{name}`, and taken from there: {listed(keys)}" for name, keys in sources.items()]
 
 
 def _alike(

@@ -21,6 +21,9 @@ from segtailor.jobs.arms import recorded
 
 FINGERPRINT = "fingerprint.json"
 KEPT = ("outcome.json", "confusions.npz")
+TAKEN = "taken"
+"""In a fingerprint, where a row is a copy: ``from``, the row it is a copy of, and ``alone_seconds``, what the student
+alone took in the run that made that."""
 State = Literal["there", "failed", "missing", "damaged", "other"]
 
 
