@@ -7,7 +7,8 @@
     python benchmarks/equal --confirm ROW...     run rows of other code again; where the figures are the same they count
 
 Rows lie in ``benchmarks/results/equal/COMPARISON/arms/ARM/seedN``, each with the fingerprint of the code, recipe,
-teacher and PyTorch that made it; `segtailor repro ROW` runs one again. Runs lie in ``runs/equal``.
+teacher and PyTorch that made it; `segtailor repro ROW` runs one again. A row that another comparison has already is
+copied from there. Runs lie in ``runs/equal``.
 """
 
 from __future__ import annotations
