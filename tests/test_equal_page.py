@@ -177,6 +177,35 @@ def test_below_five_seeds_nothing_is_tested_and_from_five_on_p_is_given(
     assert len([it for it in plot.iter() if it.get("class") == "mean differs"]) == 1
 
 
+def test_a_block_sets_one_arm_against_every_other(
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "five").mkdir()
+    five = Made(tmp_path / "five", made.module, seeds=5)
+    monkeypatch.setattr(sys, "argv", ["page.py", "--study", str(five.path), "--out", str(five.page)])
+    for seed, gain in enumerate((0.01, 0.02, 0.03, 0.02, 0.02)):
+        five.row("none", seed, 0.3)
+        five.row("cwd", seed, 0.4, boundary={"miou": 0.35})
+        five.row("kd", seed, 0.4 + gain)
+    page = five.write() + "\n<!-- made: versus:rows:kd -->\n<!-- end -->\n"
+    five.page.write_text(page)
+    five.write()
+    rows = five.cells("versus:rows:kd")
+    assert list(rows) == ["`cwd`", "`none`"]
+    row = rows["`cwd`"]
+    # mean 2, deviation 0.7071, t = 6.3246 with 4 degrees of freedom; the larger of two p values stays as it is
+    assert row["`kd` above it (95 %)"] == "+2.00 (+1.12 to +2.88)"
+    assert row["each seed"] == "+1.00, +2.00, +3.00, +2.00, +2.00"
+    assert row["boundary IoU"] == "\u22125.00"
+    assert row["verdict"] == "differs, p 0.003"
+    assert rows["`none`"]["`kd` above it (95 %)"].startswith("+12.00 ")
+    for name, message in (("rows:kt", "no arm 'kt' in rows"), ("row:kd", "no comparison 'row'")):
+        five.page.write_text(page.replace("versus:rows:kd", f"versus:{name}"))
+        with pytest.raises(SystemExit):
+            five.module.main()
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -22,6 +22,7 @@ from plots import difference_plot, teacher_plot
 from setting import setting, teacher_curves, teacher_records
 from skeleton import skeleton
 from tables import comparison_table, state
+from versus import KIND, versus_table
 
 from segtailor.engine.runs import write_text
 from segtailor.errors import SegtailorError
@@ -48,8 +49,9 @@ def write_page(study: Study, page: Path) -> None:
     text = page.read_text(encoding="utf-8") if page.exists() else skeleton(study)
     names = ["setting", "state"]
     names += [f"{kind}:{name}" for name in study.comparisons for kind in ("table", "plot")]
-    check_blocks(text, names, page)
-    blocks, plots = made(study, page.stem)
+    versus = [match["name"] for match in MARK.finditer(text) if (match["name"] or "").startswith(f"{KIND}:")]
+    check_blocks(text, names + versus, page)
+    blocks, plots = made(study, page.stem, versus)
     for name, plot in plots.items():
         target = page.parent / page.stem / f"{name}.svg"
         if plot is not None:
@@ -59,8 +61,8 @@ def write_page(study: Study, page: Path) -> None:
     write_text(page, filled(text, blocks))
 
 
-def made(study: Study, folder: str) -> tuple[dict[str, str], dict[str, str | None]]:
-    """Return what each block holds, and each plot; None for a plot of which there is nothing to show."""
+def made(study: Study, folder: str, versus: list[str]) -> tuple[dict[str, str], dict[str, str | None]]:
+    """Return what each block holds, ``versus`` among them, and each plot; None for a plot that shows nothing."""
     records = teacher_records(study)
     planned = study.comparisons.values()
     comparisons = [keep(it, study.results, records.get(it.teacher or "")) for it in planned]
@@ -74,7 +76,16 @@ def made(study: Study, folder: str) -> tuple[dict[str, str], dict[str, str | Non
         plots[name] = difference_plot(kept.board, _title(kept)) if kept.board is not None else None
         shown = f"![{_title(kept)}: differences to the student alone]({folder}/{name}.svg)"
         blocks[f"plot:{name}"] = "No plot: there is no difference to show yet." if plots[name] is None else shown
+    for block in versus:
+        blocks[block] = _versus({kept.planned.name: kept for kept in comparisons}, block)
     return blocks, plots
+
+
+def _versus(comparisons: Mapping[str, Kept], block: str) -> str:
+    name, _, arm = block.removeprefix(f"{KIND}:").partition(":")
+    if name not in comparisons:
+        raise SegtailorError(f"block '{block}': no comparison '{name}'; there are {', '.join(comparisons)}")
+    return versus_table(comparisons[name], arm)
 
 
 def check_blocks(text: str, names: list[str], page: Path) -> None:

@@ -44,8 +44,8 @@ def comparison_table(kept: Kept) -> str:
         "to alone (95 %)": _difference,
         "each seed": lambda result: ", ".join(points(value) for value in result.differences.values()) or MISSING,
         "gap closed": _gap,
-        "boundary IoU, to alone": lambda result: _paired(found.finished(result.arm), alone, boundary_iou),
-        "verdict": _verdict,
+        "boundary IoU, to alone": lambda result: paired(found.finished(result.arm), alone, boundary_iou),
+        "verdict": verdict,
         "time": lambda result: _times(found.finished(result.arm), alone, kept.taken),
     }
     shown = [result for result in board.arms if result.scores]
@@ -108,7 +108,7 @@ def _gap(result: ArmResult) -> str:
     return MISSING if result.gap_closed is None else f"{percent(result.gap_closed, 0)} %".replace("-", "−")
 
 
-def _verdict(result: ArmResult) -> str:
+def verdict(result: ArmResult) -> str:
     """Return the verdict, with p where there are seeds enough for one."""
     if result.verdict == "baseline":
         return "alone"
@@ -117,7 +117,7 @@ def _verdict(result: ArmResult) -> str:
     return f"{result.verdict}, p {f'{result.p_holm:.3f}' if result.p_holm >= 0.001 else '< 0.001'}"
 
 
-def _paired(arm: dict[int, Outcome], alone: dict[int, Outcome], figure: Callable[[Outcome], float | None]) -> str:
+def paired(arm: dict[int, Outcome], alone: dict[int, Outcome], figure: Callable[[Outcome], float | None]) -> str:
     """Return the mean difference over the seeds of both."""
     pairs = [(figure(arm[seed]), figure(alone[seed])) for seed in sorted(arm.keys() & alone.keys())]
     known = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
