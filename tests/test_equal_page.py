@@ -199,6 +199,8 @@ def test_a_block_sets_one_arm_against_every_other(
     assert row["boundary IoU"] == "\u22125.00"
     assert row["verdict"] == "differs, p 0.003"
     assert rows["`none`"]["`kd` above it (95 %)"].startswith("+12.00 ")
+    # the first class's IoU is twice the mean's, the second's is 0
+    assert "By class, `kd` above `none`, means over seeds: road +24.00, sky 0.00." in five.block("versus:rows:kd")
     for name, message in (("rows:kt", "no arm 'kt' in rows"), ("row:kd", "no comparison 'row'")):
         five.page.write_text(page.replace("versus:rows:kd", f"versus:{name}"))
         with pytest.raises(SystemExit):

@@ -38,4 +38,20 @@ def versus_table(kept: Kept, arm: str) -> str:
                 verdict(result),
             ]
         )
-    return f"{markdown(rows)}\n\nPoints, seed by seed; the verdicts are corrected by Holm for the arms of this table."
+    text = f"{markdown(rows)}\n\nPoints, seed by seed; the verdicts are corrected by Holm for the arms of this table."
+    return text + _by_class(kept, arm)
+
+
+def _by_class(kept: Kept, arm: str) -> str:
+    """Return a line with each class's mean difference to the student alone, the largest first."""
+    if kept.found is None or kept.alone is None or kept.alone.arm == arm:
+        return ""
+    ours, alone = kept.found.finished(arm), kept.found.finished(kept.alone.arm)
+    seeds, gains = sorted(ours.keys() & alone.keys()), []
+    for index, name in enumerate(kept.found.classes):
+        pairs = [(ours[seed].iou[index], alone[seed].iou[index]) for seed in seeds]
+        known = [first - second for first, second in pairs if first is not None and second is not None]
+        if known:
+            gains.append((sum(known) / len(known), name))
+    listed = ", ".join(f"{name} {points(gain)}" for gain, name in sorted(gains, reverse=True))
+    return f" By class, `{arm}` above `{kept.alone.arm}`, means over seeds: {listed}."
