@@ -27,7 +27,9 @@ MODULES = [
     "segtailor.methods",
     "segtailor.methods.describe",
     "segtailor.methods.tailoring.features_clean",
+    "segtailor.methods.tailoring.triplet",
     "segtailor.methods.tailoring.features_published",
+    "segtailor.methods.tailoring.linear",
     "segtailor.methods.tailoring.logits",
     "segtailor.methods.tailoring.recombination",
 ]

@@ -179,9 +179,9 @@ class KnowledgeTailoring(Method):
         if options.ft:
             values["ft"] = features_clean.matching(own, guide, valid, tailor, pair[0], early)
         if options.contrastive:
-            anchor = module.anchor(early)
+            projector = module.projector(early)
             values["contrastive"] = features_clean.contrast(
-                own, guide, valid, anchor, tailor, pair, early, options.margin
+                own, guide, valid, projector, tailor, pair, early, options.margin
             )
         return values
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from segtailor.losses import recomputed, standardise
-from segtailor.methods.tailoring.recombination import Anchoring, Tailoring, cosines, recombine
+from segtailor.methods.tailoring.recombination import Tailoring, cosines, recombine
+from segtailor.methods.tailoring.triplet import triplet
 
 
 def mixing_weights(
@@ -54,7 +55,7 @@ def contrast(
     student: Tensor,
     teacher: Tensor,
     valid: Tensor,
-    anchor: Anchoring,
+    projector: Tensor | None,
     tailoring: Tailoring | None,
     mixing: tuple[Tensor, Tensor],
     early: bool,
@@ -62,20 +63,13 @@ def contrast(
 ) -> Tensor:
     """Return the triplet on whole channels at unit norm; positive and negative are constants.
 
-    Neither the student nor a tailor may move the goals to please this term; it reaches the student through the anchor.
+    Neither the student nor a tailor may move the goals to please this term; it reaches the student through the anchor,
+    which ``projector`` (C_t,C_s) takes to the width of the goals where that is another.
     """
-    feature = student if early else teacher
-
-    def compute(student: Tensor, feature: Tensor, mixing: Tensor) -> Tensor:
-        with torch.no_grad():
-            goal = _tailored(standardise(feature, valid), valid, tailoring, mixing)
-        squares = channel_squares(standardise(anchor(student), valid), goal, valid)
-        # The small constant keeps the root's slope finite where two channels agree.
-        return (squares + 1e-6).sqrt()
-
-    near, far = (recomputed(compute, student, feature, weights) for weights in mixing)
-    hinge = (near - far + margin).relu().mean(1)
-    return (hinge * (valid.sum(1) > 0)).mean()
+    with torch.no_grad():
+        feature = standardise(student if early else teacher, valid)
+        near, far = (_tailored(feature, valid, tailoring, weights) for weights in mixing)
+    return triplet(student, projector, near, far, valid, margin)
 
 
 def _tailored(feature: Tensor, valid: Tensor, tailoring: Tailoring | None, mixing: Tensor) -> Tensor:

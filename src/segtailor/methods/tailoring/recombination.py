@@ -115,6 +115,10 @@ class FeatureTailoring(nn.Module):
         """Return what takes the student's feature to the space of the phase."""
         return self.student_projector if early else _unchanged
 
+    def projector(self, early: bool) -> Tensor | None:
+        """Return the matrix (C_t,C_s) that takes the student's feature to the space of the phase, where it must be."""
+        return self.student_projector.weight.flatten(1) if early else None
+
     def matrix(self, early: bool) -> Tensor:
         """Return the matrix of the phase's convolution: (C_t,C_s) early, (C_s,C_t) late."""
         layer = self.student_to_teacher_recombination if early else self.teacher_to_student_recombination
