@@ -99,6 +99,36 @@ def test_what_is_finished_is_not_run_again(folder: Path) -> None:
     assert "first: 2 there" in out
 
 
+def test_a_clone_without_the_teacher_has_its_rows_and_trains_it_when_one_needs_it(folder: Path) -> None:
+    shutil.rmtree(folder / "runs")
+    code, out, _ = run(folder)
+    assert code == 0
+    assert "first: 2 there" in out
+    assert "started" not in out
+    path = made_by_other_code(folder, "kd")
+    code, _, err = run(folder, "--confirm", "first/arms/kd/seed0")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "runs/tiny/teacher-val, is not there; train it with --teachers" in err
+    code, out, _ = run(folder)
+    assert code == 1
+    assert "started" not in out  # what made the row is asked about first
+    shutil.rmtree(path.parent)
+    code, out, err = run(folder)
+    assert code == 0, out + err
+    assert "teacher val: started" in out
+    assert "first, seed 0: 1 arms: started" in out
+
+
+def test_the_teachers_can_be_trained_alone(folder: Path) -> None:
+    shutil.rmtree(folder / "runs")
+    shutil.rmtree(folder / PLACE / "kd")
+    code, out, err = run(folder, "--teachers")
+    assert code == 0, out + err
+    assert (folder / "runs/tiny/teacher-val/model.safetensors").exists()
+    assert not (folder / PLACE / "kd").exists()
+    assert "started" not in run(folder, "--teachers")[1]
+
+
 @pytest.mark.parametrize("name", ["outcome.json", "confusions.npz"])
 def test_a_damaged_arm_is_named_and_run_again(folder: Path, name: str) -> None:
     before = json.loads((folder / PLACE / "kd" / "seed0" / "outcome.json").read_text())["miou"]
@@ -279,3 +309,16 @@ def test_a_fingerprint_sees_code_and_not_its_dress(tmp_path: Path, monkeypatch: 
     kt = fingerprint.code_hash(["segtailor.methods.kt"])
     assert kt == fingerprint.code_hash(["segtailor.methods.kt"])
     assert kt != fingerprint.code_hash(["segtailor.methods.cwd"])
+
+
+def test_no_row_of_a_study_is_ignored_by_git() -> None:
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("no git checkout")
+    for path in (ROOT / "benchmarks" / "studies").glob("*.yaml"):
+        study = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for name, comparison in study.get("comparisons", {}).items():
+            rows = [
+                f"benchmarks/results/{path.stem}/{name}/arms/{arm}/seed0/outcome.json" for arm in comparison["arms"]
+            ]
+            ignored = subprocess.run(["git", "check-ignore", *rows], cwd=ROOT, capture_output=True, text=True)
+            assert (ignored.returncode, ignored.stdout) == (1, "")

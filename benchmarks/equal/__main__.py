@@ -3,12 +3,13 @@
     python benchmarks/equal                      run what is missing, tier by tier
     python benchmarks/equal --list               say what is there, and run nothing
     python benchmarks/equal --only tier-a        run these comparisons alone
+    python benchmarks/equal --teachers           train the teachers that are not there, and nothing else
     python benchmarks/equal --anew               set rows aside that something else made or that failed, and run them
     python benchmarks/equal --confirm ROW...     run rows of other code again; where the figures are the same they count
 
 Rows lie in ``benchmarks/results/equal/COMPARISON/arms/ARM/seedN``, each with the fingerprint of the code, recipe,
 teacher and PyTorch that made it; `segtailor repro ROW` runs one again. A row that another comparison has already is
-copied from there. Runs lie in ``runs/equal``.
+copied from there. Runs lie in ``runs/equal``; a teacher that is not there is trained when a row needs it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,6 +62,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="comparisons to run; default: all, in the study's order")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side, each with one thread")
     parser.add_argument("--list", action="store_true", help="say what is there, and run nothing")
+    parser.add_argument("--teachers", action="store_true", help="train the teachers that are not there, nothing else")
     parser.add_argument(
         "--anew", action="store_true", help="set aside what something else made or what failed, and run it again"
     )
@@ -79,6 +82,10 @@ def main() -> None:
             for comparison in chosen:
                 print(_summary(comparison, check_rows(study, comparison)))
             return
+        if options.teachers:
+            raise SystemExit(
+                run(study, [], options.jobs, options.anew, teachers=filter(None, (it.teacher for it in chosen)))
+            )
         raise SystemExit(run(study, chosen, options.jobs, options.anew))
     except SegtailorError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -91,16 +98,16 @@ def main() -> None:
         raise SystemExit(STOPPED) from None
 
 
-def run(study: Study, comparisons: list[Comparison], jobs: int, anew: bool) -> int:
-    """Run what is missing and return the exit code."""
-    needed = dict.fromkeys(comparison.teacher for comparison in comparisons if comparison.teacher)
+def run(study: Study, comparisons: list[Comparison], jobs: int, anew: bool, teachers: Iterable[str] = ()) -> int:
+    """Run what is missing, ``teachers`` among it, and return the exit code."""
+    lacking = [(comparison, _lacking(study, comparison, anew)) for comparison in comparisons]
+    needed = dict.fromkeys([*teachers, *(it.teacher for it, rows in lacking if rows and it.teacher)])
     waiting = [unit for name in needed if (unit := _teacher_unit(study, name, anew)) is not None]
-    teachers = {unit.teacher for unit in waiting}
-    for comparison in comparisons:
-        # What a comparison lacks is known once its teacher is.
-        ready = comparison.teacher not in teachers
+    trained = {unit.teacher for unit in waiting}
+    for comparison, rows in lacking:
+        # Whether its rows are of this teacher is known once that is trained.
         later = Unit(comparison.name, [], comparison.teacher, comparison)
-        waiting += _units(study, comparison, anew) if ready else [later]
+        waiting += [later] if rows and comparison.teacher in trained else _units(study, comparison, rows)
     running: dict[subprocess.Popen[bytes], Unit] = {}
     failed = 0
     try:
@@ -109,7 +116,7 @@ def run(study: Study, comparisons: list[Comparison], jobs: int, anew: bool) -> i
             time.sleep(0.5)
             for process in [process for process in running if process.poll() is not None]:
                 failed += _end(study, running.pop(process), process.returncode, waiting)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SegtailorError):
         for process in running:
             process.send_signal(signal.SIGINT)
         for process in running:
@@ -140,22 +147,22 @@ def _teacher_unit(study: Study, name: str, anew: bool) -> Unit | None:
             f"{run_folder} was made by other {', '.join(changed)}; check out what made it, or give --anew"
         )
     record = read_json(study.results / f"teacher-{name}.json") or {}
-    if not changed and record.get("weights") and record["weights"] == study.teacher_hash(name):
+    there = study.teacher_weights(name).exists()
+    if there and not changed and record.get("weights") and record["weights"] == study.teacher_hash(name):
         return None
     return Unit(f"teacher {name}", ["teacher", name], teacher=name)
 
 
-def _units(study: Study, comparison: Comparison, anew: bool) -> list[Unit]:
-    """Return what is missing of ``comparison``, one unit a seed, after taking over what earlier units finished."""
+def _lacking(study: Study, comparison: Comparison, anew: bool) -> list[Row]:
+    """Return the rows of ``comparison`` that are to be run, after taking over what is finished elsewhere."""
     for place in collect(study, comparison):
         print(f"{place}: taken over")
     for place, source in take_over(study, comparison):
         print(f"{place}: {source} is the same, taken from there")
-    rows = check_rows(study, comparison)
-    lacking = [row for row in rows if row.state != "there"]
-    if comparison.settled and lacking:
+    rows = [row for row in check_rows(study, comparison) if row.state != "there"]
+    if comparison.settled and rows:
         raise SegtailorError(
-            f"{lacking[0].place}: {WORDS[lacking[0].state]}; the rows of {comparison.name} were made at "
+            f"{rows[0].place}: {WORDS[rows[0].state]}; the rows of {comparison.name} were made at "
             f"{comparison.settled}: restore it from git, or check that commit out to run it"
         )
     other = [row for row in rows if row.state == "other"]
@@ -166,13 +173,17 @@ def _units(study: Study, comparison: Comparison, anew: bool) -> list[Unit]:
             + "; check out what made it, try with --confirm whether today's code gives the same figures, or give "
             "--anew to set such rows aside and run them again"
         )
-    again = {"other", "damaged", *(["failed"] if anew else [])}
+    return [row for row in rows if anew or row.state != "failed"]
+
+
+def _units(study: Study, comparison: Comparison, rows: list[Row]) -> list[Unit]:
+    """Return what runs ``rows``, one unit a seed; what lies in their places is set aside."""
     for row in rows:
-        if row.state in again:
+        if row.state != "missing":
             print(f"{row.place}: {row.state}, {row.note}; it lies in {set_aside(study, row)} now, and is run again")
     units = []
     for seed in comparison.recipe.seeds:
-        arms = [row.arm for row in rows if row.seed == seed and row.state in {"missing", *again}]
+        arms = [row.arm for row in rows if row.seed == seed]
         if arms:
             words = ["arms", comparison.name, str(seed), *arms]
             units.append(
@@ -195,7 +206,7 @@ def _start(
             continue
         if not unit.words and unit.comparison is not None:
             place = waiting.index(unit)
-            waiting[place : place + 1] = _units(study, unit.comparison, anew)
+            waiting[place : place + 1] = _units(study, unit.comparison, _lacking(study, unit.comparison, anew))
             return
         waiting.remove(unit)
         log = study.runs / "logs" / f"{unit.label.split(':')[0].replace(', ', '-').replace(' ', '-')}.log"

@@ -31,6 +31,10 @@ def confirm(study: Study, places: Iterable[str]) -> int:
     differ = 0
     for (name, seed), arms in groups.items():
         comparison = study.comparisons[name]
+        if comparison.teacher and not study.teacher_weights(comparison.teacher).exists():
+            raise SegtailorError(
+                f"the rows' teacher, {study.teacher_run(comparison.teacher)}, is not there; train it with --teachers"
+            )
         train_arms(study, comparison, seed, arms)
         for arm in arms:
             line, confirmed = _adopt(study, comparison, arm, seed, arms)

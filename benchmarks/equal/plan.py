@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from fingerprint import file_hash, fingerprint, teacher_fingerprint
+from fingerprint import differences, file_hash, fingerprint, teacher_fingerprint
 
 from segtailor.config import CompareRecipe, TrainRecipe
 from segtailor.errors import SegtailorError
@@ -55,12 +56,26 @@ class Study:
         """Return the run folder of a teacher."""
         return self.runs / f"teacher-{teacher}"
 
+    def teacher_weights(self, teacher: str) -> Path:
+        """Return where a teacher's weights lie, once it is trained."""
+        return self.teacher_run(teacher) / "model.safetensors"
+
     def teacher_hash(self, teacher: str | None) -> str | None:
-        """Return the hash of a trained teacher's weights; None without a teacher, or before it is trained."""
+        """Return the hash of a teacher's weights; None without a teacher.
+
+        That of the recorded teacher where it is not trained here, if what would train it is still what made it; else
+        None.
+        """
         if teacher is None:
             return None
-        weights = self.teacher_run(teacher) / "model.safetensors"
-        return file_hash(weights) if weights.exists() else None
+        if self.teacher_weights(teacher).exists():
+            return file_hash(self.teacher_weights(teacher))
+        try:
+            record = json.loads((self.results / f"teacher-{teacher}.json").read_text(encoding="utf-8"))
+            same = not differences(record["fingerprint"], self.teacher_expected(teacher))
+            return str(record["weights"]) if same else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
 
     def teacher_expected(self, teacher: str) -> dict[str, str]:
         """Return what a teacher must have been made by to count."""
