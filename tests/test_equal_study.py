@@ -14,9 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from segtailor.config import CompareRecipe, RunConfig
+from segtailor.errors import SegtailorError
 from segtailor.recipes import validate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -309,6 +312,31 @@ def test_a_fingerprint_sees_code_and_not_its_dress(tmp_path: Path, monkeypatch: 
     kt = fingerprint.code_hash(["segtailor.methods.kt"])
     assert kt == fingerprint.code_hash(["segtailor.methods.kt"])
     assert kt != fingerprint.code_hash(["segtailor.methods.cwd"])
+
+
+def test_the_same_weights_are_the_same_teacher_whatever_their_card_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "equal")
+    weights_hash = importlib.import_module("fingerprint").weights_hash
+
+    def hashed(tensors: dict[str, torch.Tensor], card: str) -> str:
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"card": card})
+        return str(weights_hash(tmp_path / "model.safetensors"))
+
+    tensors = {"b": torch.ones(2, 3), "a": torch.zeros(2)}
+    plain = hashed(tensors, "one")
+    assert hashed(tensors, "another, longer card") == plain
+    others = (
+        {**tensors, "a": torch.tensor([0.0, 1e-30])},
+        {"c": tensors["b"], "a": tensors["a"]},
+        {**tensors, "b": torch.ones(3, 2)},
+    )
+    for other in others:
+        assert hashed(other, "one") != plain
+    (tmp_path / "model.safetensors").write_bytes(b"damaged, not a file of weights")
+    with pytest.raises(SegtailorError, match=r"model\.safetensors is damaged; remove .* and run it again"):
+        weights_hash(tmp_path / "model.safetensors")
 
 
 def test_no_row_of_a_study_is_ignored_by_git() -> None:

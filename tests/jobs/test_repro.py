@@ -50,6 +50,13 @@ def test_within_the_spread() -> None:
     assert "only an equal score counts" in alone.text()
 
 
+def test_a_row_without_its_teacher_says_what_to_do(comparison: Path, tmp_path: Path) -> None:
+    gone = {"run.folder": str(tmp_path), "teacher.weights": str(tmp_path / "gone")}
+    with pytest.raises(SegtailorError, match=r"kt, seed 1: its teacher lay at .*gone.*--teacher\.weights"):
+        repro(comparison / "arms" / "kt" / "seed1", gone)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_row_is_refused_in_one_line(comparison: Path, tmp_path: Path) -> None:
     with pytest.raises(SegtailorError, match="give COMPARISON/arms/ARM/seedN"):
         repro(comparison)

@@ -55,7 +55,7 @@ def repro(row: str | Path, overrides: Mapping[str, Any] | None = None) -> Reprod
 
     ``row`` is the folder ``COMPARISON/arms/ARM/seedN``, or its ``outcome.json``. ``overrides`` changes what does not
     change the result: where data and teacher lie, the device, the run's name. Raises ``SegtailorError`` when the row or
-    its recipe cannot be read.
+    its recipe cannot be read, or the teacher is not where it was.
     """
     place = Path(row)
     place = place.parent if place.name == "outcome.json" else place
@@ -71,6 +71,7 @@ def repro(row: str | Path, overrides: Mapping[str, Any] | None = None) -> Reprod
     single["run"] = {"name": f"repro-{comparison.name}-{arm}-seed{seed}", "folder": "runs", "exists": "resume"}
     for key, value in (overrides or {}).items():
         set_value(single, key, value)
+    _require_teacher(single, f"{arm}, seed {seed}")
     result = distill(json.loads(json.dumps(single)))
     found = next(entry["miou"] for entry in result.results["rows"] if entry["role"] == "distilled")
     found_spread = spread([outcome.miou for outcome in comparison.finished(arm).values()])
@@ -79,3 +80,12 @@ def repro(row: str | Path, overrides: Mapping[str, Any] | None = None) -> Reprod
         low = found_spread.mean - WIDTH * found_spread.std
         high = found_spread.mean + WIDTH * found_spread.std
     return Reproduction(f"{arm}, seed {seed}", run.outcome.miou, float(found), low, high)
+
+
+def _require_teacher(recipe: Mapping[str, Any], row: str) -> None:
+    weights = str((recipe.get("teacher") or {}).get("weights") or "")
+    if weights and ":" not in weights and not Path(weights).exists():
+        raise SegtailorError(
+            f"{row}: its teacher lay at {weights}, where there is none; train it again, or say with --teacher.weights "
+            "where it is"
+        )
