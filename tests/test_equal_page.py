@@ -243,6 +243,21 @@ def test_rows_taken_from_another_comparison_are_named_and_timed_there(made: Made
     assert made.cells("table:rows")["`kd`"]["time"] == "2.25×"
 
 
+def test_rows_trained_apart_from_the_student_alone_are_not_timed_beside_it(made: Made) -> None:
+    for seed in range(3):
+        made.row("none", seed, ALONE[seed], {**MADE_BY, "unit": f"rows-seed{seed}-first"})
+        unit = "first" if seed == 0 else "second"
+        made.row("kd", seed, KD[seed], {**MADE_BY, "unit": f"rows-seed{seed}-{unit}"}, seconds=100.0 + 50 * seed)
+        made.row("cwd", seed, KD[seed], {**MADE_BY, "unit": f"rows-seed{seed}-third"})
+    made.write()
+    assert (
+        "- not trained beside the student alone, and so not timed: `kd` seeds 1, 2; `cwd` seeds 0, 1, 2\n"
+        in made.block("table:rows")
+    )
+    assert made.cells("table:rows")["`kd`"]["time"] == "1.00×"
+    assert made.cells("table:rows")["`cwd`"]["time"] == "–"
+
+
 def test_rows_of_another_teacher_or_recipe_than_the_page_describes_say_so(made: Made) -> None:
     made.teacher()
     made.row("none", 0, 0.4, {**MADE_BY, "teacher": "before"})

@@ -81,8 +81,9 @@ def folder(done: Path, tmp_path: Path) -> Path:
 def test_the_study_leaves_rows_that_say_what_made_them(done: Path) -> None:
     made_by = json.loads((done / PLACE / "kd" / "seed0" / "fingerprint.json").read_text())
     alone = json.loads((done / PLACE / "none" / "seed0" / "fingerprint.json").read_text())
-    assert made_by.keys() == {"code", "method", "recipe", "teacher", "torch"}
+    assert made_by.keys() == {"code", "method", "recipe", "teacher", "torch", "unit"}
     assert made_by["code"] == alone["code"]
+    assert made_by["unit"] == alone["unit"]
     assert made_by["method"] != alone["method"]
     teacher = json.loads((done / "results/tiny/teacher-val.json").read_text())
     assert teacher["weights"] == made_by["teacher"]
@@ -239,9 +240,10 @@ def test_a_row_that_another_comparison_has_is_taken_and_the_student_alone_is_not
     made_by = json.loads((copy / "fingerprint.json").read_text())
     seconds = alone["seconds"] + alone["stage_seconds"] + alone["teacher_seconds"]
     assert made_by["taken"] == {"from": "first/arms/kd/seed0", "alone_seconds": pytest.approx(seconds)}
-    assert {key: made_by[key] for key in made_by if key != "taken"} == json.loads(
-        (source / "fingerprint.json").read_text()
-    )
+    origin = json.loads((source / "fingerprint.json").read_text())
+    assert {key: value for key, value in made_by.items() if key != "taken"} == {
+        key: value for key, value in origin.items() if key != "unit"
+    }
     assert "started" not in run(folder)[1]
 
 

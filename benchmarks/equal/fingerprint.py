@@ -15,6 +15,7 @@ import torch
 
 from segtailor.config import CompareRecipe
 from segtailor.engine.runs import computing_settings
+from segtailor.errors import SegtailorError
 from segtailor.jobs.arms import arm_recipe
 from segtailor.methods import METHODS
 
@@ -87,9 +88,24 @@ def code_hash(modules: Iterable[str]) -> str:
     return _digest(json.dumps(found, sort_keys=True))
 
 
-def file_hash(path: Path) -> str:
-    """Return the hash of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+def weights_hash(path: Path) -> str:
+    """Return the hash of a ``.safetensors`` file's tensors: names, types, shapes and values.
+
+    Its card does not matter: the same weights are the same teacher, in whatever run folder they were trained. Raises
+    SegtailorError for a damaged file.
+    """
+    content, digest = path.read_bytes(), hashlib.sha256()
+    try:
+        start = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:start])
+        header.pop("__metadata__", None)
+        for name, entry in sorted(header.items()):
+            first, end = (start + offset for offset in entry["data_offsets"])
+            digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
+            digest.update(content[first:end])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SegtailorError(f"{path} is damaged; remove {path.parent} and run it again") from error
+    return digest.hexdigest()[:16]
 
 
 def differences(found: dict[str, Any], expected: dict[str, str]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fingerprint import fingerprint
 from plan import Comparison
-from rows import FINGERPRINT, TAKEN, read_json
+from rows import FINGERPRINT, TAKEN, UNIT, read_json
 
 from segtailor.comparison import ArmResult, ArmRun, Leaderboard, read_comparison, summarise
 from segtailor.comparison import Comparison as Found
@@ -37,6 +37,8 @@ class Kept:
     made_by: dict[str, Any] = field(default_factory=dict)
     taken: dict[Key, dict[str, Any]] = field(default_factory=dict)
     """Where rows were taken from that another comparison has, and what the student alone took there."""
+    apart: list[Key] = field(default_factory=list)
+    """Rows trained in another run than the student alone of their seed, whose seconds say nothing beside its own."""
 
     @property
     def found(self) -> Found | None:
@@ -81,6 +83,10 @@ def keep(planned: Comparison, results: Path, teacher: Mapping[str, Any] | None) 
     kept.notes += [f"made by another recipe than the study has now: {listed(old)}"] if old else []
     kept.taken = _taken(found, folder)
     kept.notes += _origins(kept.taken)
+    kept.apart = _apart(found, folder, kept.taken)
+    kept.notes += (
+        [f"not trained beside the student alone, and so not timed: {listed(kept.apart)}"] if kept.apart else []
+    )
     kept.notes += _on_teacher(kept, teacher)
     return kept
 
@@ -155,6 +161,15 @@ def _taken(found: Found, folder: Path) -> dict[Key, dict[str, Any]]:
         if run.status == "finished" and TAKEN in made_by:
             taken[arm, seed] = made_by[TAKEN]
     return taken
+
+
+def _apart(found: Found, folder: Path, taken: Mapping[Key, dict[str, Any]]) -> list[Key]:
+    units = {}
+    for arm, seed in (key for key, run in found.runs.items() if run.status == "finished"):
+        made_by = read_json(folder / "arms" / arm / f"seed{seed}" / FINGERPRINT) or {}
+        units[arm, seed] = made_by.get(UNIT)  # rows made before units were noted have none, and shared theirs
+    alone = found.baseline or ""
+    return [key for key in units if key not in taken and units[key] != units.get((alone, key[1]), units[key])]
 
 
 def _origins(taken: Mapping[Key, dict[str, Any]]) -> list[str]:

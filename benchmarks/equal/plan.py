@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from fingerprint import differences, file_hash, fingerprint, teacher_fingerprint
+from fingerprint import differences, fingerprint, teacher_fingerprint, weights_hash
 
 from segtailor.config import CompareRecipe, TrainRecipe
 from segtailor.errors import SegtailorError
@@ -69,7 +69,7 @@ class Study:
         if teacher is None:
             return None
         if self.teacher_weights(teacher).exists():
-            return file_hash(self.teacher_weights(teacher))
+            return weights_hash(self.teacher_weights(teacher))
         try:
             record = json.loads((self.results / f"teacher-{teacher}.json").read_text(encoding="utf-8"))
             same = not differences(record["fingerprint"], self.teacher_expected(teacher))

@@ -24,6 +24,8 @@ KEPT = ("outcome.json", "confusions.npz")
 TAKEN = "taken"
 """In a fingerprint, where a row is a copy: ``from``, the row it is a copy of, and ``alone_seconds``, what the student
 alone took in the run that made that."""
+UNIT = "unit"
+"""In a fingerprint, the run that the row was trained in; its time is told where the student alone was trained there."""
 State = Literal["there", "failed", "missing", "damaged", "other"]
 
 
@@ -81,7 +83,7 @@ def collect(study: Study, comparison: Comparison) -> list[str]:
             for name in KEPT:
                 if (source := unit / "arms" / arm / f"seed{seed}" / name).exists():
                     shutil.copyfile(source, waiting / name)
-            write_json(waiting / FINGERPRINT, made_by)
+            write_json(waiting / FINGERPRINT, {**made_by, UNIT: unit.name})
             waiting.rename(target)
             taken.append(f"{comparison.name}/arms/{arm}/seed{seed}")
     return taken

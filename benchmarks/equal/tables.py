@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from kept import Kept, Key
+from kept import Kept
 
 from segtailor.comparison import ArmResult, Outcome
 from segtailor.report.quantities import MISSING, percent, points
@@ -46,7 +46,7 @@ def comparison_table(kept: Kept) -> str:
         "gap closed": _gap,
         "boundary IoU, to alone": lambda result: paired(found.finished(result.arm), alone, boundary_iou),
         "verdict": verdict,
-        "time": lambda result: _times(found.finished(result.arm), alone, kept.taken),
+        "time": lambda result: _times(found.finished(result.arm), alone, kept),
     }
     shown = [result for result in board.arms if result.scores]
     cells = {head: [cell(result) for result in shown] for head, cell in columns.items()}
@@ -126,12 +126,12 @@ def paired(arm: dict[int, Outcome], alone: dict[int, Outcome], figure: Callable[
     return points(sum(known) / len(known))
 
 
-def _times(arm: dict[int, Outcome], alone: dict[int, Outcome], taken: Mapping[Key, dict[str, Any]]) -> str:
+def _times(arm: dict[int, Outcome], alone: dict[int, Outcome], kept: Kept) -> str:
     """Return how long the arm trains for each second of the student alone in the same run, over the seeds of both."""
-    seeds = sorted(arm.keys() & alone.keys())
+    seeds = [seed for seed in sorted(arm.keys() & alone.keys()) if (arm[seed].arm, seed) not in kept.apart]
     ours = [arm[seed].seconds_shared for seed in seeds]
     own = {seed: alone[seed].seconds_shared for seed in seeds}
-    theirs = [taken.get((arm[seed].arm, seed), {}).get("alone_seconds", own[seed]) for seed in seeds]
+    theirs = [kept.taken.get((arm[seed].arm, seed), {}).get("alone_seconds", own[seed]) for seed in seeds]
     if not seeds or None in ours or None in theirs:
         return MISSING
     whole, part = sum(filter(None, ours)), sum(filter(None, theirs))

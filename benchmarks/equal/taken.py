@@ -6,7 +6,7 @@ import shutil
 
 from fingerprint import differences
 from plan import Comparison, Study
-from rows import FINGERPRINT, KEPT, TAKEN, check_rows, read_json
+from rows import FINGERPRINT, KEPT, TAKEN, UNIT, check_rows, read_json
 
 from segtailor.engine.runs import write_json
 from segtailor.jobs.arms import baseline_of
@@ -33,10 +33,9 @@ def take_over(study: Study, comparison: Comparison) -> list[tuple[str, str]]:
         for name in KEPT:
             shutil.copyfile(origin / name, waiting / name)
         write_json(waiting / "outcome.json", {**(read_json(origin / "outcome.json") or {}), "arm": row.arm})
-        made_by = {
-            **(read_json(origin / FINGERPRINT) or {}),
-            TAKEN: {"from": source, **_alone(study, source, row.seed)},
-        }
+        made_by = read_json(origin / FINGERPRINT) or {}
+        made_by.pop(UNIT, None)
+        made_by[TAKEN] = {"from": source, **_alone(study, source, row.seed)}
         write_json(waiting / FINGERPRINT, made_by)
         waiting.rename(target)
         taken.append((row.place, source))

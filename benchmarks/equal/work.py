@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from fingerprint import differences, file_hash
+from fingerprint import differences, weights_hash
 from plan import Comparison, Study, read_study
 from rows import beside, read_json, unit_name
 
@@ -63,7 +63,7 @@ def record_teacher(study: Study, name: str) -> None:
         "environment": results["environment"],
         "recipe": study.teachers[name].model_dump(mode="json"),
         "fingerprint": read_json(beside(run)),
-        "weights": file_hash(run / "model.safetensors"),
+        "weights": weights_hash(run / "model.safetensors"),
         "curve": [{"step": line["step"], "miou": line["miou"]} for line in lines if line["kind"] == "evaluate"],
     }
     write_json(study.results / f"teacher-{name}.json", record)
