@@ -118,8 +118,9 @@ def test_no_tensor_holds_all_pairs(variant: str) -> None:
     size = (64, 64)
     student, teacher = (output({**STUDENT, "feature": 4}, 1, size, seed) for seed in (1, 2))
     method = create_method("skd", CLASSES, 4, 4, variant=variant)
+    target = labels(1, size)
     with NoSyncNoFullSize(1024 * 1024):
-        method(student, teacher, labels(1, size), 0.5)["pairwise"].backward()
+        method(student, teacher, target, 0.5)["pairwise"].backward()
 
 
 def test_a_small_difference_does_not_cancel() -> None:
