@@ -21,39 +21,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from confirm import confirm
-from fingerprint import differences
 from plan import STUDY, Comparison, Study, read_study
-from rows import Row, State, beside, check_rows, collect, read_json, set_aside, write_plan
-from taken import take_over
+from rows import WORDS, Row, check_rows, collect
+from units import Unit, lacking_rows, teacher_unit, units_for, write_comparison
 
-from segtailor.comparison import read_comparison, write_tables
 from segtailor.engine.preemption import RunStopped
 from segtailor.errors import SegtailorError
 
 STOPPED = 130
-WORDS: dict[State, str] = {
-    "there": "there",
-    "failed": "failed",
-    "missing": "not run",
-    "damaged": "damaged",
-    "other": "made by something else",
-}
-
-
-@dataclass
-class Unit:
-    """What one process does: a teacher, or the missing arms of one seed. ``needs`` is the teacher it waits for."""
-
-    label: str
-    words: list[str]
-    needs: str | None = None
-    comparison: Comparison | None = None
-    teacher: str | None = None
-    began: float = field(default_factory=time.monotonic)
 
 
 def main() -> None:
@@ -83,9 +61,7 @@ def main() -> None:
                 print(_summary(comparison, check_rows(study, comparison)))
             return
         if options.teachers:
-            raise SystemExit(
-                run(study, [], options.jobs, options.anew, teachers=filter(None, (it.teacher for it in chosen)))
-            )
+            raise SystemExit(run(study, [], options.jobs, options.anew, [it.teacher for it in chosen if it.teacher]))
         raise SystemExit(run(study, chosen, options.jobs, options.anew))
     except SegtailorError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -100,14 +76,16 @@ def main() -> None:
 
 def run(study: Study, comparisons: list[Comparison], jobs: int, anew: bool, teachers: Iterable[str] = ()) -> int:
     """Run what is missing, ``teachers`` among it, and return the exit code."""
-    lacking = [(comparison, _lacking(study, comparison, anew)) for comparison in comparisons]
+    lacking = [(comparison, lacking_rows(study, comparison, anew)) for comparison in comparisons]
     needed = dict.fromkeys([*teachers, *(it.teacher for it, rows in lacking if rows and it.teacher)])
-    waiting = [unit for name in needed if (unit := _teacher_unit(study, name, anew)) is not None]
+    waiting = [unit for name in needed if (unit := teacher_unit(study, name, anew)) is not None]
     trained = {unit.teacher for unit in waiting}
+    for name in dict.fromkeys(name for name in teachers if name not in trained):
+        print(f"teacher {name}: there")
     for comparison, rows in lacking:
         # Whether its rows are of this teacher is known once that is trained.
         later = Unit(comparison.name, [], comparison.teacher, comparison)
-        waiting += [later] if rows and comparison.teacher in trained else _units(study, comparison, rows)
+        waiting += [later] if rows and comparison.teacher in trained else units_for(study, comparison, rows)
     running: dict[subprocess.Popen[bytes], Unit] = {}
     failed = 0
     try:
@@ -138,62 +116,6 @@ def _chosen(study: Study, names: list[str] | None) -> list[Comparison]:
     return [study.comparisons[name] for name in names or study.comparisons]
 
 
-def _teacher_unit(study: Study, name: str, anew: bool) -> Unit | None:
-    run_folder = study.teacher_run(name)
-    made_by, expected = read_json(beside(run_folder)), study.teacher_expected(name)
-    changed = differences(made_by or {}, expected) if run_folder.exists() else []
-    if changed and not anew:
-        raise SegtailorError(
-            f"{run_folder} was made by other {', '.join(changed)}; check out what made it, or give --anew"
-        )
-    record = read_json(study.results / f"teacher-{name}.json") or {}
-    there = study.teacher_weights(name).exists()
-    if there and not changed and record.get("weights") and record["weights"] == study.teacher_hash(name):
-        return None
-    return Unit(f"teacher {name}", ["teacher", name], teacher=name)
-
-
-def _lacking(study: Study, comparison: Comparison, anew: bool) -> list[Row]:
-    """Return the rows of ``comparison`` that are to be run, after taking over what is finished elsewhere."""
-    for place in collect(study, comparison):
-        print(f"{place}: taken over")
-    for place, source in take_over(study, comparison):
-        print(f"{place}: {source} is the same, taken from there")
-    rows = [row for row in check_rows(study, comparison) if row.state != "there"]
-    if comparison.settled and rows:
-        raise SegtailorError(
-            f"{rows[0].place}: {WORDS[rows[0].state]}; the rows of {comparison.name} were made at "
-            f"{comparison.settled}: restore it from git, or check that commit out to run it"
-        )
-    other = [row for row in rows if row.state == "other"]
-    if other and not anew:
-        raise SegtailorError(
-            f"{other[0].place} was made by {other[0].note} than there is now"
-            + (f" (and {len(other) - 1} more)" if len(other) > 1 else "")
-            + "; check out what made it, try with --confirm whether today's code gives the same figures, or give "
-            "--anew to set such rows aside and run them again"
-        )
-    return [row for row in rows if anew or row.state != "failed"]
-
-
-def _units(study: Study, comparison: Comparison, rows: list[Row]) -> list[Unit]:
-    """Return what runs ``rows``, one unit a seed; what lies in their places is set aside."""
-    for row in rows:
-        if row.state != "missing":
-            print(f"{row.place}: {row.state}, {row.note}; it lies in {set_aside(study, row)} now, and is run again")
-    units = []
-    for seed in comparison.recipe.seeds:
-        arms = [row.arm for row in rows if row.seed == seed]
-        if arms:
-            words = ["arms", comparison.name, str(seed), *arms]
-            units.append(
-                Unit(f"{comparison.name}, seed {seed}: {len(arms)} arms", words, comparison.teacher, comparison)
-            )
-    if not units:
-        _write(study, comparison)
-    return units
-
-
 def _start(
     study: Study, waiting: list[Unit], running: dict[subprocess.Popen[bytes], Unit], jobs: int, anew: bool
 ) -> None:
@@ -206,7 +128,7 @@ def _start(
             continue
         if not unit.words and unit.comparison is not None:
             place = waiting.index(unit)
-            waiting[place : place + 1] = _units(study, unit.comparison, _lacking(study, unit.comparison, anew))
+            waiting[place : place + 1] = units_for(study, unit.comparison, lacking_rows(study, unit.comparison, anew))
             return
         waiting.remove(unit)
         log = study.runs / "logs" / f"{unit.label.split(':')[0].replace(', ', '-').replace(' ', '-')}.log"
@@ -228,19 +150,12 @@ def _end(study: Study, unit: Unit, code: int, waiting: list[Unit]) -> int:
     )
     if unit.comparison is not None:
         collect(study, unit.comparison)
-        _write(study, unit.comparison)
+        write_comparison(study, unit.comparison)
     if code and unit.teacher:
         for other in [other for other in waiting if other.needs == unit.teacher]:
             waiting.remove(other)
             print(f"{other.label}: not run, its teacher is missing", file=sys.stderr)
     return 1 if code else 0
-
-
-def _write(study: Study, comparison: Comparison) -> None:
-    """Write the comparison's tables from the rows that count; what is settled stays as it was written."""
-    if not comparison.settled and any(row.state in ("there", "failed") for row in check_rows(study, comparison)):
-        write_plan(study, comparison)
-        write_tables(read_comparison(study.results / comparison.name), study.results / comparison.name)
 
 
 def _summary(comparison: Comparison, rows: list[Row]) -> str:

@@ -27,6 +27,13 @@ alone took in the run that made that."""
 UNIT = "unit"
 """In a fingerprint, the run that the row was trained in; its time is told where the student alone was trained there."""
 State = Literal["there", "failed", "missing", "damaged", "other"]
+WORDS: dict[State, str] = {
+    "there": "there",
+    "failed": "failed",
+    "missing": "not run",
+    "damaged": "damaged",
+    "other": "made by something else",
+}
 
 
 @dataclass(frozen=True)
