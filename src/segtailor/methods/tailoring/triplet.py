@@ -1,7 +1,7 @@
 """The clean triplet, whose gradient is taken on the way forward.
 
 Its goals are constants and its value is one number, so that the gradient is known up to a factor as soon as the value
-is. Nothing is kept for backward but that gradient, of the student's width, and no map is computed twice.
+is. Nothing is kept for backward but that gradient, of the student's width, and nothing is computed again there.
 """
 
 from __future__ import annotations
