@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
@@ -314,6 +315,31 @@ def test_a_fingerprint_sees_code_and_not_its_dress(tmp_path: Path, monkeypatch: 
     kt = fingerprint.code_hash(["segtailor.methods.kt"])
     assert kt == fingerprint.code_hash(["segtailor.methods.kt"])
     assert kt != fingerprint.code_hash(["segtailor.methods.cwd"])
+
+
+def test_a_fingerprint_sees_the_code_of_networks_that_few_rows_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "equal")
+    fingerprint = importlib.import_module("fingerprint")
+    recipe = {"data": {"name": "toy"}, "teacher": {"model": "deeplabv3-resnet18", "weights": "runs/teacher"},
+              "student": {"model": "segformer-mit_b0"}, "arms": {"none": "none", "kd": "kd"}}  # fmt: skip
+
+    def made_by(**changed: object) -> dict[str, str]:
+        checked = validate(CompareRecipe, {**recipe, **changed}, "probe")
+        return dict(fingerprint.fingerprint(checked, "kd", 0, "t"))
+
+    before = made_by()
+    assert "network" not in made_by(student={"model": "deeplabv3plus-lcnet_050"})
+    assert made_by(student={"model": "segformer-lcnet_050"})["network"] != before["network"]
+    taught = made_by(teacher={"model": "pspnet-resnet18", "weights": "x"}, student={"model": "deeplabv3plus-lcnet_050"})
+    assert "network" in taught
+    tree = fingerprint._tree
+
+    def changed_tree(name: str) -> object:
+        return ast.parse("changed = 1") if name == "segtailor.models.mit" else tree(name)
+
+    monkeypatch.setattr(fingerprint, "_tree", changed_tree)
+    after = made_by()
+    assert [key for key in before if before[key] != after[key]] == ["network"]
 
 
 def test_the_same_weights_are_the_same_teacher_whatever_their_card_says(

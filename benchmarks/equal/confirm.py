@@ -14,7 +14,7 @@ from work import train_arms
 from segtailor.engine.runs import write_json
 from segtailor.errors import SegtailorError
 
-CODE = ("code", "method")
+CODE = ("code", "method", "network")
 """What a row run again can vouch for; another recipe, teacher or PyTorch is no other version of the same row."""
 
 

@@ -31,7 +31,10 @@ PASSED_OVER = (
     *("models.create", "models.store", "models.class_map"),
     *("models.heads.fcn", "models.heads.pspnet", "models.heads.segformer"),
 )
-"""What no row's figures depend on: reports, launching, and the data and networks that the study does not use."""
+"""What no row's figures depend on: reports, launching, data, and the networks that a row names when it uses them."""
+HEADS = {name: f"models.heads.{name}" for name in ("fcn", "pspnet", "segformer")}
+BACKBONES = {"mit_": "models.mit", "vit_": "models.plain_transformer"}
+"""The code of networks that is passed over, by the first part of a model's name and by how the second begins."""
 SHELVES = ("methods", "data")
 """Packages whose ``__init__`` lists everything there is; a row depends on what it takes from there."""
 ELSEWHERE = {"filename", "teacher.weights", "teacher.check"}
@@ -42,16 +45,18 @@ DESCRIBING = {"summary", "formula", "source", "sources", "widths", "extra_module
 def fingerprint(recipe: CompareRecipe, arm: str, seed: int, teacher: str | None) -> dict[str, str]:
     """Return what the row of ``arm`` and ``seed`` is made by; ``teacher`` is the hash of its weights.
 
-    ``code`` covers what all rows share, ``method`` the arm's own methods; neither changes with comments, layout or
-    descriptions.
+    ``code`` covers what all rows share, ``method`` the arm's own methods, ``network`` what only some networks use; none
+    changes with comments, layout or descriptions.
     """
     single = arm_recipe(recipe, arm, seed)
     settings = computing_settings(single.model_dump(mode="json"))
     plain = {key: value for key, value in settings.items() if key not in ELSEWHERE}
+    networks = [single.student.model, *([single.teacher.model] if single.teacher is not None else [])]
     own = sorted({METHODS[method.name].__module__ for method in single.method})
     return {
         "code": shared_code(),
         "method": code_hash(own),
+        **network_code(*networks),
         "recipe": _digest(json.dumps(plain, sort_keys=True)),
         "teacher": teacher or "none",
         "torch": torch.__version__,
@@ -61,7 +66,23 @@ def fingerprint(recipe: CompareRecipe, arm: str, seed: int, teacher: str | None)
 def teacher_fingerprint(recipe: dict[str, Any]) -> dict[str, str]:
     """Return what a teacher is made by; ``recipe`` is that of `segtailor train`, resolved and plain."""
     plain = json.dumps(computing_settings(recipe), sort_keys=True)
-    return {"code": shared_code(TEACHER_ROOTS), "recipe": _digest(plain), "torch": torch.__version__}
+    network = network_code(recipe["model"]["model"])
+    return {"code": shared_code(TEACHER_ROOTS), **network, "recipe": _digest(plain), "torch": torch.__version__}
+
+
+def network_code(*models: str) -> dict[str, str]:
+    """Return the hash of what the networks use beside the code that all rows share, as ``network``; empty without any.
+
+    >>> network_code("deeplabv3plus-lcnet_050")
+    {}
+    """
+    modules = set()
+    for model in models:
+        head, _, backbone = model.partition("-")
+        modules |= {HEADS[head]} if head in HEADS else set()
+        modules |= {module for start, module in BACKBONES.items() if backbone.startswith(start)}
+    plain = {module: _plain(_tree(f"{PACKAGE}.{module}")) for module in modules}
+    return {"network": _digest(json.dumps(plain, sort_keys=True))} if plain else {}
 
 
 @cache

@@ -20,7 +20,11 @@ from segtailor.jobs.arms import baseline_of
 
 SHARED = {"code": "other code", "teacher": "another teacher", "torch": "another PyTorch"}
 """What all rows of a comparison must agree in."""
-OWN = {"method": "another version of its method", "recipe": "another recipe"}
+OWN = {
+    "method": "another version of its method",
+    "network": "another version of its network",
+    "recipe": "another recipe",
+}
 """What the rows of one arm must agree in; the recipe in whether it is the study's, as each seed's differs."""
 ALIKE = 5e-4
 
