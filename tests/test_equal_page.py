@@ -347,3 +347,19 @@ def without_blocks(text: str) -> list[str]:
     """Return the page's lines outside its blocks."""
     parts = text.split("<!-- made: ")
     return [parts[0], *(part.split("<!-- end -->")[1] for part in parts[1:])]
+
+
+def test_a_first_page_names_its_study_in_its_commands(made: Made) -> None:
+    text = made.write()
+    assert "\npython benchmarks/equal --study benchmarks/studies/tiny.yaml --list\n" in text
+    assert "\npython benchmarks/equal/page.py --study benchmarks/studies/tiny.yaml --out docs/study.md\n" in text
+    assert "None" not in made.block("setting")
+
+
+@pytest.mark.parametrize(("study", "page"), [("equal", "study"), ("equal-gpu", "study-gpu")])
+def test_the_studies_here_are_valid_and_their_pages_have_every_block(study: str, page: str, made: Made) -> None:
+    planned = importlib.import_module("plan").read_study(ROOT / "benchmarks" / "studies" / f"{study}.yaml")
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    there = [match["name"] for match in made.module.MARK.finditer(text) if match["name"]]
+    wanted = ["setting", "state", *(f"{kind}:{name}" for name in planned.comparisons for kind in ("table", "plot"))]
+    assert set(wanted) <= set(there)

@@ -46,7 +46,7 @@ def main() -> None:
 
 def write_page(study: Study, page: Path) -> None:
     """Write the page's blocks and plots; nothing is written where a block is wrong."""
-    text = page.read_text(encoding="utf-8") if page.exists() else skeleton(study)
+    text = page.read_text(encoding="utf-8") if page.exists() else skeleton(study, page)
     names = ["setting", "state"]
     names += [f"{kind}:{name}" for name in study.comparisons for kind in ("table", "plot")]
     versus = [match["name"] for match in MARK.finditer(text) if (match["name"] or "").startswith(f"{KIND}:")]

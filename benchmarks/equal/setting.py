@@ -73,7 +73,10 @@ def _networks(study: Study, comparisons: Sequence[Kept], records: Records) -> st
         [f"multiply-adds{', ' + size if size else ''}", *(_millions(it.get("multiply_adds")) for it in (row, costs))],
         ["training", _training(teacher.train), _training(recipe.train)],
         ["learning rate", _learning_rate(teacher.train), _learning_rate(recipe.train)],
-        ["precision, threads", *(f"{train.precision}, {train.threads}" for train in (teacher.train, recipe.train))],
+        [
+            "precision, threads",
+            *(f"{it.precision}, {it.threads or 'the default'}" for it in (teacher.train, recipe.train)),
+        ],
     ]
     return markdown(rows, left=3)
 
@@ -143,6 +146,10 @@ def _start(model: ModelConfig) -> str:
 
 def _training(train: TrainConfig) -> str:
     return f"{train.steps} steps of {train.batch} images"
+
+
+def _computing(train: TrainConfig) -> str:
+    return f"{train.precision}, {train.threads or 'the default'}"
 
 
 def _learning_rate(train: TrainConfig) -> str:

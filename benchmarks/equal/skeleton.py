@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from textwrap import fill
 
-from plan import Comparison, Study
+from plan import STUDY, Comparison, Study
 
 TIERS = {"tuning": "Tuning", "kt": "A better KT, looked for on `dev`", "final": "Final"}
 
@@ -31,10 +32,7 @@ What is each method of distillation worth when all get the same recipe? This pag
 - **What is missing is said.** Below each table stands what was not run, what failed and why, and what was left out.
 
 ```bash
-python benchmarks/equal            # run what is missing; it can be stopped anywhere, and goes on where it stopped
-python benchmarks/equal --list     # say what is there, and run nothing
-segtailor repro {results}/{row}    # one row again: is it within the spread?
-python benchmarks/equal/page.py    # write this page's tables and plots again
+{commands}
 ```
 
 The study is defined in `{study}`.
@@ -63,17 +61,32 @@ In the plots each dot is a seed, the diamond the mean, and the line its 95 % int
 """
 
 
-def skeleton(study: Study) -> str:
-    """Return the whole page with empty blocks."""
+def skeleton(study: Study, page: Path) -> str:
+    """Return the whole page with empty blocks; ``page`` is where it is to lie."""
     name = study.path.stem
     places = {"study": f"benchmarks/studies/{name}.yaml", "results": f"benchmarks/results/{name}"}
-    parts = [HEAD.format(title=study.title, about=_wrapped(study.about), row=_example(study), **places)]
+    commands = _commands(study, places, page)
+    parts = [HEAD.format(title=study.title, about=_wrapped(study.about), commands=commands, **places)]
     tiers = dict.fromkeys(comparison.tier for comparison in study.comparisons.values())
     for tier in tiers:
         parts.append(f"## {TIERS.get(tier, f'Tier {tier}' if tier else 'Further comparisons')}\n")
         parts += [_section(it) for it in study.comparisons.values() if it.tier == tier]
         parts.append("Findings:\n")
     return "\n".join(parts)
+
+
+def _commands(study: Study, places: dict[str, str], page: Path) -> str:
+    """Return what runs the study and writes its page, each with what it does; the default study is not named."""
+    other = study.path.resolve() != STUDY.resolve()
+    chosen = f" --study {places['study']}" if other else ""
+    lines = {
+        f"python benchmarks/equal{chosen}": "run what is missing; it can be stopped anywhere, and goes on",
+        f"python benchmarks/equal{chosen} --list": "say what is there, and run nothing",
+        f"segtailor repro {places['results']}/{_example(study)}": "one row again: is it within the spread?",
+        f"python benchmarks/equal/page.py{chosen}{f' --out docs/{page.name}' if other else ''}": "write this page's "
+        "tables and plots again",
+    }
+    return "\n".join(f"# {text}\n{line}" for line, text in lines.items())
 
 
 def _example(study: Study) -> str:
