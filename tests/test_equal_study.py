@@ -284,6 +284,17 @@ def test_a_killed_study_goes_on_where_it_was(folder: Path) -> None:
     assert len(list((folder / "runs/tiny").glob("first-seed0-????????"))) == 1
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="only where there is SIGPIPE")
+def test_a_list_whose_reader_has_enough_ends_quietly(folder: Path) -> None:
+    process = start(folder, "--list")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    with process.stderr as errors:
+        assert errors.read() == ""
+    assert process.wait(60) == -signal.SIGPIPE
+
+
 def test_mistakes_are_one_line(folder: Path) -> None:
     code, _, err = run(folder, "--only", "frist")
     assert code == 1

@@ -57,6 +57,8 @@ def main() -> None:
             raise SystemExit(1 if confirm(study, options.confirm) else 0)
         chosen = _chosen(study, options.only)
         if options.list:
+            if hasattr(signal, "SIGPIPE"):
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as other programs do whose output goes to `head`
             for comparison in chosen:
                 print(_summary(comparison, check_rows(study, comparison)))
             return
