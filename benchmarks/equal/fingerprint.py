@@ -76,7 +76,7 @@ def network_code(*models: str) -> dict[str, str]:
     >>> network_code("deeplabv3plus-lcnet_050")
     {}
     """
-    modules = set()
+    modules: set[str] = set()
     for model in models:
         head, _, backbone = model.partition("-")
         modules |= {HEADS[head]} if head in HEADS else set()

@@ -73,10 +73,7 @@ def _networks(study: Study, comparisons: Sequence[Kept], records: Records) -> st
         [f"multiply-adds{', ' + size if size else ''}", *(_millions(it.get("multiply_adds")) for it in (row, costs))],
         ["training", _training(teacher.train), _training(recipe.train)],
         ["learning rate", _learning_rate(teacher.train), _learning_rate(recipe.train)],
-        [
-            "precision, threads",
-            *(f"{it.precision}, {it.threads or 'the default'}" for it in (teacher.train, recipe.train)),
-        ],
+        ["precision, threads", _computing(teacher.train), _computing(recipe.train)],
     ]
     return markdown(rows, left=3)
 
