@@ -24,9 +24,9 @@ What is each method of distillation worth when all get the same recipe? This pag
   reported is scored on `val`. A comparison scored on `dev` makes a choice and is no result.
 - **A row** is one arm with one seed. It lies in `{results}/COMPARISON/arms/ARM/seedN`: its scores, the
   confusion matrix of each image, and its fingerprint.
-- **A fingerprint** says what made the row: the code that its figures depend on, the method's and the network's own code, the
-  recipe, the teacher's weights and PyTorch. Rows that differ in code, teacher or PyTorch never stand in one table: the most that
-  agree stay, and the others are named below it.
+- **A fingerprint** says what made the row: the code that its figures depend on, the method's and the network's own
+  code, the recipe, the teacher's weights and PyTorch. Rows that differ in code, teacher or PyTorch never stand in one
+  table: the most that agree stay, and the others are named below it.
 - **No row is made twice.** A row that another comparison has, of the same code, recipe, seed and teacher, is copied
   from there; the note below the table says so. The student alone is trained anew in each, as times are relative to it.
 - **What is missing is said.** Below each table stands what was not run, what failed and why, and what was left out.
