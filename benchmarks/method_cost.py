@@ -26,8 +26,8 @@ import torch
 from bench import RESULTS, ROOT, Bench, networks_seconds, peak_in_child, setting, setting_parser
 from method_step import measure_seconds, options_of, peak_of
 from method_table import derive_costs, table
+from segtailor.files import write_atomically
 from segtailor.methods import METHODS
-from segtailor.models.atomic import write_atomically
 
 OUT = RESULTS / "method_cost.json"
 COSTS = ROOT / "src" / "segtailor" / "methods" / "costs.json"

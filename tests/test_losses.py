@@ -21,9 +21,7 @@ from segtailor.losses import (
 )
 
 MODULES = [
-    "segtailor.losses.counts",
-    "segtailor.losses.divergence",
-    "segtailor.losses.maps",
+    "segtailor.losses",
     "segtailor.methods",
     "segtailor.methods.describe",
     "segtailor.methods.tailoring.features_clean",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from segtailor._version import __version__
 
 # Imported on first use: PyTorch takes seconds to load, and `segtailor --help` must not wait for it.
 _HOMES = {
@@ -29,6 +29,7 @@ _HOMES = {
 __all__ = [
     "SegOutput",
     "SegtailorError",
+    "__version__",
     "compare",
     "create_method",
     "create_model",

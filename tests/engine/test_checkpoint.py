@@ -26,7 +26,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path: Path, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("segtailor.models.atomic.os.fsync", full)
+        patch.setattr("segtailor.files.os.fsync", full)
         with pytest.raises(SegtailorError, match=r"No space left.*previous file is whole") as caught:
             save_checkpoint(path, {"progress": {"step": 2}})
     assert "\n" not in str(caught.value)

@@ -83,7 +83,7 @@ def test_a_failed_write_keeps_the_old_text(tmp_path: Path, monkeypatch: pytest.M
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("segtailor.models.atomic.os.fsync", full)
+    monkeypatch.setattr("segtailor.files.os.fsync", full)
     with pytest.raises(SegtailorError, match="No space"):
         write_text(path, "new")
     assert path.read_text() == "old"

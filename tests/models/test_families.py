@@ -15,8 +15,7 @@ from torch import Tensor
 from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
 
 from segtailor import create_method, create_model
-from segtailor.config import ModelConfig, TeacherConfig
-from segtailor.config.train import OptimizerConfig
+from segtailor.config import ModelConfig, OptimizerConfig, TeacherConfig
 from segtailor.engine.distiller import Distiller
 from segtailor.engine.optim import build_optimizer
 from segtailor.jobs.networks import build_network, load_teacher

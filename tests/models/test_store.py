@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 
 from segtailor.errors import SegtailorError
+from segtailor.files import write_atomically
 from segtailor.models import Segmenter, create_model, load_model, read_card, save_model
-from segtailor.models.atomic import write_atomically
 
 IMAGES = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from segtailor.config import DataConfig
 from segtailor.data.ade20k import create_ade20k
-from segtailor.data.base import VOID, Sample, SegmentationDataset
+from segtailor.data.base import Sample, SegmentationDataset
 from segtailor.data.camvid import create_camvid
 from segtailor.data.cityscapes import create_cityscapes
 from segtailor.data.coco_json import create_coco_json
@@ -23,6 +23,7 @@ from segtailor.data.pascal_context import create_pascal_context
 from segtailor.data.toy import create_toy
 from segtailor.data.voc import create_voc
 from segtailor.errors import unknown
+from segtailor.files import VOID
 
 __all__ = ["DATASETS", "VOID", "Sample", "SegmentationDataset", "create_dataset", "list_datasets"]
 

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segtailor.data.base import VOID, Color, Sample
-from segtailor.data.read import Size, nearest
+from segtailor.data.base import Sample
+from segtailor.data.read import nearest
+from segtailor.files import VOID, Color, Size
 
 # Rows resampled at once: what a band needs stays in the processor's cache.
 BAND = 32

@@ -10,14 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segtailor.errors import SegtailorError
-
-VOID = 255
-"""The target value that no loss and no score counts."""
+from segtailor.files import Color
 
 MAX_CLASSES = 255
 """Targets are one byte a pixel and 255 is void."""
-
-Color = tuple[int, int, int]
 
 
 class Sample(NamedTuple):

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segtailor.data.base import VOID, Sample
+from segtailor.data.base import Sample
 from segtailor.errors import SegtailorError
+from segtailor.files import VOID
 
 
 class UnlabelledRows(NamedTuple):

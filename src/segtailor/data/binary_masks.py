@@ -9,11 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from segtailor.data.base import VOID, some
+from segtailor.data.base import some
 from segtailor.data.pairs import Pair, files_by_key
 from segtailor.data.read import IMAGE_SUFFIXES, INDEX_MODES, MASK_SUFFIXES, UnreadableFile, open_mask
 from segtailor.data.unpaired import NO_CLASS, NO_IMAGE, NO_MASK, TWICE, leave_out
 from segtailor.errors import SegtailorError, nearest
+from segtailor.files import VOID
 
 BACKGROUND = "background"
 

@@ -8,11 +8,11 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
 from segtailor.config import DataConfig
-from segtailor.data.base import Color
 from segtailor.data.files import FileDataset
 from segtailor.data.known import Known, Variant
 from segtailor.data.pairs import Pair, pair_folders, pair_list, require_folder
 from segtailor.errors import SegtailorError
+from segtailor.files import Color
 
 CLASSES: tuple[tuple[str, Color], ...] = (
     ("sky", (128, 128, 128)),

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from segtailor.data.base import VOID
-from segtailor.data.read import Size
+from segtailor.files import VOID, Size
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
-from segtailor.data.base import VOID, Color
 from segtailor.data.files import FileDataset, MaskValues
 from segtailor.data.known import Known, Variant
 from segtailor.data.masks import refuse_values
 from segtailor.data.pairs import Pair, pair_folders, require_folder
 from segtailor.data.read import read_mask
+from segtailor.files import VOID, Color
 
 # name, colour, and the number that the class has in *_labelIds.png
 CLASSES: tuple[tuple[str, Color, int], ...] = (

@@ -9,9 +9,10 @@ import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from segtailor.config import Strict
-from segtailor.data.base import Color, check_classes
+from segtailor.data.base import check_classes
 from segtailor.data.palette import distinct_colors
 from segtailor.errors import SegtailorError
+from segtailor.files import Color
 from segtailor.recipes import validate
 
 Byte = Annotated[int, Field(ge=0, le=255)]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
 from segtailor.data.annotations import PLACEHOLDER, annotation_file, class_file
-from segtailor.data.base import VOID, Color, check_classes, some
+from segtailor.data.base import check_classes, some
 from segtailor.data.binary_masks import BACKGROUND
 from segtailor.data.classes_file import ClassesFile, read_classes
 from segtailor.data.files import FileDataset, MaskValues
@@ -25,6 +25,7 @@ from segtailor.data.polygons import paint_shape, shape_area
 from segtailor.data.read import UnreadableFile
 from segtailor.data.unpaired import MISSING_IMAGE, leave_out
 from segtailor.errors import SegtailorError, unknown
+from segtailor.files import VOID, Color
 
 KIND = "a JSON with images, annotations and categories as COCO has them"
 

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
-from segtailor.data.base import VOID, Color
 from segtailor.data.files import FileDataset, read_index_mask
 from segtailor.data.id_lists import files_by_stem, pair_ids, read_ids
 from segtailor.data.known import Known, Variant, first_folder
@@ -18,6 +17,7 @@ from segtailor.data.mat_masks import read_mat, require_scipy
 from segtailor.data.pairs import Pair, pair_folders
 from segtailor.data.tables.coco_stuff import LABELS, UNUSED
 from segtailor.data.tables.voc import label_color
+from segtailor.files import VOID, Color
 
 # Mask values of the 171 classes: the 11 gaps are labels that no mask holds.
 NUMBERS = tuple(number for number, name in enumerate(LABELS) if name not in UNUSED)

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Unpack
 
-from segtailor.data.base import MAX_CLASSES, VOID, Color, Sample, SegmentationDataset, check_classes, some
+from segtailor.data.base import MAX_CLASSES, Sample, SegmentationDataset, check_classes, some
 from segtailor.data.pairs import Pair
 from segtailor.data.read import (
-    Size,
     UnreadableFile,
     read_image,
     read_mask,
@@ -25,6 +24,7 @@ from segtailor.data.read import (
     unreadable,
 )
 from segtailor.errors import SegtailorError
+from segtailor.files import VOID, Color, Size
 
 
 class MaskValues:

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
-from segtailor.data.base import Color
 from segtailor.data.classes_file import MEAN_COLOR, ClassesFile
 from segtailor.data.files import FileDataset, MaskValues
 from segtailor.data.masks import index_values
 from segtailor.data.pairs import Pair, require_folder
 from segtailor.errors import SegtailorError, unknown
+from segtailor.files import Color
 
 # Fields that describe images of a user's own.
 OWN_FIELDS = ("classes", "splits", "masks", "annotations")

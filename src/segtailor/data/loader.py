@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from segtailor.config import DataConfig
 from segtailor.data.augment import augment
-from segtailor.data.base import VOID, Color, Sample, SegmentationDataset
+from segtailor.data.base import Sample, SegmentationDataset
 from segtailor.data.batch import Batch, UnlabelledSample, collate
-from segtailor.data.read import Size
 from segtailor.data.unlabelled import Mix, UnlabelledImages, mix_of
 from segtailor.errors import SegtailorError
+from segtailor.files import VOID, Color, Size
 
 # Streams of random numbers that must not be the same: the order of an epoch, and one sample's augmentation, of labelled
 # and of unlabelled images.

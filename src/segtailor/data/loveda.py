@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from segtailor.config import DataConfig
-from segtailor.data.base import Color
 from segtailor.data.files import FileDataset
 from segtailor.data.known import Known, Variant
 from segtailor.data.pairs import Pair, pair_folders, require_folder
+from segtailor.files import Color
 
 CLASSES: tuple[tuple[str, Color], ...] = (
     ("background", (255, 255, 255)),

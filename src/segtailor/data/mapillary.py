@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segtailor.config import DataConfig
-from segtailor.data.base import Color
 from segtailor.data.files import FileDataset
 from segtailor.data.known import Known, Variant, first_folder
 from segtailor.data.pairs import pair_folders
 from segtailor.data.tables.mapillary import UNSCORED_V12, UNSCORED_V20, V12, V20
+from segtailor.files import Color
 
 COUNTS = {"train": 18000, "val": 2000}
 Table = tuple[tuple[str, Color], ...]

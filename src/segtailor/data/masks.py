@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
-from segtailor.data.base import VOID, Color, some
+from segtailor.data.base import some
 from segtailor.data.classes_file import ClassesFile
 from segtailor.data.files import MaskValues
 from segtailor.data.pairs import Pair
 from segtailor.data.read import Source, UnreadableFile, open_mask
 from segtailor.errors import SegtailorError
+from segtailor.files import VOID, Color
 
 COLOR_MODES = frozenset({"RGB", "RGBA", "P", "L", "LA", "1"})
 # In place of a class index: a colour that means nothing is this much more than its 24 bits.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 
-from segtailor.data.base import Color
+from segtailor.files import Color
 
 
 def distinct_colors(count: int) -> tuple[Color, ...]:

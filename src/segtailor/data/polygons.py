@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segtailor.data.read import Size
+from segtailor.files import Size
 
 
 def paint_shape(target: NDArray[np.uint8], shape: Any, label: int) -> None:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
 from segtailor.errors import SegtailorError
+from segtailor.files import Size
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"})
 MASK_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm"})
@@ -29,7 +30,6 @@ INDEX_MODES = frozenset({"L", "P", "1", "I", "I;16", "I;16B", "I;16L"})
 # EXIF's note on how the camera was held, and its values that exchange height and width.
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
 
-Size = tuple[int, int]
 Source = Path | bytes
 """A file, or the content of one."""
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from segtailor.data.base import VOID, Color
 from segtailor.data.canvas import Array, Canvas, Image, Mask
-from segtailor.data.read import Size
+from segtailor.files import VOID, Color, Size
 
 CLASSES: tuple[tuple[str, Color], ...] = (
     ("sky", (70, 130, 180)),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from segtailor.config import DataConfig
-from segtailor.data.base import Color, Sample, SegmentationDataset
-from segtailor.data.read import Size
+from segtailor.data.base import Sample, SegmentationDataset
 from segtailor.data.scene import CLASSES, draw_scene
 from segtailor.errors import unknown
+from segtailor.files import Color, Size
 
 SIZE: Size = (96, 128)
 LENGTHS = {"train": 240, "val": 60}

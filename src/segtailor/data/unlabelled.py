@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from segtailor.config import UnlabelledConfig
-from segtailor.data.base import Color, Sample, SegmentationDataset, some
+from segtailor.data.base import Sample, SegmentationDataset, some
 from segtailor.data.files import FileDataset
 from segtailor.data.limit import evenly
-from segtailor.data.read import IMAGE_SUFFIXES, Size, UnreadableFile, read_image, resize_image, unreadable
+from segtailor.data.read import IMAGE_SUFFIXES, UnreadableFile, read_image, resize_image, unreadable
 from segtailor.errors import SegtailorError
+from segtailor.files import Color, Size
 
 WHERE = "data.unlabelled.images"
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from segtailor.errors import SegtailorError, reason
-from segtailor.models.atomic import write_atomically
+from segtailor.files import write_atomically
 
 FORMAT = 1
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from segtailor.engine.ticker import Ticker
 from segtailor.engine.window import LossWindow
 from segtailor.evaluation import EvaluationResult
-from segtailor.models.atomic import write_atomically
+from segtailor.files import write_atomically
 
 
 class MetricsLog:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from segtailor.config import CompareRecipe, DistillRecipe, RunConfig, TrainRecipe
 from segtailor.errors import SegtailorError
-from segtailor.models.atomic import write_atomically
+from segtailor.files import write_atomically
 
 # Settings that change where or how fast a run goes, not what it computes.
 FREE_TO_CHANGE = (

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from segtailor.config import DataConfig, TrainConfig
-from segtailor.data.base import VOID
 from segtailor.data.batch import Batch
 from segtailor.data.unlabelled import mix_of
 from segtailor.engine.launch import split_batch
 from segtailor.errors import SegtailorError
+from segtailor.files import VOID
 from segtailor.losses import full_precision, global_batch
 from segtailor.methods.base import Method
 from segtailor.models.output import SegOutput

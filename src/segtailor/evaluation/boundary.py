@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from segtailor.errors import SegtailorError
-from segtailor.evaluation.confusion import SCALE, VOID, EvaluationResult, mean_present, ratios, tally
+from segtailor.evaluation.confusion import SCALE, EvaluationResult, mean_present, ratios, tally
 from segtailor.evaluation.dilation import BITS, class_bits, dilate_disk, dilate_square, has_class, label_edges
+from segtailor.files import VOID
 
 BOUNDARY_RULE = (
     "masks hold valid pixels only, so void counts as another label where boundaries are drawn, and is scored nowhere; "

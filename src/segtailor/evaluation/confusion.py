@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from segtailor.errors import SegtailorError
+from segtailor.files import VOID
 
-VOID = 255
 SCALE = 2**24
 """Sums of fractions are kept as integers, so that batches and processes add up to the same last bit.
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
 from segtailor.evaluation.boundary import BoundarySettings
-from segtailor.evaluation.confusion import VOID, EvaluationResult, check_counts, count_images, count_pixels
-from segtailor.evaluation.inference import Color, Mode, Size, evaluating, predict_logits
+from segtailor.evaluation.confusion import EvaluationResult, check_counts, count_images, count_pixels
+from segtailor.evaluation.inference import Mode, evaluating, predict_logits
 from segtailor.evaluation.metrics import Metrics
+from segtailor.files import VOID, Color, Size
 
 
 class LabelledImage(Protocol):

@@ -13,11 +13,9 @@ from torch.nn import functional as F
 
 from segtailor.config import DataConfig, EvaluateConfig
 from segtailor.errors import SegtailorError
-from segtailor.evaluation.confusion import VOID
+from segtailor.files import VOID, Color, Size
 from segtailor.models.output import SegOutput
 
-Size = tuple[int, int]
-Color = tuple[int, int, int]
 Mode = Literal["whole", "slide"]
 IMAGENET_COLOR: Color = (124, 116, 104)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from segtailor.evaluation.confusion import VOID
+from segtailor.files import VOID
 
 Picture = NDArray[np.uint8]
 Palette = Sequence[Sequence[int]]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 
 from segtailor.errors import SegtailorError, reason
-from segtailor.losses.maps import is_much_finer
+from segtailor.losses import is_much_finer
 from segtailor.methods.base import Method
 from segtailor.models.network import Network
 from segtailor.models.output import SegOutput

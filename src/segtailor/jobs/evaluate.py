@@ -41,8 +41,8 @@ def evaluate(
     """
     from segtailor.data import create_dataset
     from segtailor.evaluation import BoundarySettings, check_classes, evaluate_model, inference_settings
+    from segtailor.files import write_atomically
     from segtailor.jobs.network import choose_device, open_model
-    from segtailor.models.atomic import write_atomically
 
     config = config or EvaluateConfig.model_validate({})
     settings = inference_settings(config, data)

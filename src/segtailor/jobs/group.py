@@ -24,13 +24,13 @@ from segtailor.engine.runs import write_json
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import evaluate_model, inference_settings
 from segtailor.evaluation.boundary import BoundarySettings
+from segtailor.files import write_atomically
 from segtailor.jobs.alignment import align
 from segtailor.jobs.arms import arm_folder, arm_recipe
 from segtailor.jobs.setup import card_with_metrics, check_weights_licences, make_methods, make_student, model_card
 from segtailor.jobs.stages import run_stages
 from segtailor.jobs.unlabelled import reading_lines, unlabelled_facts
 from segtailor.models import save_model
-from segtailor.models.atomic import write_atomically
 from segtailor.models.profile import count_multiply_adds, count_parameters
 from segtailor.models.teacher import Teacher
 

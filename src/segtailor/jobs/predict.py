@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from segtailor.errors import SegtailorError
+from segtailor.files import Size
 from segtailor.jobs.network import choose_device, open_card, open_model
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
     from torch import nn
-
-Size = tuple[int, int]
 
 
 def predict(

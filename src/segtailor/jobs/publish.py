@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from segtailor import __version__
+from segtailor._version import __version__
 from segtailor.errors import SegtailorError, reason
 from segtailor.jobs.model_card import model_card_text
 from segtailor.models import load_model, read_card, save_model

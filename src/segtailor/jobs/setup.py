@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from segtailor import __version__
+from segtailor._version import __version__
 from segtailor.config import DataConfig, MethodConfig, ModelConfig, TeacherConfig, TrainConfig
 from segtailor.data import create_dataset
 from segtailor.data.base import SegmentationDataset

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
 from torch import Tensor
 
+from segtailor.files import VOID
 from segtailor.losses import channel_kl, full_precision, recomputed, to_grid, valid_counts
 from segtailor.methods.base import Channels, Method, MethodOptions
 from segtailor.models.output import SegOutput
 
-VOID = 255
 BLOCK = 16
 """Classes whose masks are made at a time; a mask has label size and one byte a pixel."""
 

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from segtailor.files import VOID
 from segtailor.losses import full_precision, global_count, nearest_labels, to_grid, valid_counts
 from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, read_tap, width_of
 from segtailor.methods.relation.divergence import directions, relation_kl, unit
@@ -23,8 +24,6 @@ from segtailor.methods.relation.memory import (
 from segtailor.methods.relation.minibatch import minibatch_relations, pooled, pooled_counts
 from segtailor.methods.relation.projector import RelationProjector
 from segtailor.models.output import SegOutput
-
-VOID = 255
 
 
 class CIRKDOptions(VariantOptions):

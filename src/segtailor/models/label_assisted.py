@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
-from segtailor.models.atomic import write_atomically
+from segtailor.files import write_atomically
 from segtailor.models.fit import check_fit
 from segtailor.models.network import Network
 from segtailor.models.output import SegOutput

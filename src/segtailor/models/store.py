@@ -10,8 +10,8 @@ import safetensors
 import safetensors.torch
 
 from segtailor.errors import SegtailorError
+from segtailor.files import write_atomically
 from segtailor.models.adapters import Choices, family_of, load_adapted
-from segtailor.models.atomic import write_atomically
 from segtailor.models.create import create_model
 from segtailor.models.fit import check_fit
 from segtailor.models.hub import own_weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from segtailor import __version__
+from segtailor._version import __version__
 from segtailor.report.curves import loss_charts, score_chart
 from segtailor.report.notes import notes
 from segtailor.report.pictures import sample_rows

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segtailor.models.atomic import write_atomically
+from segtailor.files import write_atomically
 
 
 def write_page(path: Path, template: str, values: Mapping[str, Any]) -> Path:

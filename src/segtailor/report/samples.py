@@ -14,10 +14,10 @@ from torch import nn
 
 from segtailor.config import EvaluateConfig
 from segtailor.data.read import resize_image
-from segtailor.evaluation.confusion import VOID
 from segtailor.evaluation.evaluate import LabelledImages
-from segtailor.evaluation.inference import Size, evaluating, predict_logits
+from segtailor.evaluation.inference import evaluating, predict_logits
 from segtailor.evaluation.render import Palette, Picture, colorize, wrong_map
+from segtailor.files import VOID, Size
 
 
 class ColoredImages(LabelledImages, Protocol):

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from segtailor.data.base import VOID, SegmentationDataset, some
+from segtailor.data.base import SegmentationDataset, some
 from segtailor.data.checkup.examine import Examined
 from segtailor.data.checkup.finding import Finding, Place, count
 from segtailor.data.files import MaskDataset
+from segtailor.files import VOID
 
 MOSTLY_VOID = 0.5
 

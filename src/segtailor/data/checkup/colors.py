@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from segtailor.data.base import VOID, Color
 from segtailor.data.checkup.examine import COLORED, Examined
 from segtailor.data.checkup.finding import Finding, Place, count
 from segtailor.data.checkup.rules import Rules, as_color, recipe_of, spans
 from segtailor.data.masks import UNKNOWN_COLOR
+from segtailor.files import VOID, Color
 
 BLACK: Color = (0, 0, 0)
 # Colours that differ by no more than this in any channel come from smoothing or a lossy format.

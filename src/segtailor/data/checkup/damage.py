@@ -11,7 +11,8 @@ from segtailor.data.checkup.examine import COLORED, Examined
 from segtailor.data.checkup.finding import Finding, Place, Severity, count
 from segtailor.data.checkup.scan import Opened
 from segtailor.data.files import FileDataset
-from segtailor.data.read import IMAGE_SUFFIXES, SIDEWAYS, Size
+from segtailor.data.read import IMAGE_SUFFIXES, SIDEWAYS
+from segtailor.files import Size
 
 # What is wrong with files that were left out: kind, severity, words for one and several, what to do.
 UNPAIRED: dict[str, tuple[str, Severity, str, str, str]] = {

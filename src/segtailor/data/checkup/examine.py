@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from segtailor.data.base import Color, SegmentationDataset
+from segtailor.data.base import SegmentationDataset
 from segtailor.data.files import FileDataset, MaskDataset, read_index_mask
 from segtailor.data.read import (
     FORMATS,
-    Size,
     Source,
     UnreadableFile,
     read_image,
@@ -25,6 +24,7 @@ from segtailor.data.read import (
 )
 from segtailor.data.unlabelled import UnlabelledImages
 from segtailor.errors import SegtailorError
+from segtailor.files import Color, Size
 
 SMALL: Size = (32, 32)
 COLOR_MODES = ("RGB", "RGBA")

@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from segtailor.data.base import Color
 from segtailor.data.checkup.classes import Tally
 from segtailor.data.checkup.finding import count
+from segtailor.files import Color
 
 # The smallest share that the logarithmic scale shows.
 LEAST = 1e-5

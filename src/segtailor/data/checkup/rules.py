@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from segtailor.config import DataConfig
-from segtailor.data.base import VOID, Color, SegmentationDataset
+from segtailor.data.base import SegmentationDataset
 from segtailor.data.files import FileDataset, MaskDataset, MaskValues, read_index_mask
 from segtailor.data.palette import distinct_colors
+from segtailor.files import VOID, Color
 
 # Data sets whose masks are computed: no file holds the numbers.
 COMPUTED = ("coco-json", "packed", "toy")

@@ -11,10 +11,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from segtailor.data.base import VOID
 from segtailor.data.checkup.examine import Examined
 from segtailor.data.checkup.finding import Finding, Place, Severity, count
 from segtailor.data.checkup.rules import Rules, recipe_of, spans
+from segtailor.files import VOID
 
 Kind = Literal["labels-one-too-high", "labels-one-too-low", "zero-label-not-reduced"]
 # The value after the last class is that class, one too high, when so many masks have it: not a few stray pixels.

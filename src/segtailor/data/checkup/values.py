@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from segtailor.data.base import VOID
 from segtailor.data.checkup.colors import find_grey
 from segtailor.data.checkup.examine import Examined
 from segtailor.data.checkup.finding import Finding, Place, count
 from segtailor.data.checkup.rules import Rules, recipe_of, spans
 from segtailor.data.checkup.shift import Shifted, find_shift
 from segtailor.data.checkup.wide import find_wide
+from segtailor.files import VOID
 
 # In masks that have other values, too, this share of 255 is more than borders and gaps take.
 MUCH_VOID = 0.2

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from segtailor.data.base import VOID
 from segtailor.data.checkup.examine import Examined
 from segtailor.data.checkup.finding import Finding, Place, count
 from segtailor.data.checkup.rules import Rules, spans
+from segtailor.files import VOID
 
 WIDE_MODES = ("I", "I;16", "I;16B", "I;16L")
 # How a class index becomes a larger number: scaled to 16 bits, in the high byte, with the number of an instance.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import segtailor
+from segtailor._version import __version__
 from segtailor.data.download.archive import Archive
 from segtailor.errors import SegtailorError
 
@@ -96,7 +96,7 @@ def _read_on(url: str, archive: Archive, part: Path, advance: Advance) -> int | 
     if _length(part) and not (origin.get("url") == url or archive.checksum):
         part.unlink()  # another address may hold another edition, and no checksum would tell
     have = _length(part)
-    headers = {"User-Agent": f"segtailor/{segtailor.__version__}", "Accept-Encoding": "identity"}
+    headers = {"User-Agent": f"segtailor/{__version__}", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
         if origin.get("url") == url and origin.get("edition"):

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from segtailor.data.base import VOID, Color
-from segtailor.data.read import Size, read_image, read_mask, turn_upright
+from segtailor.data.read import read_image, read_mask, turn_upright
+from segtailor.files import VOID, Color, Size
 
 Encoding = Literal["raw", "png", "jpeg", "keep"]
 """``raw``: the pixels; ``png``: small and lossless; ``jpeg``: small, with a loss; ``keep``: the source's own files."""

@@ -10,10 +10,10 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import NonNegativeInt, PositiveInt, ValidationError
 
-from segtailor.config.base import Size, Strict
-from segtailor.data.base import Color
+from segtailor.config import PositiveSize, Strict
 from segtailor.data.pack.encode import Encoding, Loss
 from segtailor.errors import SegtailorError
+from segtailor.files import Color
 
 MANIFEST = "manifest.json"
 PLAN = "unfinished.json"
@@ -66,7 +66,7 @@ class Manifest(Strict):
     licence: str
     encoding: Encoding
     quality: int | None
-    size: Size | None
+    size: PositiveSize | None
     splits: dict[str, PackedSplit]
 
 

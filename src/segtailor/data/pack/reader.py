@@ -17,8 +17,9 @@ from segtailor.data.files import MaskDataset, MaskValues, Raw
 from segtailor.data.pack.encode import decode_image, decode_target
 from segtailor.data.pack.manifest import COLUMNS, Index, Manifest, PackedSplit, read_json, read_manifest
 from segtailor.data.pack.shards import OpenShards
-from segtailor.data.read import Size, UnreadableFile, resize_image, resize_mask
+from segtailor.data.read import UnreadableFile, resize_image, resize_mask
 from segtailor.errors import SegtailorError, unknown
+from segtailor.files import Size
 
 AGAIN = "copy the shard anew, or pack again"
 

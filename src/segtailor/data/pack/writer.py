@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from segtailor.config import DataConfig
-from segtailor.config.base import Strict
+from segtailor.config import DataConfig, Strict
 from segtailor.data import create_dataset
 from segtailor.data.base import SegmentationDataset
 from segtailor.data.files import FileDataset

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segtailor.data.base import Color
+from segtailor.files import Color
 
 # Each class by the first of its names that the benchmark lists, or the usual short one; its own colours.
 CLASSES: tuple[tuple[str, Color], ...] = (

@@ -5,7 +5,7 @@ Names are those of the files' field `readable`, in lower case.
 
 from __future__ import annotations
 
-from segtailor.data.base import Color
+from segtailor.files import Color
 
 V12: tuple[tuple[str, Color], ...] = (
     ("bird", (165, 42, 42)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segtailor.data.base import Color
+from segtailor.files import Color
 
 NAMES: tuple[str, ...] = (
     "background",

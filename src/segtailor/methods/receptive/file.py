@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from segtailor.errors import SegtailorError, reason
+from segtailor.files import write_atomically
 from segtailor.methods.receptive.weighting import TokenWeighting
-from segtailor.models.atomic import write_atomically
 
 FORMAT = "segtailor tokens"
 VERSION = 1

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from segtailor.losses.divergence import OUTSIDE
+from segtailor.losses import OUTSIDE
 
 BLOCK = {"cpu": 2**21, "cuda": 2**24}
 """Similarities held at a time: few enough for a processor's cache, enough to fill a GPU."""

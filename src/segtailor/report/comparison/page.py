@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from segtailor import __version__
+from segtailor._version import __version__
 from segtailor.comparison.notes import header, remarks
 from segtailor.report.comparison.boundary import boundary_gains
 from segtailor.report.comparison.classes import class_gains

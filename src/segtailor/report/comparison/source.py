@@ -11,9 +11,8 @@ from segtailor.comparison import Comparison, Leaderboard, read_comparison, summa
 from segtailor.comparison.leaderboard import ArmResult
 from segtailor.comparison.statistics import MIN_SEEDS
 from segtailor.engine.logging import read_metrics
+from segtailor.files import Color
 from segtailor.report.read import Records
-
-Color = tuple[int, int, int]
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Ground floor of files: atomic writing, and the constants and shapes that every floor uses."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from segtailor.errors import SegtailorError
+
+VOID = 255
+"""The target value of pixels without a class; ignored everywhere."""
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+Color = tuple[int, int, int]
+"""(red, green, blue), 0 to 255."""
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:

@@ -1,0 +1,3 @@
+"""The package's version, importable without the package's own imports."""
+
+__version__ = "0.1.0"
