@@ -232,7 +232,7 @@ def test_mistakes_in_a_recipe_are_one_line(
 def test_arms_of_one_name_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "twice.yaml"
     path.write_text("student: {model: a}\narms:\n  kd: kd\n  kt: kt\n  kd: {name: kd, temperature: 4}\n")
-    with pytest.raises(SegtailorError, match="at line 5: 'kd' stands twice; names must differ"):
+    with pytest.raises(SegtailorError, match="at line 5: duplicate key 'kd'"):
         load_recipe(path, CompareRecipe)
 
 
