@@ -302,8 +302,8 @@ def read_results(folder: str | Path) -> RunResults:
 
     Runs of segtailor 0.1 are read as well: they have the same version.
     """
-    path = Path(folder) / "results.json"
-    return _checked(RunResults, _read_json(path, "run the recipe again to write it"), path, "run the recipe again")
+    path, again = Path(folder) / "results.json", "run the recipe again to write it"
+    return _checked(RunResults, _of_our_version(_read_json(path, again), str(path), again), str(path), again)
 
 
 def read_comparison(folder: str | Path) -> Comparison:
@@ -359,36 +359,18 @@ def read_images(path: Path, num_classes: int) -> tuple[Counts, ImageCounts]:
     return confusions.sum(0, dtype=np.int64), ImageCounts.from_confusions(confusions)
 
 
-def _read_json(path: Path, again: str) -> dict[str, Any]:
-    """Return the JSON object in ``path`` when it is of our version."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SegtailorError(f"{path} is damaged ({reason(error)}); {again}") from error
-    version = values.get("version") if isinstance(values, dict) else None
-    if version != VERSION:
-        raise SegtailorError(f"{path} has version {version}, this segtailor reads version {VERSION}; {again}")
-    return dict(values)
+def plan_of(values: Mapping[str, Any], where: str, folder: Path) -> Comparison:
+    """Return a comparison without its runs from the content of a ``comparison.json``, which errors call ``where``.
 
-
-def _checked(kind: type[R], values: Mapping[str, Any], path: Path, again: str) -> R:
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise SegtailorError(f"{path} is damaged ({_first(error)}); {again}") from None
-
-
-def _read_plan(folder: Path) -> Comparison:
-    path = folder / "comparison.json"
-    if not path.exists():
-        raise SegtailorError(f"no comparison in {folder}: it holds no comparison.json; give the folder of a compare")
-    again = "run the comparison again to write it"
-    values = _read_json(path, again)
+    Raises SegtailorError for another version, and for arms, seeds or classes that are wrong; a wrong baseline or
+    teacher becomes a problem.
+    """
+    values = _of_our_version(values, where, _AGAIN)
     problems = []
     for key in ("arms", "seeds"):
         given = values.get(key)
         if isinstance(given, list) and len({str(item) for item in given}) < len(given):
-            raise SegtailorError(f"{path} is damaged ('{key}' names one twice); {again}")
+            raise SegtailorError(f"{where} is damaged ('{key}' names one twice); {_AGAIN}")
     if values.get("baseline") not in (values.get("arms") or []):
         problems.append(f"comparison.json: baseline '{values.get('baseline')}' is no arm; no differences to it")
         values["baseline"] = None
@@ -399,9 +381,59 @@ def _read_plan(folder: Path) -> Comparison:
             values["teacher"] = None
             problems.append("comparison.json: the teacher has no sound 'miou'; no gap closed")
     name = str(values.get("name") or folder.resolve().name)
-    comparison = _checked(Comparison, {**values, "name": name, "folder": folder}, path, again)
+    comparison = _checked(Comparison, {**values, "name": name, "folder": folder}, where, _AGAIN)
     comparison.problems += problems
     return comparison
+
+
+def run_of(values: Any, arm: str, seed: int, classes: int) -> ArmRun:
+    """Return the run of ``arm`` and ``seed`` from the content of an ``outcome.json``; ValueError says what is wrong."""
+    if not isinstance(values, Mapping) or values.get("version") != VERSION:
+        raise ValueError(f"no outcome of version {VERSION}")
+    if (values.get("arm"), values.get("seed")) != (arm, seed):
+        raise ValueError(f"it is of arm {values.get('arm')}, seed {values.get('seed')}")
+    if values.get("status") not in ("finished", "failed", "running"):
+        raise ValueError(f"status is {values.get('status')!r}")
+    if values["status"] != "finished":
+        return ArmRun(arm, seed, values["status"], str(values.get("reason") or ""))
+    try:
+        outcome = Outcome.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(_first(error)) from None
+    if len(outcome.iou) != classes:
+        raise ValueError(f"'iou' is no list of {classes} classes")
+    return ArmRun(arm, seed, "finished", "", outcome)
+
+
+_AGAIN = "run the comparison again to write it"
+
+
+def _read_json(path: Path, again: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SegtailorError(f"{path} is damaged ({reason(error)}); {again}") from error
+
+
+def _of_our_version(values: Any, where: str, again: str) -> dict[str, Any]:
+    version = values.get("version") if isinstance(values, Mapping) else None
+    if version != VERSION:
+        raise SegtailorError(f"{where} has version {version}, this segtailor reads version {VERSION}; {again}")
+    return dict(values)
+
+
+def _checked(kind: type[R], values: Mapping[str, Any], where: str, again: str) -> R:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise SegtailorError(f"{where} is damaged ({_first(error)}); {again}") from None
+
+
+def _read_plan(folder: Path) -> Comparison:
+    path = folder / "comparison.json"
+    if not path.exists():
+        raise SegtailorError(f"no comparison in {folder}: it holds no comparison.json; give the folder of a compare")
+    return plan_of(_read_json(path, _AGAIN), str(path), folder)
 
 
 def _read_run(comparison: Comparison, arm: str, seed: int) -> tuple[ArmRun, list[str]]:
@@ -411,21 +443,13 @@ def _read_run(comparison: Comparison, arm: str, seed: int) -> tuple[ArmRun, list
     if not path.exists():
         return ArmRun(arm, seed, "missing"), []
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or values.get("version") != VERSION:
-            raise ValueError(f"no outcome of version {VERSION}")
-        if (values.get("arm"), values.get("seed")) != (arm, seed):
-            raise ValueError(f"it is of arm {values.get('arm')}, seed {values.get('seed')}")
-        if values.get("status") not in ("finished", "failed", "running"):
-            raise ValueError(f"status is {values.get('status')!r}")
-        if values["status"] != "finished":
-            return ArmRun(arm, seed, values["status"], str(values.get("reason") or "")), []
-        outcome = Outcome.model_validate(values)
-        if len(outcome.iou) != classes:
-            raise ValueError(f"'iou' is no list of {classes} classes")
+        run = run_of(json.loads(path.read_text(encoding="utf-8")), arm, seed, classes)
     except (OSError, ValueError, OverflowError) as error:
-        why = _first(error) if isinstance(error, ValidationError) else reason(error)
+        why = reason(error)
         return ArmRun(arm, seed, "damaged", why), [f"outcome.json is damaged ({why}); left out"]
+    outcome = run.outcome
+    if outcome is None:
+        return run, []
     trouble: list[str] = []
     try:
         outcome.confusion, outcome.images = read_images(folder / "confusions.npz", classes)
@@ -434,7 +458,7 @@ def _read_run(comparison: Comparison, arm: str, seed: int) -> tuple[ArmRun, list
     if outcome.images is not None and abs(outcome.images.miou - outcome.miou) > 1e-5:
         why = f"outcome.json says mIoU {outcome.miou:.6f}, confusions.npz gives {outcome.images.miou:.6f}"
         return ArmRun(arm, seed, "damaged", why), [f"{why}; left out"]
-    return ArmRun(arm, seed, "finished", "", outcome), trouble
+    return run, trouble
 
 
 def _leave_out_other_images(comparison: Comparison) -> None:
