@@ -17,6 +17,7 @@ from segtailor.data.base import SegmentationDataset
 from segtailor.data.batch import Batch
 from segtailor.data.unlabelled import UnlabelledImages, mix_of
 from segtailor.engine.checkpoint import load_checkpoint, save_checkpoint
+from segtailor.engine.launch import average_over_processes, running_statistics
 from segtailor.engine.learner import Learner
 from segtailor.engine.logging import Recorder
 from segtailor.engine.opponents import Opponents
@@ -79,6 +80,7 @@ class Arm:
             self._images = mix_of(task.data.unlabelled, train.batch).labelled
         self.opponents = Opponents(fabric, self.learner.opponents)
         self.module, self.optimizer = fabric.setup(self.learner, build_optimizer(self.learner, train.optimizer))
+        self._statistics = running_statistics(self.learner)
         self.average = AveragedWeights(subject, train.ema) if train.ema and subject is not None else None
         self.subject = self.average.model if self.average is not None else subject
         self.checkpoint = task.folder / "checkpoints" / "last.ckpt"
@@ -163,6 +165,7 @@ class Arm:
             self.fabric.clip_gradients(self.module, self.optimizer, max_norm=train.clip, error_if_nonfinite=False)
         self.optimizer.step()
         self.opponents.step()
+        average_over_processes(self.fabric, self._statistics)
         if self.average is not None and self.learner.subject is not None:
             self.average.update(self.learner.subject, step)
         self.state.step = step
