@@ -1,4 +1,4 @@
-"""What the recipes of published rows say, and that the equal ones differ in their method alone."""
+"""What the recipes of published rows say, and that the arms of the equal one differ in their method alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from segtailor.config import DistillRecipe
+from segtailor.config import CompareRecipe, DistillRecipe
+from segtailor.errors import SegtailorError
 from segtailor.methods import check_options
 from segtailor.recipes import list_recipes, load_recipe
 
@@ -131,25 +132,26 @@ COMBINATIONS = {
 }
 
 
-def test_equal_recipes_differ_in_their_method_alone() -> None:
-    names = {name for name in list_recipes() if name.startswith("equal-")}
-    assert names == {f"equal-{name}-{PAIR}" for name in COMBINATIONS}
-    shared = []
-    for name, methods in COMBINATIONS.items():
-        values = read(f"equal-{name}").model_dump(mode="json")
-        found = values.pop("method")
-        assert [method["name"] for method in found] == methods
-        assert all(method.get("variant", "clean") == "clean" for method in found)
-        assert values["run"].pop("name") == f"equal-{name}-{PAIR}"
-        assert values.pop("description")
-        shared.append(values)
-    assert all(values == shared[0] for values in shared)
-    optimizer = shared[0]["train"]["optimizer"]
-    assert (optimizer["name"], optimizer["lr"], optimizer["weight_decay"]) == ("sgd", 0.02, 5e-4)
-    assert shared[0]["train"]["schedule"]["floor"] == 0.0
+def test_the_equal_recipe_has_the_rows_as_arms_that_differ_in_their_method_alone() -> None:
+    recipe = load_recipe(f"equal-{PAIR}", CompareRecipe)
+    assert {name: [method.name for method in arm.method] for name, arm in recipe.arms.items()} == COMBINATIONS
+    for arm in recipe.arms.values():
+        assert arm.model_dump(exclude={"method"}, exclude_none=True) == {}
+        assert all(not method.options() and method.weight == 1.0 for method in arm.method)  # clean, its defaults
+    optimizer = recipe.train.optimizer
+    assert (optimizer.name, optimizer.lr, optimizer.weight_decay) == ("sgd", 0.02, 5e-4)
+    assert recipe.train.schedule.floor == 0.0
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_the_former_equal_recipes_name_their_arm(name: str) -> None:
+    with pytest.raises(SegtailorError, match=f"segtailor distill equal-{PAIR} --arm {name}") as caught:
+        read(f"equal-{name}")
+    assert "\n" not in str(caught.value)
 
 
 def test_every_recipe_runs_under_its_own_name() -> None:
     for name in list_recipes():
         if "cityscapes" in name:
-            assert load_recipe(name, DistillRecipe).run.name == name
+            kind = CompareRecipe if name.startswith("equal-") else DistillRecipe
+            assert load_recipe(name, kind).run.name == name

@@ -11,8 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segtailor.cli_data import data_app
-from segtailor.cli_recipes import PLAIN, RecipeName, recipes_app
+from segtailor.cli_data import PLAIN, data_app
 from segtailor.errors import SegtailorError
 
 FREE = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -24,9 +23,11 @@ app = typer.Typer(
     epilog="Start with: segtailor recipes ls   then: segtailor distill toy-kt",
     **PLAIN,
 )
+recipes_app = typer.Typer(help="List, show and copy the shipped recipes.", **PLAIN)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a shipped recipe's name, or a YAML file")]
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="a name, a run folder, a .safetensors file or published:FILE.pth")
 ]
@@ -186,6 +187,42 @@ def inspect(
 
     network = named_model(model, classes)
     print((list_paths if paths else inspect_model)(network, (height, width)).text())
+
+
+@recipes_app.command("ls")
+def recipes_ls() -> None:
+    """List the shipped recipes."""
+    from segtailor.recipes import list_recipes
+
+    rows = list_recipes()
+    width = max(map(len, rows))
+    print("\n".join(f"{name:<{width}}  {text}" for name, text in rows.items()))
+
+
+@recipes_app.command("show")
+def recipes_show(recipe: RecipeName) -> None:
+    """Print a recipe."""
+    from segtailor.recipes import recipe_path
+
+    print(recipe_path(recipe).read_text(encoding="utf-8"), end="")
+
+
+@recipes_app.command("cp")
+def recipes_cp(
+    recipe: RecipeName, target: Annotated[Path, typer.Argument(help="file or folder to write to")] = Path()
+) -> None:
+    """Copy a shipped recipe, to change it."""
+    from segtailor.recipes import copy_recipe
+
+    print(copy_recipe(recipe, target))
+
+
+@recipes_app.command("fields")
+def recipes_fields() -> None:
+    """List every field of a recipe with its default and meaning."""
+    from segtailor.recipes import list_fields
+
+    print("\n".join(list_fields()))
 
 
 @app.command()

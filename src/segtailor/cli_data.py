@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from segtailor.cli_recipes import PLAIN
-
+PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 # commands on data take `[RECIPE] [--data.KEY VALUE]...`
 DATA = {"allow_extra_args": True, "ignore_unknown_options": True}
 DATA_USAGE = "[RECIPE] [--data.KEY VALUE]... [OPTIONS]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -29,6 +30,11 @@ def recipe_path(name: str) -> Path:
     shipped = FOLDER / f"{name}.yaml"
     if shipped.exists():
         return shipped
+    if removed := re.fullmatch(r"equal-(\w+)-(cityscapes-deeplabv3-r101-r18)", name):
+        raise SegtailorError(
+            f"the recipe {name} is an arm of equal-{removed[2]} now: "
+            f"segtailor distill equal-{removed[2]} --arm {removed[1]}, or `segtailor compare` for all arms"
+        )
     path = Path(name)
     if path.is_file():
         return path
@@ -85,6 +91,11 @@ def list_fields() -> list[str]:
     return lines + [line for line in _field_lines(CompareRecipe, "") if line.partition(" ")[0] not in known]
 
 
+REMOVED = {
+    "memory": "set arms_at_once, how many arms are trained at a time",
+    "data.streaming": "leave it out: the data set is downloaded once, then read from disk",
+}
+"""Keys of older recipes, and what to do instead."""
 SHORT = {"license-policy": "run.license_policy"}
 """Settings with a name of their own on the command line."""
 
@@ -129,7 +140,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key that stands twice in a mapping is an error."""
+    """PyYAML's safe loader, but a duplicate key in a mapping is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the mapping; raises for a key that is there already."""
@@ -137,9 +148,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"'{key}' stands twice; names must differ", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key '{key}'", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -207,6 +216,8 @@ def _explain(kind: type[BaseModel], item: Any) -> str:
     location = [str(part) for part in item["loc"]]
     dotted = ".".join(location)
     if item["type"] == "extra_forbidden":
+        if dotted in REMOVED:
+            return f"'{dotted}' was removed; {REMOVED[dotted]}"
         near = nearest(location[-1], _keys(kind, location[:-1]))
         return f"unknown key '{dotted}'; nearest: {', '.join(near)}"
     if item["type"] == "missing":
