@@ -60,6 +60,7 @@ class Progress:
     best_step: int = 0
     teacher_seconds: float = 0.0
     teacher_seconds_alone: float = 0.0
+    peak_bytes: int = 0
 
 
 class Arm:
@@ -109,6 +110,34 @@ class Arm:
         if wait and self.fabric.device.type == "cuda":
             torch.cuda.synchronize(self.fabric.device)
         self.recorder.spend(time.perf_counter() - began)
+
+    @contextmanager
+    def measured(self, step: int) -> Iterator[None]:
+        """On a GPU, where ``step`` is logged, note the most memory that the arm takes inside, without the others'."""
+        device = self.fabric.device
+        if device.type != "cuda" or step % self.task.train.log_every:
+            yield
+            return
+        torch.cuda.reset_peak_memory_stats(device)
+        others = torch.cuda.memory_allocated(device) - self._held()
+        yield
+        self.state.peak_bytes = max(self.state.peak_bytes, torch.cuda.max_memory_allocated(device) - others)
+
+    def _held(self) -> int:
+        """Return the bytes that the arm keeps on the device: weights, gradients, optimizers, averages, teachers."""
+        networks = [self.learner, *self.learner.teachers.values(), *self.learner.opponents.values()]
+        networks += [] if self.average is None else [self.average.model]
+        optimizers = [self.optimizer, *self.opponents.optimizers]
+        weights = [value for network in networks for value in (*network.parameters(), *network.buffers())]
+        states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
+        held = [*weights, *(value.grad for value in weights), *states]
+        return sum(value.nbytes for value in held if isinstance(value, Tensor) and value.is_cuda)
+
+    def drop(self) -> None:
+        """Free the device of what the arm holds; it is trained no further."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.state.clear()
+        self.learner.cpu()
 
     def begin(self, step: int) -> None:
         """Start ``step``, counted from 1."""
