@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
-from segtailor.data.classes_file import MEAN_COLOR, ClassesFile
+from segtailor.data.base import MEAN_COLOR
+from segtailor.data.classes_file import ClassesFile
 from segtailor.data.masks import index_values
 from segtailor.data.paired import FileDataset, MaskValues
 from segtailor.data.pairing import Pair, require_folder

@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from segtailor.config import Strict
-from segtailor.data.base import check_classes
+from segtailor.data.base import MEAN_COLOR, check_classes
 from segtailor.errors import SegtailorError
 from segtailor.files import Color
 from segtailor.recipes import validate
@@ -32,7 +32,6 @@ def distinct_colors(count: int) -> tuple[Color, ...]:
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 RGB = tuple[Byte, Byte, Byte]
-MEAN_COLOR: Color = (124, 116, 104)  # of ImageNet
 
 
 class ClassesFile(Strict):

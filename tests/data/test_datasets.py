@@ -8,9 +8,17 @@ from typer.testing import CliRunner
 
 from segtailor.cli import app
 from segtailor.config import DataConfig
-from segtailor.data import create_dataset, list_datasets
+from segtailor.data import (
+    BENCHMARKS,
+    DATASETS,
+    FORMS,
+    check_fields,
+    create_dataset,
+    describe_datasets,
+    list_datasets,
+)
 from segtailor.data.base import check_classes
-from segtailor.data.catalogue import BENCHMARKS, describe_datasets
+from segtailor.errors import SegtailorError
 
 DOCS = Path(__file__).parents[2] / "docs" / "data-sets.md"
 VARIANTS = [(known, variant) for known in BENCHMARKS.values() for variant in known.variants]
@@ -68,3 +76,26 @@ def test_without_a_root_the_folder_under_data_is_asked_for(name, monkeypatch, tm
     monkeypatch.delenv("SEGTAILOR_CAMVID", raising=False)
     with pytest.raises(Exception, match=f"no such folder: data/{name}"):
         create_dataset(DataConfig(name=name), "train", training=True)
+
+
+def test_a_field_that_is_not_read_is_named_with_those_who_read_it():
+    with pytest.raises(SegtailorError) as caught:
+        create_dataset(DataConfig(name="camvid", config="big", source="x"), "train", training=True)
+    message = str(caught.value)
+    assert message.startswith("camvid does not read data.config, data.source; read by hf;")
+    assert "\n" not in message
+
+
+def test_toy_does_not_read_a_variant_or_void():
+    for field, value in (("variant", "fine"), ("void", [3])):
+        with pytest.raises(SegtailorError, match=f"toy does not read data.{field}"):
+            create_dataset(DataConfig(name="toy", **{field: value}), "train", training=True)
+
+
+def test_defaults_pass_everywhere():
+    for name in DATASETS:
+        check_fields(DataConfig(name=name))
+
+
+def test_every_data_set_is_a_benchmark_or_describes_its_fields():
+    assert {*BENCHMARKS, *FORMS} == set(DATASETS)
