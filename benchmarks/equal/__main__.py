@@ -28,7 +28,7 @@ from plan import STUDY, Comparison, Study, read_study
 from rows import WORDS, Row, check_rows, collect
 from units import Unit, lacking_rows, teacher_unit, units_for, write_comparison
 
-from segtailor.engine.preemption import RunStopped
+from segtailor.engine.runs import RunStopped
 from segtailor.errors import SegtailorError
 
 STOPPED = 130

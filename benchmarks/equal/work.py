@@ -20,8 +20,7 @@ from plan import Comparison, Study, read_study
 from rows import beside, read_json, unit_name
 
 from segtailor import train
-from segtailor.engine.preemption import RunStopped
-from segtailor.engine.runs import write_json
+from segtailor.engine.runs import RunStopped, write_json
 from segtailor.errors import SegtailorError
 from segtailor.jobs.compare import train_seeds
 

@@ -13,7 +13,7 @@ import torch
 import segtailor
 from segtailor.config import CompareRecipe
 from segtailor.engine.memory import Demand
-from segtailor.engine.preemption import RunStopped, StopRequest
+from segtailor.engine.runs import RunStopped, StopRequest
 from segtailor.errors import SegtailorError
 from segtailor.jobs.arms import all_arms, arm_recipe, baseline_of
 from segtailor.jobs.group import pack

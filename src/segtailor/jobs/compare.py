@@ -14,8 +14,7 @@ from typing import Any, Literal
 from segtailor.config import CompareRecipe, Strict, TrainConfig
 from segtailor.engine.launch import launch
 from segtailor.engine.memory import Demand
-from segtailor.engine.preemption import resumable
-from segtailor.engine.runs import open_run, write_json
+from segtailor.engine.runs import open_run, resumable, write_json
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import evaluate_model, inference_settings
 from segtailor.evaluation.boundary import BoundarySettings

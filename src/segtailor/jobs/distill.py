@@ -13,8 +13,7 @@ from segtailor.data.base import SegmentationDataset
 from segtailor.engine.distiller import Distiller
 from segtailor.engine.launch import launch
 from segtailor.engine.loop import Task, fit
-from segtailor.engine.preemption import resumable
-from segtailor.engine.runs import open_run, write_json
+from segtailor.engine.runs import open_run, resumable, write_json
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import evaluate_model, inference_settings
 from segtailor.jobs.alignment import align

@@ -12,8 +12,7 @@ from segtailor.data.base import SegmentationDataset
 from segtailor.engine.distiller import Distiller
 from segtailor.engine.launch import launch
 from segtailor.engine.loop import Task, Trained, fit
-from segtailor.engine.preemption import resumable
-from segtailor.engine.runs import open_run, write_json
+from segtailor.engine.runs import open_run, resumable, write_json
 from segtailor.evaluation import inference_settings
 from segtailor.jobs.setup import (
     card_with_metrics,

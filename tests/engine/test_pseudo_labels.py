@@ -16,16 +16,16 @@ from methods.tester import NoSyncNoFullSize
 from segtailor.config import DataConfig, EvaluateConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from segtailor.data.loader import Batch, UnlabelledRows
 from segtailor.data.pseudo import UnlabelledImages
-from segtailor.engine.arm import Arm, Task
-from segtailor.engine.distiller import Distiller
 from segtailor.engine.launch import launch
-from segtailor.engine.unlabelled import StepTargets, check_rows, reading_of, teacher_classes
+from segtailor.engine.loop import ArmTrainer, RunSpec
+from segtailor.engine.module import Distiller
+from segtailor.engine.pseudo_labels import USES, PseudoLabels, check_rows, target_kind, teacher_classes
 from segtailor.errors import SegtailorError
 from segtailor.losses import cross_entropy, global_batch, global_count, recomputed
 from segtailor.methods import METHODS, create_method
 from segtailor.models.output import SegOutput
 
-from .test_distributed import Plain
+from .test_distributed import Plain, on_two_processes
 
 SIZE = (16, 24)
 CLASS_READERS = {"ifvd", "bpkd", "heteroakd", "cirkd"}
@@ -76,10 +76,10 @@ def part(whole: Batch, rows: slice) -> Batch:
     return Batch(whole.images[rows], whole.target[rows], whole.names[rows], where)
 
 
-def step_targets(whole: Batch, threshold: float = 0.6) -> tuple[StepTargets, SegOutput]:
+def step_targets(whole: Batch, threshold: float = 0.6) -> tuple[PseudoLabels, SegOutput]:
     torch.manual_seed(0)
     teacher: Any = Guide()
-    targets, shared = StepTargets([whole], threshold), teacher(whole.images)
+    targets, shared = PseudoLabels([whole], threshold, 0.5), teacher(whole.images)
     targets.label(0, teacher, shared)
     return targets, shared
 
@@ -102,10 +102,10 @@ def test_the_teachers_classes_and_how_sure_it_is() -> None:
 def test_labelling_neither_waits_for_the_device_nor_holds_all_images_at_full_size() -> None:
     whole, teacher = batch(1), Guide()
     shared = teacher(whole.images)
-    targets = StepTargets([whole], 0.5)
+    targets = PseudoLabels([whole], 0.5, 0.5)
     with NoSyncNoFullSize(limit=2 * 3 * SIZE[0] * SIZE[1]):
         targets.label(0, teacher, shared)  # type: ignore[arg-type]
-        targets.handout(0, {"a": "every pixel", "b": "confident pixels", "c": "labelled images"})
+        targets.of(0)
 
 
 def test_what_is_given_of_unlabelled_images() -> None:
@@ -114,7 +114,7 @@ def test_what_is_given_of_unlabelled_images() -> None:
     rows, labelled, inside = whole.unlabelled
     targets, shared = step_targets(whole)
     shares = Guide().upsample(shared.logits, SIZE).softmax(1)[rows]
-    every, confident = targets.targets["every pixel"][0], targets.targets["confident pixels"][0]
+    every, confident = targets.targets["pseudo"][0], targets.targets["pseudo_confident"][0]
     for target in (every, confident):
         assert target.dtype == torch.uint8
         assert torch.equal(target[labelled], whole.target[labelled])
@@ -125,7 +125,7 @@ def test_what_is_given_of_unlabelled_images() -> None:
     assert torch.equal(confident[rows][sure], every[rows][sure])
     assert 0 < sure.sum() < inside.sum()
     assert targets.confident.tolist() == [sure.sum(), inside.sum()]
-    assert torch.equal(targets.targets["labelled images"][0], whole.target[labelled])
+    assert torch.equal(targets.targets["supervised"][0], whole.target[labelled])
     assert torch.equal(whole.target[rows].unique(), torch.tensor([255], dtype=torch.uint8))
 
 
@@ -134,12 +134,12 @@ def test_labelling_ahead_gives_what_labelling_in_passing_gives() -> None:
     passing, _ = step_targets(whole)
     torch.manual_seed(0)
     teacher: Any = Guide()
-    ahead = StepTargets([part(whole, slice(0, 4)), part(whole, slice(4, 8))], 0.6)
-    counted = torch.cat(ahead.targets["every pixel"]) != 255  # known before the classes are
+    ahead = PseudoLabels([part(whole, slice(0, 4)), part(whole, slice(4, 8))], 0.6, 0.5)
+    counted = torch.cat(ahead.targets["pseudo"]) != 255  # known before the classes are
     ahead.label_ahead(teacher, torch.no_grad)
-    assert torch.equal(torch.cat(ahead.targets["every pixel"]) != 255, counted)
-    for reading in ("every pixel", "confident pixels"):
-        assert torch.equal(torch.cat(ahead.targets[reading]), passing.targets[reading][0])
+    assert torch.equal(torch.cat(ahead.targets["pseudo"]) != 255, counted)
+    for kind in ("pseudo", "pseudo_confident"):
+        assert torch.equal(torch.cat(ahead.targets[kind]), passing.targets[kind][0])
     assert torch.equal(ahead.confident, passing.confident)
 
 
@@ -147,9 +147,9 @@ def test_labelling_ahead_gives_what_labelling_in_passing_gives() -> None:
 def test_where_each_method_learns(name: str) -> None:
     method = create_method(name, CLASSES, STUDENT, TEACHER, **OPTIONS.get(name, {}))
     if name in OWN_TEACHER:
-        assert reading_of(method) == "labelled images"
+        assert target_kind(method) == "supervised"
     else:
-        assert reading_of(method) == ("confident pixels" if name in CLASS_READERS else "every pixel")
+        assert target_kind(method) == ("pseudo_confident" if name in CLASS_READERS else "pseudo")
 
 
 @pytest.mark.parametrize(
@@ -163,12 +163,12 @@ def test_where_each_method_learns(name: str) -> None:
     ],
 )
 def test_options_that_need_no_classes_learn_from_every_pixel(name: str, options: dict[str, Any]) -> None:
-    assert reading_of(create_method(name, CLASSES, STUDENT, TEACHER, **options)) == "every pixel"
+    assert target_kind(create_method(name, CLASSES, STUDENT, TEACHER, **options)) == "pseudo"
 
 
 @pytest.mark.parametrize("options", [{"lt_all": 1}, {"lt_class": 1}, {"variant": "published"}])
 def test_tailored_logits_learn_where_the_teacher_is_sure(options: dict[str, Any]) -> None:
-    assert reading_of(create_method("kt", CLASSES, STUDENT, TEACHER, **options)) == "confident pixels"
+    assert target_kind(create_method("kt", CLASSES, STUDENT, TEACHER, **options)) == "pseudo_confident"
 
 
 def terms_and_gradients(name: str, target: Tensor) -> list[Tensor]:
@@ -251,7 +251,7 @@ def trained(world: int, rank: int, micro: int, names: list[str], folder: Path) -
     for step in (1, 2):
         whole, local = batch(step), 8 // world
         parts = [part(whole, slice(rank * local + i, rank * local + i + micro)) for i in range(0, local, micro)]
-        targets = StepTargets(parts, 0.6)
+        targets = PseudoLabels(parts, 0.6, step / 2)
         if len(parts) > 1:
             targets.label_ahead(guide, fabric.autocast)
         arm.begin(step)
