@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from segtailor.errors import SegtailorError
-from segtailor.methods import check_options, create_method
+from segtailor.methods import Method, check_options, create_method
 from segtailor.methods.adversarial import Adversarial, Adversary
 from segtailor.methods.discriminator import Discriminator, SelfAttention, discriminator_loss
 from segtailor.models.output import SegOutput
@@ -17,8 +17,15 @@ from .cases import CLASSES, STUDENT, TEACHER, labels, output
 from .tester import MethodTester
 
 
+def trained(method: Method) -> None:
+    """Mark the discriminator as the engine does."""
+    assert method.opponent is not None
+    method.opponent.trained = True
+
+
 class TestAdversarial(MethodTester):
     name = "adversarial"
+    prepare = staticmethod(trained)
     options: ClassVar = {"width": 8, "adversarial": 1.0}
     size_matters = True  # patches see more context in a larger crop
     terms = frozenset({"adversarial"})
@@ -41,6 +48,7 @@ def adversary(**options: Any) -> tuple[Adversarial, Adversary]:
     method = create_method("adversarial", CLASSES, STUDENT, TEACHER, width=8, **options)
     assert isinstance(method, Adversarial)
     assert isinstance(method.opponent, Adversary)
+    trained(method)
     return method, method.opponent
 
 
@@ -109,6 +117,13 @@ def test_the_discriminator_learns_to_tell_the_two_apart(loss: str, variant: str)
     own = method(student, teacher, labels(), 0.5)["adversarial"]
     alike = method(teacher, teacher, labels(), 0.5)["adversarial"]
     assert own > alike  # the student's maps are told from the teacher's, and it is charged for it
+
+
+def test_outside_the_engine_it_is_refused_until_its_discriminator_is_trained() -> None:
+    method = create_method("adversarial", CLASSES, STUDENT, TEACHER)
+    with pytest.raises(SegtailorError, match="method adversarial has an adversary that nobody trains") as error:
+        method(output(STUDENT), output(TEACHER, seed=2), labels(), 0.5)
+    assert "\n" not in str(error.value)
 
 
 def test_the_opponent_is_no_part_of_the_method() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from segtailor.config import ModelConfig
 from segtailor.errors import SegtailorError
 from segtailor.losses import channel_kl, cross_entropy
-from segtailor.methods import check_options, create_method
+from segtailor.methods import Method, check_options, create_method
 from segtailor.methods.assistance import AssistanceStage, DualPath
 from segtailor.methods.lad import LabelAssistedDistillation
 from segtailor.models.label_assisted import LabelAssisted, LabelAssistedTeacher
@@ -21,13 +21,23 @@ from .tester import MethodTester
 NETWORK = ModelConfig(model="deeplabv3plus-lcnet_035")
 
 
+def with_teacher(method: Method) -> None:
+    """Do what the job and the stage do."""
+    assert isinstance(method, LabelAssistedDistillation)
+    method.adopt(LabelAssistedDistillation.own_teacher(method.options, NETWORK, CLASSES, seed=0))
+    assert method.stage is not None
+    method.stage.done = True
+
+
 class TestLabelAssisted(MethodTester):
     name = "lad"
+    prepare = staticmethod(with_teacher)
     terms = frozenset({"cwd_logits"})
 
 
 class TestLabelAssistedPublished(MethodTester):
     name = "lad"
+    prepare = staticmethod(with_teacher)
     options: ClassVar = {"variant": "published"}
     void_matters = True
     terms = frozenset({"cwd_logits"})
@@ -36,6 +46,7 @@ class TestLabelAssistedPublished(MethodTester):
 class TestLabelAssistedWithFeatures(MethodTester):
     phased = True
     name = "lad"
+    prepare = staticmethod(with_teacher)
     options: ClassVar = {"base": {"name": "kt", **EVERY_TERM, "lt_class": 0, "lt_nonclass": 0}, "lad": 0.5}
     terms = frozenset({"kd", "kd_aux", "lt_all", "ft", "contrastive"})
 
@@ -53,9 +64,19 @@ def images(batch: int = 2) -> Tensor:
     return torch.randint(0, 256, (batch, 3, 46, 63), dtype=torch.uint8)
 
 
+def test_outside_the_engine_it_is_refused_until_its_teacher_is_there_and_trained() -> None:
+    outputs = output(STUDENT), output(TEACHER, seed=2), labels(), 0.5
+    with pytest.raises(SegtailorError, match="method lad learns from a label-assisted teacher .*, and has none") as error:
+        create_method("lad", CLASSES, STUDENT, TEACHER)(*outputs)
+    assert "\n" not in str(error.value)
+    with pytest.raises(SegtailorError, match="method lad: the label-assisted teacher must be learnt first"):
+        assisted()(*outputs)
+
+
 def test_the_default_base_is_the_published_one() -> None:
     student, teacher = output(STUDENT), output(TEACHER, seed=2)
     method = create_method("lad", CLASSES, STUDENT, TEACHER, variant="published", lad=2.0)
+    with_teacher(method)
     value = method(student, teacher, labels(), 0.5)["cwd_logits"]
     torch.testing.assert_close(value, 2 * 3 * channel_kl(student.logits, teacher.logits, 4))
 
@@ -66,6 +87,7 @@ def test_any_method_can_be_the_base(base: Any) -> None:
     settings = {"name": base} if isinstance(base, str) else base
     torch.manual_seed(0)
     method = create_method("lad", CLASSES, STUDENT, TEACHER, base=base)
+    with_teacher(method)
     torch.manual_seed(0)
     plain = create_method(num_classes=CLASSES, student_channels=STUDENT, teacher_channels=TEACHER, **settings)
     torch.testing.assert_close(

@@ -140,7 +140,7 @@ def test_auxiliary_masks_come_from_the_auxiliary_logits() -> None:
 
 def test_without_tokens_it_says_what_to_do() -> None:
     method = create_method("maskd", CLASSES, STUDENT, TEACHER)
-    with pytest.raises(SegtailorError, match=r"^method maskd has no tokens: its stage has not run; use .*tokens_file$"):
+    with pytest.raises(SegtailorError, match=r"^method maskd: the teacher's receptive tokens.* must be learnt first.*; use .*tokens_file$"):
         method(output(STUDENT), output(TEACHER), labels(), 0.5)
 
 
@@ -157,7 +157,8 @@ def test_a_checkpoint_without_tokens_brings_none() -> None:
     first, second = (create_method("maskd", CLASSES, STUDENT, TEACHER) for _ in range(2))
     second.load_state_dict(first.state_dict())
     assert isinstance(second, MaskedDistillation)
-    assert not second.learned
+    assert second.stage is not None
+    assert not second.stage.done
 
 
 @pytest.mark.parametrize(

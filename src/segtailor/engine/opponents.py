@@ -24,6 +24,8 @@ class Opponents:
     def __init__(self, fabric: Any, opponents: Mapping[str, Opponent]) -> None:
         self._fabric = fabric
         self._raw = dict(opponents)
+        for opponent in opponents.values():
+            opponent.trained = True
         self._set_up: dict[str, tuple[Any, Any]] = {
             name: fabric.setup(opponent, opponent.build_optimizer(opponent.parameters()))
             for name, opponent in opponents.items()

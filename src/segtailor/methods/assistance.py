@@ -64,6 +64,7 @@ class AssistanceStage(Stage):
     name: ClassVar[str] = "lad"
     about: ClassVar[str] = "the label-assisted teacher"
     uses_teacher: ClassVar[bool] = False
+    file_option: ClassVar[str] = "teacher_file"
 
     def __init__(
         self,
@@ -111,3 +112,4 @@ class AssistanceStage(Stage):
     def load(self, path: Path, fingerprint: str | None) -> None:
         """Give the teacher its weights."""
         load_assisted(self.teacher.model, path)
+        self.done = True

@@ -111,15 +111,30 @@ class Method(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the weighted terms; ``target`` (B,H,W) holds class indices and 255 for void.
 
-        Raises :class:`SegtailorError` where ``target`` is None and the method needs labels.
+        Raises :class:`SegtailorError` where ``target`` is None and the method needs labels, and where nobody trains what
+        the method depends on (see :meth:`check_driven`).
         """
         if target is None:
             if "labels" in self.needs:
                 raise SegtailorError(f"method {self.name} needs labels; give it a target, or choose another method")
             height, width = student.logits.shape[-2:]
             target = torch.zeros(len(student.logits), height, width, dtype=torch.uint8, device=student.logits.device)
+        self.check_driven()
         with torch.autocast(student.logits.device.type, enabled=False):
             return self.terms(student, teacher.detach(), target, progress)
+
+    def check_driven(self) -> None:
+        """Raise :class:`SegtailorError` unless this method's opponent is trained and its stage has been learnt."""
+        if self.opponent is not None and not self.opponent.trained:
+            raise SegtailorError(
+                f"method {self.name} has an adversary that nobody trains, so its term would mean nothing; use `segtailor "
+                "distill`, or train method.opponent beside the student and set method.opponent.trained = True"
+            )
+        if self.stage is not None and not self.stage.done:
+            raise SegtailorError(
+                f"method {self.name}: {self.stage.about} must be learnt first, and its stage has not run; use "
+                f"`segtailor distill`, or set {self.stage.file_option}"
+            )
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
         """Return the weighted terms of a detached teacher; written by each method."""

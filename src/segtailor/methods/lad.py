@@ -161,6 +161,15 @@ class LabelAssistedDistillation(Method):
         )
         self.stage.file = options.teacher_file
 
+    def check_driven(self) -> None:
+        """Raise :class:`SegtailorError` unless the label-assisted teacher is there and trained."""
+        if self.teacher is None:
+            raise SegtailorError(
+                "method lad learns from a label-assisted teacher that it trains first, and has none; use `segtailor "
+                f"distill`, or the method {self.base.name} with your own teacher"
+            )
+        super().check_driven()
+
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
         """Return the base method's terms."""
         if not self.options.lad:

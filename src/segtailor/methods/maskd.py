@@ -105,7 +105,6 @@ class MaskedDistillation(Method):
         clean, on_logits = options.variant == "clean", options.tap == "logits"
         channels = num_classes if on_logits else width_of(teacher_channels, "feature", "teacher")
         self.layout = TokenLayout(options.tokens, channels, num_classes, options.tap, options.weighting)
-        self.learned = False
         self.register_buffer("tokens", torch.zeros(options.tokens, channels))
         self.weighting = TokenWeighting(channels, options.tokens).requires_grad_(False) if options.weighting else None
         self.register_load_state_dict_post_hook(_note_tokens)  # type: ignore[no-untyped-call]
@@ -143,14 +142,11 @@ class MaskedDistillation(Method):
             self.tokens.copy_(tokens)
         if self.weighting is not None and weighting is not None:
             self.weighting.load_state_dict(dict(weighting))
-        self.learned = True
+        if self.stage is not None:
+            self.stage.done = True
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
-        """Return the terms whose weight is not 0; raises :class:`SegtailorError` before the tokens are there."""
-        if self.stage is not None and not self.learned:
-            raise SegtailorError(
-                "method maskd has no tokens: its stage has not run; use `segtailor distill`, or set tokens_file"
-            )
+        """Return the terms whose weight is not 0."""
         options, terms = self.options, {}
         if options.maskd and self.projector is not None:
             own = self.projector(full_precision(read_tap(student, self.tap, "student")))
@@ -195,4 +191,5 @@ class MaskedDistillation(Method):
 def _note_tokens(module: nn.Module, _: Any) -> None:
     """A restored checkpoint may bring tokens; those never learnt are zeros."""
     assert isinstance(module, MaskedDistillation)
-    module.learned = bool(module.tokens.any())
+    if module.stage is not None:
+        module.stage.done = bool(module.tokens.any())

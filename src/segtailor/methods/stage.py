@@ -46,6 +46,10 @@ class Stage(ABC):
     schedule: ScheduleConfig | None = None
     file: str | None = None
     """What was learnt earlier, to be loaded instead of training."""
+    file_option: ClassVar[str]
+    """The method's option that names such a file."""
+    done: bool = False
+    """Whether the method has what the stage learns."""
 
     @abstractmethod
     def key(self) -> dict[str, Any]:
@@ -74,6 +78,9 @@ class Opponent(nn.Module, ABC):
     Calling it gives the loss that it is trained by, so that data parallelism averages its gradients. While the main
     loss is computed its parameters are frozen.
     """
+
+    trained: bool = False
+    """Whether someone trains it; set by whoever steps its optimizer."""
 
     @abstractmethod
     def forward(self, student: SegOutput, teacher: SegOutput, target: Tensor) -> Tensor:

@@ -78,6 +78,7 @@ class TokenStage(Stage):
     name: ClassVar[str] = "tokens"
     about: ClassVar[str] = "the teacher's receptive tokens (maskd)"
     uses_teacher: ClassVar[bool] = True
+    file_option: ClassVar[str] = "tokens_file"
 
     def __init__(
         self,
