@@ -21,7 +21,7 @@ import torch
 
 from bench import scene
 from segtailor.config import DataConfig, EvaluateConfig, OptimizerConfig, TrainConfig
-from segtailor.data.batch import Batch
+from segtailor.data.loader import Batch
 from segtailor.engine.arm import Arm, Task
 from segtailor.engine.distiller import Distiller
 from segtailor.engine.launch import launch, seed_step

@@ -10,10 +10,10 @@ from segtailor.cli import app
 from segtailor.config import DataConfig
 from segtailor.data import create_dataset, list_datasets
 from segtailor.data.base import check_classes
-from segtailor.data.catalogue import KNOWN, describe_datasets
+from segtailor.data.catalogue import BENCHMARKS, describe_datasets
 
 DOCS = Path(__file__).parents[2] / "docs" / "data-sets.md"
-VARIANTS = [(known, variant) for known in KNOWN.values() for variant in known.variants]
+VARIANTS = [(known, variant) for known in BENCHMARKS.values() for variant in known.variants]
 
 
 def rows_of(text: str, columns: int) -> list[tuple[str, ...]]:
@@ -24,15 +24,15 @@ def rows_of(text: str, columns: int) -> list[tuple[str, ...]]:
 
 
 def test_the_docs_list_every_variant_with_its_classes_and_splits():
-    entries = [entry for entry in describe_datasets() if entry.name in KNOWN]
+    entries = [entry for entry in describe_datasets() if entry.name in BENCHMARKS]
     described = [(entry.name, entry.variant, entry.classes, entry.splits) for entry in entries]
     assert rows_of(DOCS.read_text(), 4) == described
 
 
-def test_the_docs_say_where_each_data_set_lies_and_under_which_licence():
+def test_the_docs_say_where_each_data_set_lies_and_under_which_license():
     text = DOCS.read_text()
-    assert {row[0].split()[0] for row in rows_of(text, 3)} == set(KNOWN)
-    assert rows_of(text, 2) == [(name, known.licence) for name, known in sorted(KNOWN.items())]
+    assert {row[0].split()[0] for row in rows_of(text, 3)} == set(BENCHMARKS)
+    assert rows_of(text, 2) == [(name, known.license) for name, known in sorted(BENCHMARKS.items())]
 
 
 def test_data_ls_is_a_table_of_everything():
@@ -42,7 +42,7 @@ def test_data_ls_is_a_table_of_everything():
     for entry in describe_datasets():
         line = next(line for line in lines if re.match(rf" *{entry.name} +{re.escape(entry.variant)}", line))
         assert re.search(rf" {entry.classes}  +{re.escape(entry.splits)}", line)
-        assert entry.licence in result.output
+        assert entry.license in result.output
         assert entry.title in result.output
     assert {line.split()[0] for line in lines if line.split()} >= set(list_datasets())
     assert "fine (default)" in result.output
@@ -62,7 +62,7 @@ def test_classes_are_distinct_and_bytes(known, variant):
     assert list(variant.splits)[:2] == ["train", "val"]
 
 
-@pytest.mark.parametrize("name", sorted(KNOWN))
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
 def test_without_a_root_the_folder_under_data_is_asked_for(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SEGTAILOR_CAMVID", raising=False)

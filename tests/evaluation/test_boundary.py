@@ -10,8 +10,16 @@ from torchmetrics.functional.segmentation.utils import binary_erosion, generate_
 
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import BoundarySettings
-from segtailor.evaluation.boundary import BoundaryMetrics, boundary_distance
-from segtailor.evaluation.dilation import BITS, class_bits, dilate_disk, dilate_square, has_class, label_edges
+from segtailor.evaluation.boundary import (
+    BITS,
+    BoundaryMetrics,
+    boundary_distance,
+    class_bits,
+    dilate_disk,
+    dilate_square,
+    has_class,
+    label_edges,
+)
 
 SETTINGS = BoundarySettings(ratio=0.1, tolerances=(1, 2, 4), widths=(1, 2, 5))
 

@@ -15,11 +15,11 @@ from segtailor.data.csv_table import create_csv
 from segtailor.data.fields import check_fields
 from segtailor.data.folder import create_folder
 from segtailor.data.hf import create_hf
-from segtailor.data.limit import limit_dataset
 from segtailor.data.loveda import create_loveda
 from segtailor.data.mapillary import create_mapillary
 from segtailor.data.pack.reader import create_packed
 from segtailor.data.pascal_context import create_pascal_context
+from segtailor.data.subset import limit_dataset
 from segtailor.data.toy import create_toy
 from segtailor.data.voc import create_voc
 from segtailor.errors import unknown

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from segtailor.config import DataConfig
-from segtailor.data.files import FileDataset
-from segtailor.data.known import Known, Variant
-from segtailor.data.pairs import pair_folders, require_folder
+from segtailor.data.benchmark import BenchmarkDataset, Variant
+from segtailor.data.paired import FileDataset
+from segtailor.data.pairing import pair_folders, require_folder
 from segtailor.data.tables.ade20k import CLASSES
 
-ADE20K = Known(
+ADE20K = BenchmarkDataset(
     name="ade20k",
     title="ADE20K: scenes indoors and outdoors, the 150 classes of the scene parsing benchmark",
-    licence="ADE20K (Zhou et al., 2017): images for non-commercial research and education, annotations BSD-3-Clause",
+    license="ADE20K (Zhou et al., 2017): images for non-commercial research and education, annotations BSD-3-Clause",
     root=Path("data/ade20k"),
     variants=(Variant("default", CLASSES, {"train": 20210, "val": 2000}),),
 )

@@ -1,4 +1,4 @@
-"""What every data set gives: samples, class names, colours and a licence."""
+"""What every data set gives: samples, class names, colours and a license."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SegmentationDataset(ABC):
 
     ``data[i]`` is a :class:`Sample`: the image resized to the recipe's ``data.size``, the target too when the split is
     read for training, else at the mask's own size. ``classes`` and ``palette`` (RGB) have one entry a class,
-    ``mean_color`` (RGB) is what images are padded with, ``licence`` says how the data may be used.
+    ``mean_color`` (RGB) is what images are padded with, ``license`` says how the data may be used.
     """
 
     name: str
@@ -37,7 +37,7 @@ class SegmentationDataset(ABC):
     classes: tuple[str, ...]
     palette: tuple[Color, ...]
     mean_color: Color
-    licence: str
+    license: str
 
     @property
     def num_classes(self) -> int:

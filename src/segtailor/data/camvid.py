@@ -8,9 +8,9 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
 from segtailor.config import DataConfig
-from segtailor.data.files import FileDataset
-from segtailor.data.known import Known, Variant
-from segtailor.data.pairs import Pair, pair_folders, pair_list, require_folder
+from segtailor.data.benchmark import BenchmarkDataset, Variant
+from segtailor.data.paired import FileDataset
+from segtailor.data.pairing import Pair, pair_folders, pair_list, require_folder
 from segtailor.errors import SegtailorError
 from segtailor.files import Color
 
@@ -28,10 +28,10 @@ CLASSES: tuple[tuple[str, Color], ...] = (
     ("bicyclist", (0, 128, 192)),
 )
 UNLABELLED = 11
-CAMVID = Known(
+CAMVID = BenchmarkDataset(
     name="camvid",
     title="CamVid: frames of drives through Cambridge, 11 classes, the SegNet split",
-    licence="CamVid (Brostow et al., 2009): research use",
+    license="CamVid (Brostow et al., 2009): research use",
     root=Path("data/camvid"),
     variants=(
         Variant("default", CLASSES, {"train": 367, "val": 101, "test": 233, "trainval": 468, "fit": 295, "dev": 72}),

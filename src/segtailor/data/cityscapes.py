@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
-from segtailor.data.files import FileDataset, MaskValues
-from segtailor.data.known import Known, Variant
+from segtailor.data.benchmark import BenchmarkDataset, Variant
+from segtailor.data.image_io import read_mask
 from segtailor.data.masks import refuse_values
-from segtailor.data.pairs import Pair, pair_folders, require_folder
-from segtailor.data.read import read_mask
+from segtailor.data.paired import FileDataset, MaskValues
+from segtailor.data.pairing import Pair, pair_folders, require_folder
 from segtailor.files import VOID, Color
 
 # name, colour, and the number that the class has in *_labelIds.png
@@ -50,10 +50,10 @@ PARTS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 NAMED = tuple((name, color) for name, color, _ in CLASSES)
 FINE_COUNTS = {"train": 2975, "val": 500, "trainval": 3475}
-CITYSCAPES = Known(
+CITYSCAPES = BenchmarkDataset(
     name="cityscapes",
     title="Cityscapes: street scenes of 50 cities, 19 classes",
-    licence="Cityscapes (Cordts et al., 2016): non-commercial research use, no redistribution",
+    license="Cityscapes (Cordts et al., 2016): non-commercial research use, no redistribution",
     root=Path("data/cityscapes"),
     variants=(
         Variant("fine", NAMED, FINE_COUNTS),

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
-from segtailor.data.files import FileDataset, read_index_mask
-from segtailor.data.id_lists import files_by_stem, pair_ids, read_ids
-from segtailor.data.known import Known, Variant, first_folder
-from segtailor.data.mat_masks import read_mat, require_scipy
-from segtailor.data.pairs import Pair, pair_folders
+from segtailor.data.benchmark import BenchmarkDataset, Variant, first_folder
+from segtailor.data.image_io import read_mat, require_scipy
+from segtailor.data.paired import FileDataset, read_index_mask
+from segtailor.data.pairing import Pair, files_by_stem, pair_folders, pair_ids, read_ids
 from segtailor.data.tables.coco_stuff import LABELS, UNUSED
 from segtailor.data.tables.voc import label_color
 from segtailor.files import VOID, Color
@@ -31,10 +30,10 @@ def _classes(numbers: tuple[int, ...]) -> tuple[tuple[str, Color], ...]:
 ALL_NUMBERS = tuple(range(len(LABELS)))
 COUNTS_164K = {"train": 118287, "val": 5000}
 COUNTS_10K = {"train": 9000, "val": 1000}
-COCO_STUFF = Known(
+COCO_STUFF = BenchmarkDataset(
     name="coco-stuff",
     title="COCO-Stuff: everyday photos, 80 things and 91 stuff classes",
-    licence="COCO-Stuff (Caesar et al., 2018): annotations CC-BY-4.0; photos under Flickr's terms of use",
+    license="COCO-Stuff (Caesar et al., 2018): annotations CC-BY-4.0; photos under Flickr's terms of use",
     root=Path("data/coco-stuff"),
     variants=(
         Variant("164k", _classes(NUMBERS), COUNTS_164K),

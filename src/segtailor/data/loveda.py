@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from segtailor.config import DataConfig
-from segtailor.data.files import FileDataset
-from segtailor.data.known import Known, Variant
-from segtailor.data.pairs import Pair, pair_folders, require_folder
+from segtailor.data.benchmark import BenchmarkDataset, Variant
+from segtailor.data.paired import FileDataset
+from segtailor.data.pairing import Pair, pair_folders, require_folder
 from segtailor.files import Color
 
 CLASSES: tuple[tuple[str, Color], ...] = (
@@ -19,10 +19,10 @@ CLASSES: tuple[tuple[str, Color], ...] = (
     ("forest", (0, 255, 0)),
     ("agricultural", (255, 195, 128)),
 )
-LOVEDA = Known(
+LOVEDA = BenchmarkDataset(
     name="loveda",
     title="LoveDA: land cover of three Chinese cities from the air, 0.3 m a pixel, 7 classes",
-    licence="LoveDA (Wang et al., 2021): CC-BY-NC-SA-4.0, academic use",
+    license="LoveDA (Wang et al., 2021): CC-BY-NC-SA-4.0, academic use",
     root=Path("data/loveda"),
     variants=(
         Variant("all", CLASSES, {"train": 2522, "val": 1669}),

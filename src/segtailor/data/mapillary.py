@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segtailor.config import DataConfig
-from segtailor.data.files import FileDataset
-from segtailor.data.known import Known, Variant, first_folder
-from segtailor.data.pairs import pair_folders
+from segtailor.data.benchmark import BenchmarkDataset, Variant, first_folder
+from segtailor.data.paired import FileDataset
+from segtailor.data.pairing import pair_folders
 from segtailor.data.tables.mapillary import UNSCORED_V12, UNSCORED_V20, V12, V20
 from segtailor.files import Color
 
@@ -20,10 +20,10 @@ def _scored(table: Table, unscored: Sequence[str]) -> Table:
     return tuple(row for row in table if row[0] not in unscored)
 
 
-MAPILLARY = Known(
+MAPILLARY = BenchmarkDataset(
     name="mapillary",
     title="Mapillary Vistas: street scenes of the whole world, 66 labels (v1.2) or 124 (v2.0)",
-    licence="Mapillary Vistas (Neuhold et al., 2017): CC-BY-NC-SA-4.0",
+    license="Mapillary Vistas (Neuhold et al., 2017): CC-BY-NC-SA-4.0",
     root=Path("data/mapillary"),
     variants=(
         Variant("v1.2", _scored(V12, UNSCORED_V12), COUNTS),

@@ -9,22 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
-from segtailor.data.files import FileDataset, read_index_mask
-from segtailor.data.id_lists import files_by_stem, pair_ids, read_ids
-from segtailor.data.known import Known, Variant, first_folder
-from segtailor.data.mat_masks import read_mat, require_scipy
-from segtailor.data.pairs import Pair
-from segtailor.data.read import UnreadableFile
+from segtailor.data.benchmark import BenchmarkDataset, Variant, first_folder
+from segtailor.data.image_io import UnreadableFile, read_mat, require_scipy
+from segtailor.data.paired import FileDataset, read_index_mask
+from segtailor.data.pairing import Pair, files_by_stem, pair_ids, read_ids
 from segtailor.data.tables.pascal_context import CLASSES, LABELS_59
 from segtailor.data.tables.voc import label_color
 
 # there are no official colours: VOC's rule, by mask value
 NAMED = tuple((name, label_color(index)) for index, (name, _) in enumerate(CLASSES, 1))
 COUNTS = {"train": 4998, "val": 5105, "trainval": 10103}
-PASCAL_CONTEXT = Known(
+PASCAL_CONTEXT = BenchmarkDataset(
     name="pascal-context",
     title="Pascal Context: photos of VOC 2010 labelled throughout, the 59 most frequent classes",
-    licence="Pascal Context (Mottaghi et al., 2014): research use; photos of Flickr",
+    license="Pascal Context (Mottaghi et al., 2014): research use; photos of Flickr",
     root=Path("data/pascal-context"),
     variants=(
         Variant("foreground", NAMED, COUNTS),

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from segtailor.config import DataConfig, EvaluateConfig, TrainConfig
 from segtailor.data.base import SegmentationDataset
-from segtailor.data.batch import Batch
-from segtailor.data.unlabelled import UnlabelledImages, mix_of
+from segtailor.data.loader import Batch
+from segtailor.data.pseudo import UnlabelledImages, mix_of
 from segtailor.engine.checkpoint import load_checkpoint, save_checkpoint
 from segtailor.engine.learner import Learner
 from segtailor.engine.logging import Recorder

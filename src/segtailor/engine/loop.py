@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from segtailor.data.loader import train_batches
-from segtailor.data.unlabelled import mix_of
+from segtailor.data.pseudo import mix_of
 from segtailor.engine.arm import Arm, Task
 from segtailor.engine.launch import any_process, seed_step, split_batch
 from segtailor.engine.learner import Learner

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from segtailor.evaluation.boundary import BoundarySettings
 from segtailor.evaluation.confusion import MIOU_RULE, EvaluationResult, check_counts, count_pixels
-from segtailor.evaluation.evaluate import check_classes, evaluate_model
+from segtailor.evaluation.evaluate import Metrics, check_classes, evaluate_model
 from segtailor.evaluation.inference import InferenceSettings, evaluating, inference_settings, predict_logits
-from segtailor.evaluation.metrics import Metrics
 
 __all__ = [
     "MIOU_RULE",

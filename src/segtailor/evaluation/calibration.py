@@ -1,4 +1,4 @@
-"""Whether a model's confidence is right, and where a student says what its teacher says."""
+"""Calibration error, Brier score and teacher-student agreement."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ def _palette(run: Run, count: int) -> list[tuple[int, int, int]]:
     if len(given) >= count:
         return given
     # Late: it brings torch, which reading a report rarely needs.
-    from segtailor.data.palette import distinct_colors
+    from segtailor.data.classes_file import distinct_colors
 
     return list(distinct_colors(count))
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from segtailor.data.read import resize_image
+from segtailor.data.image_io import resize_image
 from segtailor.evaluation.evaluate import LabelledImages
 from segtailor.evaluation.inference import evaluating
 from segtailor.evaluation.render import Picture

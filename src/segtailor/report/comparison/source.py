@@ -63,7 +63,7 @@ class Source:
         count = len(self.comparison.classes)
         if len(given) >= count:
             return given[:count]
-        from segtailor.data.palette import distinct_colors
+        from segtailor.data.classes_file import distinct_colors
 
         return list(distinct_colors(count))
 

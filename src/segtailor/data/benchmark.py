@@ -1,4 +1,4 @@
-"""What is published of a known data set, and opening one of its splits."""
+"""Benchmark data sets: what their publishers state, and opening a split."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
 from segtailor.data.classes_file import MEAN_COLOR, ClassesFile
-from segtailor.data.files import FileDataset, MaskValues
 from segtailor.data.masks import index_values
-from segtailor.data.pairs import Pair, require_folder
+from segtailor.data.paired import FileDataset, MaskValues
+from segtailor.data.pairing import Pair, require_folder
 from segtailor.errors import SegtailorError, unknown
 from segtailor.files import Color
 
@@ -38,12 +38,12 @@ class Variant(NamedTuple):
         return tuple(color for _, color in self.classes)
 
 
-class Known(NamedTuple):
+class BenchmarkDataset(NamedTuple):
     """A data set that segtailor knows: ``variants`` begin with the default; ``root`` is where it lies by default."""
 
     name: str
     title: str
-    licence: str
+    license: str
     root: Path
     variants: tuple[Variant, ...]
     mean_color: Color = MEAN_COLOR
@@ -108,7 +108,7 @@ class Known(NamedTuple):
             classes=variant.names,
             palette=variant.palette,
             mean_color=self.mean_color,
-            licence=self.licence,
+            license=self.license,
             values=values,
             size=config.size,
             training=training,

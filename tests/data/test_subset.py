@@ -8,7 +8,7 @@ import torch
 
 from segtailor.config import DataConfig
 from segtailor.data import create_dataset
-from segtailor.data.limit import Chosen, evenly
+from segtailor.data.subset import Subset, evenly
 from segtailor.errors import SegtailorError
 
 from .trees import write_camvid, write_folder
@@ -38,8 +38,8 @@ def test_files_keep_their_pairs(tmp_path, name, write):
 def test_samples_that_are_no_files_are_chosen_alike():
     whole = create_dataset(DataConfig(name="toy"), "train", True)
     data = create_dataset(DataConfig(name="toy", limit=60), "train", True)
-    assert isinstance(data, Chosen)
-    assert (len(data), data.classes, data.licence) == (60, whole.classes, whole.licence)
+    assert isinstance(data, Subset)
+    assert (len(data), data.classes, data.license) == (60, whole.classes, whole.license)
     assert torch.equal(data[7].image, whole[28].image)
     assert len(pickle.loads(pickle.dumps(data))) == 60
     order = data.order(3, np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""A split whose images and masks are files: what CamVid, Cityscapes and a user's folder share."""
+"""Data sets of images with masks: decoding, checks and resizing that all readers share."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from segtailor.data.base import MAX_CLASSES, Sample, SegmentationDataset, check_classes, some
-from segtailor.data.pairs import Pair
-from segtailor.data.read import (
+from segtailor.data.image_io import (
     UnreadableFile,
     read_image,
     read_mask,
@@ -23,6 +22,7 @@ from segtailor.data.read import (
     turn_upright,
     unreadable,
 )
+from segtailor.data.pairing import Pair
 from segtailor.errors import SegtailorError
 from segtailor.files import VOID, Color, Size
 
@@ -86,7 +86,7 @@ class Description(TypedDict):
     classes: tuple[str, ...]
     palette: tuple[Color, ...]
     mean_color: Color
-    licence: str
+    license: str
     values: MaskValues
     size: Size | None
     training: bool
@@ -103,7 +103,7 @@ class MaskDataset(SegmentationDataset):
     def __init__(self, **described: Unpack[Description]) -> None:
         check_classes(described["name"], described["classes"])
         assert len(described["classes"]) == len(described["palette"]) <= MAX_CLASSES
-        self.name, self.split, self.licence = described["name"], described["split"], described["licence"]
+        self.name, self.split, self.license = described["name"], described["split"], described["license"]
         self.classes, self.palette = described["classes"], described["palette"]
         self.mean_color, self.values = described["mean_color"], described["values"]
         self.size, self.training = described["size"], described["training"]

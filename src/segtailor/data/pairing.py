@@ -1,25 +1,54 @@
-"""Which mask belongs to which image; checked from names alone when a data set is opened."""
+"""Which mask belongs to which image, checked from the file names when a data set is opened."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from segtailor.data.base import some
-from segtailor.data.read import IMAGE_SUFFIXES, MASK_SUFFIXES
-from segtailor.data.unpaired import (
-    MISSING_IMAGE,
-    MISSING_MASK,
-    NO_IMAGE,
-    NO_MASK,
-    NOT_AN_IMAGE,
-    TWICE,
-    collecting,
-    leave_out,
-)
+from segtailor.data.image_io import IMAGE_SUFFIXES, MASK_SUFFIXES
 from segtailor.errors import SegtailorError
+
+NO_MASK, NO_IMAGE = "image without a mask", "mask without an image"
+TWICE, NO_CLASS = "several files of one name", "mask that names no class"
+MISSING_IMAGE, MISSING_MASK = "listed image is missing", "listed mask is missing"
+NOT_AN_IMAGE = "not an image"
+
+MissingFiles = dict[str, list[str]]
+"""Paths, or listed names, by what is wrong with them."""
+
+_found: ContextVar[MissingFiles | None] = ContextVar("unpaired", default=None)
+
+
+@contextmanager
+def collect_missing() -> Iterator[MissingFiles]:
+    """Let listings go on without the files that they cannot use while the block runs; it yields what they left out."""
+    found: MissingFiles = {}
+    token = _found.set(found)
+    try:
+        yield found
+    finally:
+        _found.reset(token)
+
+
+def collecting() -> bool:
+    """Return whether listings go on without the files that they cannot use."""
+    return _found.get() is not None
+
+
+def record_missing(files: Mapping[str, Iterable[Path | str]]) -> bool:
+    """Note ``files`` by what is wrong with them and return True; False when a listing must raise instead."""
+    found = _found.get()
+    if found is None:
+        return False
+    for problem, paths in files.items():
+        if listed := [str(path) for path in paths]:
+            found.setdefault(problem, []).extend(listed)
+    return True
 
 
 class Pair(NamedTuple):
@@ -63,10 +92,10 @@ def pair_folders(
         problems.append(f"{_count(no_image, 'mask')} without an image: {some(no_image)}")
     both = sorted(found_images.keys() & found_masks.keys())
     unpaired = {NO_MASK: [found_images[key] for key in no_mask], NO_IMAGE: [found_masks[key] for key in no_image]}
-    if problems and not (both and leave_out(unpaired)):
+    if problems and not (both and record_missing(unpaired)):
         raise SegtailorError(f"{where}: {'; '.join(problems)}; add or remove files in {images} and {masks}")
     if collecting():
-        leave_out({NOT_AN_IMAGE: other_files(images)})
+        record_missing({NOT_AN_IMAGE: other_files(images)})
     return tuple(Pair(found_images[key], found_masks[key], key) for key in both)
 
 
@@ -92,7 +121,7 @@ def files_by_key(
             continue
         found[key].append(path)
     repeated = sorted(key for key, paths in found.items() if len(paths) > 1)
-    if repeated and not leave_out({TWICE: (path for key in repeated for path in sorted(found[key]))}):
+    if repeated and not record_missing({TWICE: (path for key in repeated for path in sorted(found[key]))}):
         raise SegtailorError(f"{where}: {len(repeated)} names stand for several files in {folder}: {some(repeated)}")
     return {key: min(paths) for key, paths in found.items()}
 
@@ -128,7 +157,7 @@ def pair_list(path: Path, root: Path, where: str) -> tuple[Pair, ...]:
         if found[0] is not None and found[1] is not None:
             pairs.append(Pair(found[0], found[1], _name(fields[0])))
     problems = [f"{_count(names, kind)} missing: {some(names)}" for kind, names in missing.items() if names]
-    if problems and not (pairs and leave_out({MISSING_IMAGE: missing["image"], MISSING_MASK: missing["mask"]})):
+    if problems and not (pairs and record_missing({MISSING_IMAGE: missing["image"], MISSING_MASK: missing["mask"]})):
         raise SegtailorError(f"{where}: of the files listed in {path}, {'; '.join(problems)}; looked under {root}")
     if not pairs:
         raise SegtailorError(f"{path} (the list of {where}) names no files")
@@ -148,3 +177,46 @@ def _name(text: str) -> str:
 
 def _count(names: list[str], kind: str) -> str:
     return f"{len(names)} {kind}{'' if len(names) == 1 else 's'}"
+
+
+def read_ids(path: Path, where: str) -> list[str]:
+    """Return the first word of each line of the list at ``path``; raises ``SegtailorError`` when it names nothing."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise SegtailorError(f"no such file: {path} (the list of {where}); check data.root") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SegtailorError(f"cannot read {path} (the list of {where}): {type(error).__name__}") from error
+    ids = [line.split()[0] for line in lines if line.strip()]
+    if not ids:
+        raise SegtailorError(f"{path} (the list of {where}) names no images")
+    return ids
+
+
+def files_by_stem(folders: Iterable[Path], suffixes: Sequence[str]) -> dict[str, Path]:
+    """Return the files in ``folders`` by name without suffix; earlier folders, then earlier suffixes, come first."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            continue
+        names = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)
+        for path in sorted(names, key=lambda path: suffixes.index(path.suffix.lower())):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def pair_ids(ids: Sequence[str], images: dict[str, Path], masks: dict[str, Path], where: str) -> tuple[Pair, ...]:
+    """Return image and mask of each of ``ids``, in their order; ``where`` names split and folders in errors.
+
+    Raises ``SegtailorError`` for images and masks that are missing.
+    """
+    problems = []
+    unpaired = {MISSING_IMAGE: [name for name in ids if name not in images],
+                MISSING_MASK: [name for name in ids if name not in masks]}  # fmt: skip
+    for kind, missing in zip(("image", "mask"), unpaired.values(), strict=True):
+        if missing:
+            problems.append(f"{len(missing)} {kind}{'' if len(missing) == 1 else 's'} missing: {some(missing)}")
+    both = [name for name in ids if name in images and name in masks]
+    if problems and not (both and record_missing(unpaired)):
+        raise SegtailorError(f"{where}: of {len(ids)} listed names, {'; '.join(problems)}; check data.root")
+    return tuple(Pair(images[name], masks[name], name) for name in both)

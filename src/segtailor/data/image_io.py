@@ -1,7 +1,9 @@
-"""Reading image and mask files, and resizing what was read."""
+"""Reading image and mask files, and resizing them."""
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -174,3 +176,33 @@ def _reason(source: Source, error: BaseException) -> str:
 def unreadable(path: Path, error: UnreadableFile) -> SegtailorError:
     """Build the error for one unreadable file."""
     return SegtailorError(f"cannot read {path}: {error}; mend or remove the file and run again")
+
+
+def require_scipy() -> None:
+    """Raise ``SegtailorError`` when MATLAB files cannot be read."""
+    try:
+        import scipy.io
+    except ImportError:
+        raise SegtailorError(
+            'reading masks that are MATLAB files needs the extra data: pip install "segtailor[data]"'
+        ) from None
+    del scipy
+
+
+def read_mat(path: Path, key: str) -> NDArray[Any]:
+    """Return the whole numbers of the variable ``key`` (H,W) of a MATLAB file; raises ``UnreadableFile``."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    damaged = (OSError, ValueError, TypeError, IndexError, NotImplementedError, EOFError, zlib.error, struct.error)
+    try:
+        mask = np.asarray(loadmat(path, variable_names=[key])[key])
+    except FileNotFoundError as error:
+        raise UnreadableFile("no such file") from error
+    except KeyError as error:
+        raise UnreadableFile(f"the MATLAB file holds no '{key}'") from error
+    except (MatReadError, *damaged) as error:
+        raise UnreadableFile("not a readable MATLAB file") from error
+    if mask.ndim != 2 or mask.dtype.kind not in "iub":
+        raise UnreadableFile(f"'{key}' holds no whole numbers by height and width")
+    return narrow(mask)

@@ -1,4 +1,4 @@
-"""Images without masks, which the teacher labels in passing: the folder, its checks, and their rows of a batch."""
+"""Images without masks, which the teacher labels during training: the folder, its checks, their rows of a batch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from segtailor.config import UnlabelledConfig
 from segtailor.data.base import Sample, SegmentationDataset, some
-from segtailor.data.files import FileDataset
-from segtailor.data.limit import evenly
-from segtailor.data.read import IMAGE_SUFFIXES, UnreadableFile, read_image, resize_image, unreadable
+from segtailor.data.image_io import IMAGE_SUFFIXES, UnreadableFile, read_image, resize_image, unreadable
+from segtailor.data.paired import FileDataset
+from segtailor.data.subset import evenly
 from segtailor.errors import SegtailorError
 from segtailor.files import Color, Size
 

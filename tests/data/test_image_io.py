@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from segtailor.data.read import UnreadableFile, read_image, read_mask, resize_image, resize_mask
+from segtailor.data.image_io import UnreadableFile, read_image, read_mask, resize_image, resize_mask
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".webp"])

@@ -12,7 +12,7 @@ from PIL import Image
 from segtailor.config import DataConfig, TrainRecipe, UnlabelledConfig
 from segtailor.data import create_dataset
 from segtailor.data.loader import train_batches
-from segtailor.data.unlabelled import (
+from segtailor.data.pseudo import (
     Mix,
     check_apart,
     check_unlabelled,

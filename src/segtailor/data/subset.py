@@ -1,4 +1,4 @@
-"""A part of a data set: evenly chosen samples."""
+"""A part of a data set: evenly spaced samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtailor.data.base import Sample, SegmentationDataset
-from segtailor.data.files import FileDataset
+from segtailor.data.paired import FileDataset
 from segtailor.errors import SegtailorError
 
 
@@ -30,7 +30,7 @@ def limit_dataset(dataset: SegmentationDataset, count: int) -> SegmentationDatas
         part = copy.copy(dataset)
         part.pairs, part.expected = tuple(dataset.pairs[index] for index in chosen), count
         return part
-    return Chosen(dataset, chosen)
+    return Subset(dataset, chosen)
 
 
 def evenly(length: int, count: int) -> list[int]:
@@ -42,12 +42,12 @@ def evenly(length: int, count: int) -> list[int]:
     return [index * length // count for index in range(count)]
 
 
-class Chosen(SegmentationDataset):
+class Subset(SegmentationDataset):
     """The samples of ``whole`` at ``indices``, which ascend."""
 
     def __init__(self, whole: SegmentationDataset, indices: Sequence[int]) -> None:
         self.whole, self.indices = whole, np.array(indices, np.int64)
-        self.name, self.split, self.licence = whole.name, whole.split, whole.licence
+        self.name, self.split, self.license = whole.name, whole.split, whole.license
         self.classes, self.palette, self.mean_color = whole.classes, whole.palette, whole.mean_color
 
     def __len__(self) -> int:
