@@ -19,7 +19,7 @@ from segtailor.engine.arm import Arm, Task
 from segtailor.engine.distiller import Distiller
 from segtailor.engine.launch import launch
 from segtailor.engine.logging import read_metrics
-from segtailor.losses import global_batch
+from segtailor.losses import Step
 from segtailor.methods import create_method
 from segtailor.models.output import SegOutput
 from tiny import tiny_distill
@@ -72,9 +72,9 @@ def trained(world: int, rank: int, micro: int, variant: str, folder: Path) -> di
         parts = [slice(rank * local + i, rank * local + i + micro) for i in range(0, local, micro)]
         batches = [Batch(whole.images[p], whole.target[p], whole.names[p]) for p in parts]
         arm.begin(step)
-        with global_batch([part.target for part in batches]):
-            for index, part in enumerate(batches):
-                arm.accumulate(part, teacher(part.images), step / STEPS, index, len(batches))
+        now = Step(step / STEPS, [part.target for part in batches])
+        for index, part in enumerate(batches):
+            arm.accumulate(part, teacher(part.images), now, index, len(batches))
         arm.finish(step)
     arm.close()
     return {name: value.clone() for name, value in distiller.state_dict().items()}

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from segtailor.errors import SegtailorError
+from segtailor.losses import Step
 from segtailor.methods import Method, check_options, create_method
-from segtailor.methods.adversarial import Adversarial, Adversary
+from segtailor.methods.adversarial import Adversarial, LogitAdversary
 from segtailor.methods.discriminator import Discriminator, SelfAttention, discriminator_loss
 from segtailor.models.output import SegOutput
 
@@ -19,8 +20,8 @@ from .tester import MethodTester
 
 def trained(method: Method) -> None:
     """Mark the discriminator as the engine does."""
-    assert method.opponent is not None
-    method.opponent.trained = True
+    assert method.adversary is not None
+    method.adversary.trained = True
 
 
 class TestAdversarial(MethodTester):
@@ -32,6 +33,7 @@ class TestAdversarial(MethodTester):
 
 
 class TestAdversarialPublished(TestAdversarial):
+    couples_images = True
     options: ClassVar = {"variant": "published", "width": 8, "adversarial": 1.0}
     void_matters = True
 
@@ -39,17 +41,17 @@ class TestAdversarialPublished(TestAdversarial):
         # Each pass advances batch norm and the power iteration, so every call starts from the same state.
         if isinstance(method, Adversarial):
             method = copy.copy(method)
-            method.opponent = copy.deepcopy(method.opponent)
+            method.adversary = copy.deepcopy(method.adversary)
         return super().call(method, student, teacher, target, progress)
 
 
-def adversary(**options: Any) -> tuple[Adversarial, Adversary]:
+def adversary(**options: Any) -> tuple[Adversarial, LogitAdversary]:
     torch.manual_seed(0)
     method = create_method("adversarial", CLASSES, STUDENT, TEACHER, width=8, **options)
     assert isinstance(method, Adversarial)
-    assert isinstance(method.opponent, Adversary)
+    assert isinstance(method.adversary, LogitAdversary)
     trained(method)
-    return method, method.opponent
+    return method, method.adversary
 
 
 def test_the_published_discriminator_is_as_large_as_published() -> None:
@@ -108,7 +110,7 @@ def test_the_discriminator_learns_to_tell_the_two_apart(loss: str, variant: str)
     losses = []
     for _ in range(30):
         optimizer.zero_grad()
-        value = opponent(student, teacher, labels())
+        value = opponent(student, teacher, labels(), Step())
         value.backward()
         optimizer.step()
         losses.append(value.item())
@@ -130,7 +132,7 @@ def test_the_opponent_is_no_part_of_the_method() -> None:
     method, _ = adversary()
     assert not list(method.parameters())
     assert not method.state_dict()
-    assert create_method("adversarial", CLASSES, STUDENT, TEACHER, adversarial=0).opponent is None
+    assert create_method("adversarial", CLASSES, STUDENT, TEACHER, adversarial=0).adversary is None
 
 
 def test_a_grid_that_is_too_small_is_refused_in_one_line() -> None:

@@ -16,7 +16,7 @@ from segtailor.engine.arm import Arm, Task
 from segtailor.engine.launch import seed_step, split_batch
 from segtailor.engine.learner import Learner
 from segtailor.engine.unlabelled import StepTargets
-from segtailor.losses import global_batch
+from segtailor.losses import Step
 from segtailor.models.teacher import Teacher
 
 SHARE = 0.8
@@ -63,15 +63,15 @@ def measure_demand(fabric: Any, learner: Learner, task: Task, teacher: Teacher |
         before = _begin(device)
         seed_step(task.train.seed, 1, fabric.global_rank)
         arm.begin(1)
-        with global_batch([part.target for part in parts]):
-            targets = None
-            if task.unlabelled is not None and task.data.unlabelled is not None:
-                targets = StepTargets(parts, task.data.unlabelled.threshold)
-                if teacher is not None:
-                    targets.label_ahead(teacher, fabric.autocast)
-            for index, part in enumerate(parts):
-                shared = None if teacher is None else teacher(part.images, part.target)
-                arm.accumulate(part, shared, 1 / task.train.steps, index, count, targets)
+        step = Step(1 / task.train.steps, [part.target for part in parts])
+        targets = None
+        if task.unlabelled is not None and task.data.unlabelled is not None:
+            targets = StepTargets(parts, task.data.unlabelled.threshold)
+            if teacher is not None:
+                targets.label_ahead(teacher, fabric.autocast)
+        for index, part in enumerate(parts):
+            shared = None if teacher is None else teacher(part.images, part.target)
+            arm.accumulate(part, shared, step, index, count, targets)
         arm.finish(1)
         grown = _peak(device) - before
         kept = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(arm))

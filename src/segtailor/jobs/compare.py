@@ -180,7 +180,7 @@ def _wait_for(path: Path, seconds: float = 900.0) -> None:
 
 
 def _has_phases(recipe: CompareRecipe) -> list[bool]:
-    return [METHODS[method.name].phases for arm in recipe.arms.values() for method in arm.method]
+    return [METHODS[method.name].sparse_gradients for arm in recipe.arms.values() for method in arm.method]
 
 
 def _place() -> tuple[int, int]:

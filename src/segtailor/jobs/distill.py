@@ -57,7 +57,7 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
     check_methods(checked.method)
     _check_baseline(checked.baseline)
     # Which parameters a method leaves unused is known only once it is built; what it declares as a class is enough.
-    phases = any(METHODS[config.name].phases for config in checked.method)
+    phases = any(METHODS[config.name].sparse_gradients for config in checked.method)
     fabric = launch(checked.train, find_unused_parameters=phases)
     data, val = open_data(checked.data, fabric)
     more = add_unlabelled(checked.data, checked.train.batch, data, val, fabric)
@@ -83,7 +83,7 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
     mapped = teacher.class_map.lines() if teacher is not None and teacher.class_map is not None else []
     if fabric.is_global_zero:
         print("\n".join([*mapped, *alignment]), file=sys.stderr)
-    own = {name: method.teacher for name, method in methods.items() if method.teacher is not None}
+    own = {name: found for name, method in methods.items() if (found := method.own_teacher) is not None}
     card = model_card(data, plain, teacher)
     task = Task(label, run.path, data, val, checked.data, checked.train, checked.evaluate, card, more)
     with resumable(run.path):
@@ -91,7 +91,7 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
         stages = run_stages(fabric, checked, methods, teacher, data, val)
         watched = [item for item in (teacher, *own.values()) if item is not None]
         fingerprints = [item.fingerprint() for item in watched]
-        guide = teacher if any(method.uses_teacher for method in methods.values()) else None
+        guide = teacher if any(method.teacher == "recipe" for method in methods.values()) else None
         learner = Distiller(student, methods, weights, checked.train.aux_weight)
         trained = fit(fabric, learner, guide, task)
     if [item.fingerprint() for item in watched] != fingerprints:

@@ -122,7 +122,7 @@ def _build(ground: Ground, name: str, seed: int, folder: Path) -> Entry:
         name, folder, ground.data, ground.val, recipe.data, recipe.train, recipe.evaluate, card, ground.unlabelled
     )
     learner = Distiller(student, methods, weights, recipe.train.aux_weight)
-    needs_teacher = any(method.uses_teacher for method in methods.values())
+    needs_teacher = any(method.teacher == "recipe" for method in methods.values())
     seconds = sum(stage["seconds"] or 0.0 for stage in stages)
     return Entry(name, seed, learner, task, seconds, needs_teacher, alignment)
 
