@@ -18,9 +18,9 @@ from plan import STUDY, Comparison, Study, read_study
 from tables import markdown
 
 from segtailor.comparison import read_comparison
-from segtailor.comparison.bootstrap import ImageCounts
 from segtailor.data import create_dataset
 from segtailor.errors import SegtailorError
+from segtailor.results.model import ImageCounts
 
 
 def main() -> None:

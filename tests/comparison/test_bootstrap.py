@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from segtailor.comparison import bootstrap
-from segtailor.comparison.bootstrap import ImageCounts, bootstrap_difference, image_draws, resampled_miou
+from segtailor.comparison.bootstrap import bootstrap_difference, image_draws, resampled_miou
 from segtailor.evaluation import EvaluationResult
+from segtailor.results.model import ImageCounts
 
 from .folders import invented_confusions
 

@@ -190,7 +190,7 @@ def terms_and_gradients(name: str, target: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in OWN_TEACHER])
 def test_a_method_that_says_so_reads_nothing_of_labels_but_void(name: str) -> None:
     target = labels()
-    other = torch.where(target == 255, target, (target + 2) % CLASSES)
+    other = torch.where(target == 255, target, target // 2)  # merges classes
     pairs = list(zip(terms_and_gradients(name, target), terms_and_gradients(name, other), strict=True))
     assert all(torch.equal(*pair) for pair in pairs) == (name not in CLASS_READERS)
 

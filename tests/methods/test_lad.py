@@ -69,9 +69,7 @@ def images(batch: int = 2) -> Tensor:
 
 def test_outside_the_engine_it_is_refused_until_its_teacher_is_there_and_trained() -> None:
     outputs = output(STUDENT), output(TEACHER, seed=2), labels(), 0.5
-    with pytest.raises(
-        SegtailorError, match="method lad learns from a teacher that it builds and trains first, and has none"
-    ) as error:
+    with pytest.raises(SegtailorError, match="method lad learns from a teacher that it builds") as error:
         create_method("lad", CLASSES, STUDENT, TEACHER)(*outputs)
     assert "\n" not in str(error.value)
     with pytest.raises(SegtailorError, match="method lad: the label-assisted teacher must be trained first"):

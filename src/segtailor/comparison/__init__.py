@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from segtailor.comparison.bootstrap import ImageBootstrap, ImageCounts, bootstrap_difference
+from segtailor.comparison.bootstrap import ImageBootstrap, bootstrap_difference
 from segtailor.comparison.leaderboard import ArmResult, Leaderboard, summarise
-from segtailor.comparison.outcome import ArmRun, Comparison, read_comparison
-from segtailor.comparison.record import Outcome
 from segtailor.comparison.sheet import csv_table
 from segtailor.comparison.table import latex_table, markdown_table, text_table, write_tables
+from segtailor.results.model import ArmRun, Comparison, ImageCounts, Outcome, read_comparison
 
 __all__ = [
     "ArmResult",

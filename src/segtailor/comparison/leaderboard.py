@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from segtailor.comparison.bootstrap import RESAMPLES, ImageBootstrap, bootstrap_difference
-from segtailor.comparison.outcome import Comparison
-from segtailor.comparison.record import Outcome
 from segtailor.comparison.statistics import (
     MIN_SEEDS,
     Interval,
@@ -22,6 +20,7 @@ from segtailor.comparison.statistics import (
     t_test,
     verdict,
 )
+from segtailor.results.model import Comparison, Outcome
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 from segtailor.comparison.cells import Rows, cost_rows, score_rows
 from segtailor.comparison.leaderboard import Leaderboard, summarise
 from segtailor.comparison.notes import header, remarks
-from segtailor.comparison.outcome import Comparison
 from segtailor.comparison.sheet import csv_table
 from segtailor.engine.runs import write_text
+from segtailor.results.model import Comparison
 
 _LATEX = {
     "\\": r"\textbackslash{}",

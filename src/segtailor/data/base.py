@@ -16,6 +16,10 @@ MAX_CLASSES = 255
 """Targets are one byte a pixel and 255 is void."""
 
 
+MEAN_COLOR: Color = (124, 116, 104)
+"""The mean color of ImageNet's images."""
+
+
 class Sample(NamedTuple):
     """One labelled image: ``image`` uint8 RGB (3,H,W), ``target`` uint8 (H,W) with 255 = void, and a name."""
 
@@ -36,8 +40,8 @@ class SegmentationDataset(ABC):
     split: str
     classes: tuple[str, ...]
     palette: tuple[Color, ...]
-    mean_color: Color
-    license: str
+    mean_color: Color = MEAN_COLOR
+    license: str = "unknown"
 
     @property
     def num_classes(self) -> int:

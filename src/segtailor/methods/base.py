@@ -178,6 +178,14 @@ class Method(nn.Module, Generic[OptionsT]):
         """Return the method's own teacher, for a student built as ``student`` says; for ``teacher = "own"``."""
         raise NotImplementedError
 
+    @classmethod
+    def altered_logits(cls, options: MethodOptions, logits: Tensor, target: Tensor) -> Tensor | None:
+        """Return the teacher's ``logits`` (B,K,h,w) as the student is to learn them, at label size (B,K,H,W).
+
+        For the pictures in a comparison's report; None (the default) where ``options`` leave the logits as they are.
+        """
+        return None
+
     def use_teacher(self, teacher: Teacher) -> None:
         """Take what :meth:`build_teacher` returned."""
         self.own_teacher = teacher

@@ -7,9 +7,10 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from segtailor.losses import Step, channel_kl, full_precision, recomputed, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, read_tap, width_of
+from segtailor.methods.base import Channels, Method, MethodOptions, read_tap, width_of
 from segtailor.methods.tailoring import features_clean, features_published, logits
 from segtailor.methods.tailoring.linear import linear_matching
+from segtailor.methods.tailoring.logits import tailored_map
 from segtailor.methods.tailoring.options import DECODER, KnowledgeTailoringOptions
 from segtailor.methods.tailoring.recombination import FeatureTailoring
 from segtailor.models.output import SegOutput
@@ -92,6 +93,14 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
             self.labels = "ignore_mask" if options.variant == "clean" else "unused"
         trained = any(parameter.requires_grad for parameter in self.tailoring.parameters())
         self.sparse_gradients = trained and (late or options.tailors == "trained")
+
+    @classmethod
+    def altered_logits(cls, options: MethodOptions, logits: Tensor, target: Tensor) -> Tensor | None:
+        """Return the tailored logits; None where no term of logit tailoring has a weight."""
+        assert isinstance(options, KnowledgeTailoringOptions)
+        if not (options.lt_all or options.lt_class or options.lt_nonclass):
+            return None
+        return tailored_map(logits, target, published=options.variant == "published")
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return the terms whose weight is not 0."""

@@ -112,7 +112,13 @@ class LabelAssistedDistillation(Method[LabelAssistedOptions]):
         from segtailor.methods import create_method  # late: the table of methods holds this one
 
         chosen = {"variant": self.options.variant, **self.options.base}
-        name = str(chosen.pop("name", "")) or "none"
+        name = str(chosen.pop("name", None))
+        refused = SegtailorError(
+            f"method 'lad', option 'base': '{name}' cannot be the base; choose one without pre-training, adversary or its "
+            "own teacher, as cwd, kd, dist or kt"
+        )
+        if "name" not in self.options.base:
+            raise refused
         try:
             base = create_method(name, self.num_classes, student, teacher, **chosen)
         except SegtailorError as error:
@@ -121,10 +127,7 @@ class LabelAssistedDistillation(Method[LabelAssistedOptions]):
             del chosen["variant"]  # a base without published code
             base = create_method(name, self.num_classes, student, teacher, **chosen)
         if base.teacher != "recipe" or base.pretraining is not None or base.adversary is not None:
-            raise SegtailorError(
-                f"method 'lad', option 'base': '{name}' cannot be the base; choose one without pre-training, adversary "
-                "or its own teacher, as cwd, kd, dist or kt"
-            )
+            raise refused
         return base
 
     @classmethod

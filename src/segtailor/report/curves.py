@@ -79,7 +79,7 @@ def score_chart(run: Run) -> Chart | None:
             variant = role if kind == "ema" or len(weights) == 1 else f"{role} faint"
             if points:
                 lines.append(Line(variant, label, points))
-    teacher = run.rows.get("teacher", {}).get("miou")
+    teacher = run.rows["teacher"].miou if "teacher" in run.rows else None
     levels = {"teacher": 100 * teacher} if teacher is not None else {}
     chart = _chart(
         "Validation mIoU", "%", lines, {run.label(role): (role, y) for role, y in levels.items()}, _last_step(run)

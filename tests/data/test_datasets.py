@@ -8,9 +8,17 @@ from typer.testing import CliRunner
 
 from segtailor.cli import app
 from segtailor.config import DataConfig
-from segtailor.data import create_dataset, list_datasets
+from segtailor.data import (
+    BENCHMARKS,
+    DATASETS,
+    FORMS,
+    check_fields,
+    create_dataset,
+    describe_datasets,
+    list_datasets,
+)
 from segtailor.data.base import check_classes
-from segtailor.data.catalogue import BENCHMARKS, describe_datasets
+from segtailor.errors import SegtailorError
 
 DOCS = Path(__file__).parents[2] / "docs" / "data-sets.md"
 VARIANTS = [(known, variant) for known in BENCHMARKS.values() for variant in known.variants]
@@ -56,9 +64,12 @@ def test_every_data_set_is_described():
 
 @pytest.mark.parametrize(("known", "variant"), VARIANTS, ids=lambda part: part.name)
 def test_classes_are_distinct_and_bytes(known, variant):
-    check_classes(known.name, variant.names)
-    assert len(set(variant.names)) == len(variant.names)
-    assert all(len(color) == 3 and set(color) <= set(range(256)) for color in variant.palette)
+    described = variant.described
+    check_classes(known.name, tuple(described.classes))
+    assert len(set(described.classes)) == len(described.classes) == len(described.colors())
+    assert all(len(color) == 3 and set(color) <= set(range(256)) for color in described.colors())
+    assert not set(described.class_values()) & set(described.void)
+    assert set(variant.without).isdisjoint(described.classes)
     assert list(variant.splits)[:2] == ["train", "val"]
 
 
@@ -68,3 +79,40 @@ def test_without_a_root_the_folder_under_data_is_asked_for(name, monkeypatch, tm
     monkeypatch.delenv("SEGTAILOR_CAMVID", raising=False)
     with pytest.raises(Exception, match=f"no such folder: data/{name}"):
         create_dataset(DataConfig(name=name), "train", training=True)
+
+
+def test_a_field_that_is_not_read_is_named_with_those_who_read_it():
+    with pytest.raises(SegtailorError) as caught:
+        create_dataset(DataConfig(name="camvid", config="big", source="x"), "train", training=True)
+    message = str(caught.value)
+    assert message.startswith("camvid does not read data.config, data.source; read by hf;")
+    assert "\n" not in message
+
+
+def test_toy_does_not_read_a_variant_or_void():
+    for field, value in (("variant", "fine"), ("void", [3])):
+        with pytest.raises(SegtailorError, match=f"toy does not read data.{field}"):
+            create_dataset(DataConfig(name="toy", **{field: value}), "train", training=True)
+
+
+def test_defaults_pass_everywhere():
+    for name in DATASETS:
+        check_fields(DataConfig(name=name))
+
+
+def test_every_data_set_is_a_benchmark_or_describes_its_fields():
+    assert {*BENCHMARKS, *FORMS} == set(DATASETS)
+
+
+def voc_color(label):
+    """Return VOC's color of a label: its bits, lowest first, are the highest of red, green, blue, red, ..."""
+    color = [0, 0, 0]
+    for bit in range(8):
+        color[bit % 3] |= (label >> bit & 1) << (7 - bit // 3)
+    return tuple(color)
+
+
+@pytest.mark.parametrize(("name", "variant", "first"), [("voc", 0, 0), ("pascal-context", 1, 0), ("coco-stuff", 1, 1)])
+def test_colours_by_the_rule_of_voc(name, variant, first):
+    colors = BENCHMARKS[name].variants[variant].described.colors()
+    assert colors == tuple(voc_color(label) for label in range(first, first + len(colors)))

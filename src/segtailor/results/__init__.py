@@ -1,0 +1,1 @@
+"""What runs and comparisons leave on disk, and the statistics of it."""
