@@ -55,11 +55,12 @@ def test_resuming_a_changed_recipe_names_the_keys(tmp_path: Path) -> None:
 def test_a_run_of_a_version_that_knew_fewer_settings_can_be_resumed(tmp_path: Path) -> None:
     now = TrainRecipe(model=ModelConfig(model="x")).model_dump(mode="json")
     before = copy.deepcopy(now)
-    del before["data"]["streaming"], before["evaluate"], before["train"]["precision"]
+    del before["data"]["reduce_zero_label"], before["evaluate"], before["train"]["precision"]
+    before["data"]["streaming"] = False  # a setting that is gone
     open_run(config(tmp_path), "a", before)
     open_run(config(tmp_path, "resume"), "a", now)
-    now["data"]["streaming"] = True
-    with pytest.raises(SegtailorError, match=r"changed .data.streaming False -> True.; undo"):
+    now["data"]["reduce_zero_label"] = True
+    with pytest.raises(SegtailorError, match=r"changed .data.reduce_zero_label False -> True.; undo"):
         open_run(config(tmp_path, "resume"), "a", now)
 
 
