@@ -122,7 +122,5 @@ def test_colours_by_the_rule_of_voc(name, variant, first):
 
 def test_the_key_streaming_is_gone_but_older_recipes_that_left_it_unset_are_read():
     assert validate(DataConfig, {"name": "toy", "streaming": False}, "recipe") == DataConfig(name="toy")
-    with pytest.raises(
-        SegtailorError, match=r"'data\.streaming' was removed; leave it out: the data set is down"
-    ):
+    with pytest.raises(SegtailorError, match=r"'data\.streaming' was removed; leave it out: the data set is down"):
         validate(DataSection, {"data": {"name": "hf", "streaming": True}}, "recipe")
