@@ -114,8 +114,8 @@ class LabelAssistedDistillation(Method[LabelAssistedOptions]):
         chosen = {"variant": self.options.variant, **self.options.base}
         name = str(chosen.pop("name", None))
         refused = SegtailorError(
-            f"method 'lad', option 'base': '{name}' cannot be the base; choose one without pre-training, adversary or its "
-            "own teacher, as cwd, kd, dist or kt"
+            f"method 'lad', option 'base': '{name}' cannot be the base; choose one without pre-training, adversary or "
+            "its own teacher, as cwd, kd, dist or kt"
         )
         if "name" not in self.options.base:
             raise refused
