@@ -71,7 +71,9 @@ def trained(world: int, rank: int, micro: int, variant: str, folder: Path) -> di
     config = TrainConfig(accelerator="cpu", steps=STEPS, batch=BATCH, optimizer=optimizer, schedule=schedule)
     fabric = launch(config, find_unused_parameters=True)
     data: Any = None  # the arm is given its batches here, and is not scored
-    arm = ArmTrainer(fabric, distiller, RunSpec("kt", folder, data, data, DataConfig(), config, EvaluateConfig()), quiet=True)
+    arm = ArmTrainer(
+        fabric, distiller, RunSpec("kt", folder, data, data, DataConfig(), config, EvaluateConfig()), quiet=True
+    )
     for step in range(1, STEPS + 1):
         whole = batch(step)
         local = BATCH // world

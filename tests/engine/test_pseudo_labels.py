@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from segtailor.engine.loop import ArmTrainer, RunSpec
 from segtailor.engine.module import Distiller
 from segtailor.engine.pseudo_labels import USES, PseudoLabels, check_rows, target_kind, teacher_classes
 from segtailor.errors import SegtailorError
-from segtailor.losses import cross_entropy, global_batch, global_count, recomputed
+from segtailor.losses import Step, cross_entropy
 from segtailor.methods import METHODS, create_method
 from segtailor.models.output import SegOutput
 
@@ -175,20 +173,22 @@ def terms_and_gradients(name: str, target: Tensor) -> list[Tensor]:
     torch.manual_seed(7)
     method = create_method(name, CLASSES, STUDENT, TEACHER, **OPTIONS.get(name, {}))
     if name == "maskd":
-        method.set_tokens(torch.randn(8, CLASSES))  # type: ignore[operator]
+        method.set_tokens(torch.randn(8, CLASSES))
+    if method.adversary is not None:
+        method.adversary.trained = True
     student, teacher = output(STUDENT), output(TEACHER, seed=2)
     torch.manual_seed(11)
     terms = method(student, teacher, target, 0.5)
     sum(terms.values(), torch.zeros(())).backward()
-    if method.opponent is not None:
-        terms["opponent"] = method.opponent(student.detach(), teacher.detach(), target)
+    if method.adversary is not None:
+        terms["opponent"] = method.adversary(student.detach(), teacher.detach(), target, Step(0.5))
     return [*terms.values(), *(value.grad for value in tensors(student).values() if value.grad is not None)]
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in OWN_TEACHER])
 def test_a_method_that_says_so_reads_nothing_of_labels_but_void(name: str) -> None:
     target = labels()
-    other = torch.where(target == 255, target, (target + 2) % CLASSES)
+    other = torch.where(target == 255, target, target // 2)  # merges classes
     pairs = list(zip(terms_and_gradients(name, target), terms_and_gradients(name, other), strict=True))
     assert all(torch.equal(*pair) for pair in pairs) == (name not in CLASS_READERS)
 
@@ -201,35 +201,18 @@ def test_the_task_learns_from_labelled_images_and_methods_from_what_they_are_giv
     methods = {name: create_method(name, 3, {"feature": 4}, {"feature": 6}) for name in ("kd", "ifvd")}
     distiller = Distiller(student, methods)
     own = student(whole.images)
-    handout = targets.handout(0, distiller.readings)
-    with global_batch([whole.target]):
-        terms = distiller(whole.images, whole.target, distiller.select(shared, {}), 0.5, handout)
+    step = Step(0.5, [whole.target])
+    terms = distiller(whole.images, whole.target, distiller.select(shared, {}), step, targets.of(0))
     labelled = whole.unlabelled.labelled
     logits = student.upsample(own.logits[labelled], SIZE)
-    torch.testing.assert_close(terms["task"], cross_entropy(logits, whole.target[labelled]))
-    readings = {"kd": "every pixel", "ifvd": "confident pixels"}
-    assert distiller.readings == readings
-    for name, reading in readings.items():
-        target = targets.targets[reading][0]  # type: ignore[index]
+    torch.testing.assert_close(terms["task"], cross_entropy(logits, whole.target[labelled], step))
+    assert distiller.target_kinds == {"kd": "pseudo", "ifvd": "pseudo_confident"}
+    for name, kind in distiller.target_kinds.items():
+        target = targets.targets[kind][0]
         plain = methods[name](own, shared, target, 0.5)
         for term, value in plain.items():
             torch.testing.assert_close(terms[f"{name}.{term}"], value)
             assert not torch.allclose(value, methods[name](own, shared, whole.target, 0.5)[term])
-
-
-def test_terms_computed_again_in_backward_divide_by_their_own_counts() -> None:
-    inner, outer = torch.tensor([[[0, 1, 255]]]), torch.tensor([[[0, 255, 255]]])
-    values = torch.ones(3, requires_grad=True)
-
-    def term(values: Tensor) -> Tensor:
-        return values.square().sum() / global_count(lambda target: (target != 255).sum(), inner)
-
-    with global_batch([outer]):
-        with global_batch([inner]):
-            total = recomputed(term, values)
-        total.backward()
-    assert values.grad is not None
-    assert values.grad.tolist() == [1.0, 1.0, 1.0]
 
 
 def trained(world: int, rank: int, micro: int, names: list[str], folder: Path) -> dict[str, Tensor]:
@@ -245,8 +228,8 @@ def trained(world: int, rank: int, micro: int, names: list[str], folder: Path) -
     images: Any = UnlabelledImages(folder, [], None, (0, 0, 0))
     data = DataConfig(unlabelled={"images": folder})  # type: ignore[arg-type]
     none: Any = None
-    task = Task("x", folder, none, none, data, config, EvaluateConfig(), unlabelled=images)
-    arm = Arm(fabric, distiller, task, quiet=True)
+    spec = RunSpec("x", folder, none, none, data, config, EvaluateConfig(), unlabelled=images)
+    arm = ArmTrainer(fabric, distiller, spec, quiet=True)
     guide: Any = teacher
     for step in (1, 2):
         whole, local = batch(step), 8 // world
@@ -255,21 +238,17 @@ def trained(world: int, rank: int, micro: int, names: list[str], folder: Path) -
         if len(parts) > 1:
             targets.label_ahead(guide, fabric.autocast)
         arm.begin(step)
-        with global_batch([item.target for item in parts]):
-            for index, item in enumerate(parts):
-                shared = teacher(item.images)
-                targets.label(index, guide, shared)
-                arm.accumulate(item, shared, step / 2, index, len(parts), targets)
+        now = Step(step / 2, [item.target for item in parts])
+        for index, item in enumerate(parts):
+            shared = teacher(item.images)
+            targets.label(index, guide, shared)
+            arm.accumulate(item, shared, now, index, len(parts), targets)
         arm.finish(step)
-    arm.close()
+    arm.recorder.close()
     return {name: value.clone() for name, value in distiller.state_dict().items()}
 
 
-def worker(rank: int, port: int, names: list[str], folder: str) -> None:
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
-    }  # fmt: skip
+def worker(rank: int, names: list[str], folder: str) -> None:
     torch.save(trained(2, rank, 4, names, Path(folder) / f"run{rank}"), Path(folder) / f"{rank}.pt")
 
 
@@ -283,10 +262,7 @@ def test_two_micro_batches_equal_one(tmp_path: Path, names: list[str]) -> None:
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     names = ["kd", "ifvd"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, names, str(tmp_path)), nprocs=2)
+    on_two_processes(worker, names, str(tmp_path))
     one = trained(1, 0, 8, names, tmp_path / "one")
     for rank in range(2):
         both = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
@@ -303,16 +279,15 @@ def test_a_micro_batch_may_hold_images_of_one_kind(tmp_path: Path) -> None:
 
 def test_micro_batches_without_a_labelled_image_are_an_error_for_who_needs_them(tmp_path: Path) -> None:
     data = DataConfig(unlabelled={"images": tmp_path, "share": 0.75})  # type: ignore[arg-type]
-    check_rows(TrainConfig(batch=8, micro_batch=4), data, 1)
-    check_rows(TrainConfig(batch=8, micro_batch=4), data, 2)
+    check_rows(data, 8, 4)
     with pytest.raises(SegtailorError, match=r"6 unlabelled images in a batch of 8, some micro-batches of 2 hold no"):
-        check_rows(TrainConfig(batch=8, micro_batch=2), data, 1)
+        check_rows(data, 8, 2)
 
 
 def test_the_page_names_every_method_where_it_learns() -> None:
     page = (Path(__file__).parents[2] / "docs" / "unlabelled.md").read_text(encoding="utf-8")
     rows = [line.split("|") for line in page.splitlines() if line.startswith("| ")]
-    told = {row[1].strip(): row[2].split(";")[0].strip().split(", ") for row in rows}
-    for reading, readers in (("confident pixels", CLASS_READERS), ("labelled images", OWN_TEACHER)):
-        assert set(told[reading]) == readers
-    assert set(told["every pixel"]) == METHODS.keys() - CLASS_READERS - OWN_TEACHER
+    listed = {row[1].strip(): row[2].split(";")[0].strip().split(", ") for row in rows}
+    for kind, readers in (("pseudo_confident", CLASS_READERS), ("supervised", OWN_TEACHER)):
+        assert set(listed[USES[kind][0]]) == readers
+    assert set(listed[USES["pseudo"][0]]) == METHODS.keys() - CLASS_READERS - OWN_TEACHER

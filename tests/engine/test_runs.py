@@ -1,17 +1,15 @@
 """A run folder is new, resumed or replaced and never touched by surprise; a checkpoint is whole or not there."""
 
-
-
 import copy
-from pathlib import Path
-import pytest
-from segtailor.config import CompareRecipe, ModelConfig, RunConfig, TrainRecipe
-from segtailor.engine.runs import open_run, write_text
-from segtailor.errors import SegtailorError
 import errno
-import torch
-from segtailor.engine.runs import load_checkpoint, save_checkpoint
+from pathlib import Path
 
+import pytest
+import torch
+
+from segtailor.config import CompareRecipe, ModelConfig, RunConfig, TrainRecipe
+from segtailor.engine.runs import load_checkpoint, open_run, save_checkpoint, write_text
+from segtailor.errors import SegtailorError
 
 RECIPE = {"train": {"steps": 10, "threads": 1}, "method": [{"name": "kt"}], "run": {"exists": "error"}}
 
@@ -60,6 +58,7 @@ def test_a_run_of_a_version_that_knew_fewer_settings_can_be_resumed(tmp_path: Pa
     now = TrainRecipe(model=ModelConfig(model="x")).model_dump(mode="json")
     before = copy.deepcopy(now)
     del before["data"]["reduce_zero_label"], before["evaluate"], before["train"]["precision"]
+    before["data"]["streaming"] = False  # a setting that is gone
     open_run(config(tmp_path), "a", before)
     open_run(config(tmp_path, "resume"), "a", now)
     now["data"]["reduce_zero_label"] = True

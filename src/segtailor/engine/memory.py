@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from segtailor.data.loader import train_batches
-from segtailor.engine.arm import Arm, Task
-from segtailor.engine.launch import seed_step, split_batch
-from segtailor.engine.learner import Learner
-from segtailor.engine.unlabelled import StepTargets
-from segtailor.losses import global_batch
+from segtailor.engine.loop import ArmTrainer, RunSpec, seed_step, split_batch
+from segtailor.engine.module import Objective
+from segtailor.engine.pseudo_labels import PseudoLabels
+from segtailor.losses import Step
 from segtailor.models.teacher import Teacher
 
 SHARE = 0.8
@@ -42,7 +41,7 @@ def available(device: torch.device) -> int:
     return 2**62  # a system that does not say; no cut is made
 
 
-def measure_demand(fabric: Any, learner: Learner, task: Task, teacher: Teacher | None) -> Demand:
+def measure_demand(fabric: Any, learner: Objective, task: RunSpec, teacher: Teacher | None) -> Demand:
     """Train ``learner`` for one step, writing nothing that stays, and return what that took.
 
     What is kept is the sum of its tensors. The peak is the device's own count on a GPU; on a CPU it is the growth of
@@ -50,7 +49,7 @@ def measure_demand(fabric: Any, learner: Learner, task: Task, teacher: Teacher |
     """
     device = fabric.device
     with tempfile.TemporaryDirectory() as folder:
-        arm = Arm(fabric, learner, replace(task, folder=Path(folder)), quiet=True)
+        arm = ArmTrainer(fabric, learner, replace(task, folder=Path(folder)), quiet=True)
         micro, count = split_batch(task.train.batch, task.train.micro_batch, fabric.world_size)
         batches = train_batches(
             task.train_data, task.data.model_copy(update={"workers": 0}), seed=task.train.seed,
@@ -63,32 +62,32 @@ def measure_demand(fabric: Any, learner: Learner, task: Task, teacher: Teacher |
         before = _begin(device)
         seed_step(task.train.seed, 1, fabric.global_rank)
         arm.begin(1)
-        with global_batch([part.target for part in parts]):
-            targets = None
-            if task.unlabelled is not None and task.data.unlabelled is not None:
-                targets = StepTargets(parts, task.data.unlabelled.threshold)
-                if teacher is not None:
-                    targets.label_ahead(teacher, fabric.autocast)
-            for index, part in enumerate(parts):
-                shared = None if teacher is None else teacher(part.images, part.target)
-                arm.accumulate(part, shared, 1 / task.train.steps, index, count, targets)
+        step = Step(1 / task.train.steps, [part.target for part in parts])
+        targets = None
+        if task.unlabelled is not None and task.data.unlabelled is not None:
+            targets = PseudoLabels(parts, task.data.unlabelled.threshold, step.progress)
+            if teacher is not None:
+                targets.label_ahead(teacher, fabric.autocast)
+        for index, part in enumerate(parts):
+            shared = None if teacher is None else teacher(part.images, part.target)
+            arm.accumulate(part, shared, step, index, count, targets)
         arm.finish(1)
         grown = _peak(device) - before
         kept = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(arm))
-        arm.close()
+        arm.recorder.close()
     return Demand(kept, max(grown, 0))
 
 
-def _tensors(arm: Arm) -> Iterable[Tensor]:
-    parameters = list(arm.learner.parameters())
+def _tensors(arm: ArmTrainer) -> Iterable[Tensor]:
+    parameters = list(arm.objective.parameters())
     yield from parameters
     yield from (parameter.grad for parameter in parameters if parameter.grad is not None)
-    yield from arm.learner.buffers()
+    yield from arm.objective.buffers()
     for state in arm.optimizer.state.values():
         yield from (value for value in state.values() if isinstance(value, Tensor))
     if arm.average is not None:
         yield from arm.average.model.state_dict().values()
-    for own in (*arm.learner.teachers.values(), *arm.learner.opponents.values()):
+    for own in (*arm.objective.own_teachers.values(), *arm.objective.adversaries.values()):
         yield from own.state_dict().values()
 
 

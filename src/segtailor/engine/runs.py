@@ -54,7 +54,8 @@ def open_run(config: RunConfig, name: str, recipe: dict[str, Any]) -> RunFolder:
     written = path / "recipe.yaml"
     if path.is_file():
         raise SegtailorError(f"{path} is a file; choose another run.name or run.folder")
-    if path.exists() and any(entry.suffix != ".partial" for entry in path.iterdir()):  # else the first write was cut off
+    # A first write that was cut off leaves a part of a file, and no run.
+    if path.exists() and any(entry.suffix != ".partial" for entry in path.iterdir()):
         if config.exists == "error":
             raise SegtailorError(
                 f"run folder {path} exists already; choose another --run.name, or --run.exists resume or replace"

@@ -27,7 +27,7 @@ def align(student: Network, teacher: Teacher | None, methods: Mapping[str, Metho
     outputs: dict[int, SegOutput] = {}
     lines = []
     for name, method in methods.items():
-        guide = method.teacher or (teacher if method.uses_teacher else None)
+        guide = method.own_teacher or (teacher if method.teacher == "recipe" else None)
         if guide is None:
             continue
         if id(guide) not in outputs:
@@ -62,11 +62,8 @@ def align_method(
     ``stretched``: a network sees every image at one size of its own, so that proportions say nothing.
     """
     lines = []
-    taps = [
-        *(["logits"] if method.compares_logits else []),
-        *(["aux_logits"] if "aux_logits" in method.needs else []),
-        *sorted(method.reads),
-    ]
+    maps = [tap for tap in ("logits", "aux_logits") if tap in method.inputs]
+    taps = [*maps, *sorted(method.inputs - set(maps))]
     if {"feature", "classifier_input"} <= set(taps):
         taps.remove("feature")  # it stands in where a network has no dropout
     for tap in taps:

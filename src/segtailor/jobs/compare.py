@@ -7,13 +7,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from segtailor.config import CompareRecipe, Strict, TrainConfig
 from segtailor.engine.launch import launch
 from segtailor.engine.memory import Demand
+from segtailor.engine.pseudo_labels import add_unlabelled
 from segtailor.engine.runs import open_run, resumable, write_json
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import evaluate_model, inference_settings
@@ -32,13 +32,11 @@ from segtailor.jobs.setup import (
     result_row,
     score_teacher,
 )  # fmt: skip
-from segtailor.jobs.unlabelled import add_unlabelled
 from segtailor.methods import METHODS, check_options
 from segtailor.models import load_model
 from segtailor.recipes import load_recipe
 from segtailor.report import write_report
-from segtailor.report.samples import write_samples
-from segtailor.report.tailored import write_tailored
+from segtailor.report.samples import write_samples, write_tailored
 from segtailor.results.leaderboard import Leaderboard
 from segtailor.results.model import read_comparison
 from segtailor.results.tables import write_tables
@@ -168,9 +166,10 @@ def _illustrate(ground: Ground, names: Sequence[str], seed: int) -> None:
     tailoring = []
     if ground.teacher is not None:
         altered = [
-            (name, partial(METHODS[method.name].altered_logits, check_options(method.name, method.options())))
+            (name, alter)
             for name, arm in recipe.arms.items()
             for method in arm.method
+            if (alter := METHODS[method.name].altered_logits(check_options(method.name, method.options()))) is not None
         ]
         tailoring = write_tailored(ground.folder, ground.val, ground.teacher, altered, recipe.evaluate.samples)
     plan = json.loads(path.read_text(encoding="utf-8"))
@@ -187,7 +186,7 @@ def _wait_for(path: Path, seconds: float = 900.0) -> None:
 
 
 def _has_phases(recipe: CompareRecipe) -> list[bool]:
-    return [METHODS[method.name].phases for arm in recipe.arms.values() for method in arm.method]
+    return [METHODS[method.name].sparse_gradients for arm in recipe.arms.values() for method in arm.method]
 
 
 def _place() -> tuple[int, int]:

@@ -10,13 +10,15 @@ from typing import Any
 
 from segtailor.config import DistillRecipe, RunConfig, Strict, TrainRecipe
 from segtailor.data.base import SegmentationDataset
-from segtailor.engine.distiller import Distiller
 from segtailor.engine.launch import launch
-from segtailor.engine.loop import Task, fit
+from segtailor.engine.loop import RunSpec, fit
+from segtailor.engine.module import Distiller
+from segtailor.engine.pseudo_labels import add_unlabelled, unlabelled_facts, use_lines
 from segtailor.engine.runs import open_run, resumable, write_json
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import evaluate_model, inference_settings
 from segtailor.jobs.alignment import align
+from segtailor.jobs.pretrain import pretrain
 from segtailor.jobs.setup import (
     card_with_metrics,
     check_methods,
@@ -33,9 +35,7 @@ from segtailor.jobs.setup import (
     result_row,
     score_teacher,
 )  # fmt: skip
-from segtailor.jobs.stages import run_stages
 from segtailor.jobs.train import RunResult, finished, header, training_facts
-from segtailor.jobs.unlabelled import add_unlabelled, reading_lines, unlabelled_facts
 from segtailor.methods import METHODS
 from segtailor.models import load_model, save_model
 from segtailor.models.network import Network
@@ -56,7 +56,7 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
     check_methods(checked.method)
     _check_baseline(checked.baseline)
     # Which parameters a method leaves unused is known only once it is built; what it declares as a class is enough.
-    phases = any(METHODS[config.name].phases for config in checked.method)
+    phases = any(METHODS[config.name].sparse_gradients for config in checked.method)
     fabric = launch(checked.train, find_unused_parameters=phases)
     data, val = open_data(checked.data, fabric)
     more = add_unlabelled(checked.data, checked.train.batch, data, val, fabric)
@@ -78,19 +78,19 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
 
     size = profile_size(checked.data, val)
     alignment = align(student, teacher, methods, checked.data.crop or checked.data.size or size)
-    alignment += reading_lines(checked.data, methods)
+    alignment += use_lines(checked.data, methods)
     mapped = teacher.class_map.lines() if teacher is not None and teacher.class_map is not None else []
     if fabric.is_global_zero:
         print("\n".join([*mapped, *alignment]), file=sys.stderr)
-    own = {name: method.teacher for name, method in methods.items() if method.teacher is not None}
+    own = {name: found for name, method in methods.items() if (found := method.own_teacher) is not None}
     card = model_card(data, plain, teacher)
-    task = Task(label, run.path, data, val, checked.data, checked.train, checked.evaluate, card, more)
+    task = RunSpec(label, run.path, data, val, checked.data, checked.train, checked.evaluate, card, more)
     with resumable(run.path):
         alone, alone_row = _baseline(fabric, checked, run.path, task, size)
-        stages = run_stages(fabric, checked, methods, teacher, data, val)
+        stages = pretrain(fabric, checked, methods, teacher, data, val)
         watched = [item for item in (teacher, *own.values()) if item is not None]
         fingerprints = [item.fingerprint() for item in watched]
-        guide = teacher if any(method.uses_teacher for method in methods.values()) else None
+        guide = teacher if any(method.teacher == "recipe" for method in methods.values()) else None
         learner = Distiller(student, methods, weights, checked.train.aux_weight)
         trained = fit(fabric, learner, guide, task)
     if [item.fingerprint() for item in watched] != fingerprints:
@@ -124,7 +124,7 @@ def distill(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[
             "class_map": class_map_rows(teacher),
             "alignment": alignment,
             "stages": stages,
-            **unlabelled_facts(checked.data, checked.train.batch, data, more, learner.readings, run.path),
+            **unlabelled_facts(checked.data, checked.train.batch, data, more, learner.target_kinds, run.path),
             "curves": {"distilled": "metrics.jsonl", **_baseline_curve(checked, run.path)},
             "samples": write_samples(run.path, val, models, checked.evaluate, fabric.device, settings["window"]),
             "environment": environment(checked.train, fabric),
@@ -152,7 +152,7 @@ def _baseline(
     fabric: Any,
     recipe: DistillRecipe,
     folder: Path,
-    distilled: Task,
+    distilled: RunSpec,
     size: tuple[int, int],
 ) -> tuple[Network | None, dict[str, Any] | None]:
     """Return the student alone and its row: trained now as the ``distilled`` one, or read from a run folder."""

@@ -16,10 +16,10 @@ import torch
 from segtailor.config import CompareRecipe
 from segtailor.data.base import SegmentationDataset
 from segtailor.data.pseudo import UnlabelledImages
-from segtailor.engine.distiller import Distiller
-from segtailor.engine.learner import Learner
-from segtailor.engine.loop import Task, Trained, fit_together
+from segtailor.engine.loop import RunSpec, Trained, fit_together
 from segtailor.engine.memory import Demand, available, measure_demand
+from segtailor.engine.module import Distiller, Objective
+from segtailor.engine.pseudo_labels import unlabelled_facts, use_lines
 from segtailor.engine.runs import write_json
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import evaluate_model, inference_settings
@@ -27,9 +27,8 @@ from segtailor.evaluation.boundary import BoundarySettings
 from segtailor.files import write_atomically
 from segtailor.jobs.alignment import align
 from segtailor.jobs.arms import arm_folder, arm_recipe
+from segtailor.jobs.pretrain import pretrain
 from segtailor.jobs.setup import card_with_metrics, check_weights_licences, make_methods, make_student, model_card
-from segtailor.jobs.stages import run_stages
-from segtailor.jobs.unlabelled import reading_lines, unlabelled_facts
 from segtailor.models import save_model
 from segtailor.models.profile import count_multiply_adds, count_parameters
 from segtailor.models.teacher import Teacher
@@ -57,8 +56,8 @@ class Entry:
 
     name: str
     seed: int
-    learner: Learner
-    task: Task
+    learner: Objective
+    task: RunSpec
     stage_seconds: float
     needs_teacher: bool
     alignment: list[str]
@@ -114,15 +113,15 @@ def _build(ground: Ground, name: str, seed: int, folder: Path) -> Entry:
     student = make_student(recipe.student, ground.data.num_classes, seed)
     methods, weights = make_methods(recipe.method, student, ground.teacher, recipe.student, seed)
     crop = recipe.data.crop or recipe.data.size or ground.size
-    alignment = align(student, ground.teacher, methods, crop) + reading_lines(recipe.data, methods)
-    stages = run_stages(ground.fabric, recipe, methods, ground.teacher, ground.data, ground.val)
+    alignment = align(student, ground.teacher, methods, crop) + use_lines(recipe.data, methods)
+    stages = pretrain(ground.fabric, recipe, methods, ground.teacher, ground.data, ground.val)
     check_weights_licences(recipe.run.license_policy, {"student": student}, first=False)
     card = model_card(ground.data, recipe.model_dump(mode="json"), ground.teacher)
-    task = Task(
+    task = RunSpec(
         name, folder, ground.data, ground.val, recipe.data, recipe.train, recipe.evaluate, card, ground.unlabelled
     )
     learner = Distiller(student, methods, weights, recipe.train.aux_weight)
-    needs_teacher = any(method.uses_teacher for method in methods.values())
+    needs_teacher = any(method.teacher == "recipe" for method in methods.values())
     seconds = sum(stage["seconds"] or 0.0 for stage in stages)
     return Entry(name, seed, learner, task, seconds, needs_teacher, alignment)
 
@@ -194,7 +193,7 @@ def _conclude(ground: Ground, entry: Entry, trained: Trained, demand: Demand) ->
         "method": "+".join(method.name for method in arm_recipe(recipe, name, seed).method),
         "alignment": entry.alignment,
         **unlabelled_facts(
-            recipe.data, recipe.train.batch, ground.data, ground.unlabelled, entry.learner.readings, folder
+            recipe.data, recipe.train.batch, ground.data, ground.unlabelled, entry.learner.target_kinds, folder
         ),
     })  # fmt: skip
 

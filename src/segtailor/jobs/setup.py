@@ -112,9 +112,11 @@ def make_methods(
     methods: dict[str, Method] = {}
     for config in configs:
         kind = METHODS[config.name]
-        if kind.uses_teacher and teacher is None:
+        if kind.teacher == "recipe" and teacher is None:
             raise SegtailorError(f"method {config.name} needs a teacher; set teacher.weights (a run folder or a file)")
-        own = kind.own_teacher(check_options(config.name, config.options()), built_as, num_classes, seed)
+        own = None
+        if kind.teacher == "own":
+            own = kind.build_teacher(check_options(config.name, config.options()), built_as, num_classes, seed)
         guide = own or teacher
         torch.manual_seed(seed + 1)
         try:
@@ -129,7 +131,7 @@ def make_methods(
             named = guide if missing.role == "teacher" and guide is not None else student
             raise missing.named(config.name, named.name) from None
         if own is not None:
-            method.adopt(own)
+            method.use_teacher(own)
         methods[config.name] = method
     return methods, {config.name: config.weight for config in configs}
 

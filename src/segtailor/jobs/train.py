@@ -9,9 +9,10 @@ from typing import Any
 
 from segtailor.config import Strict, TrainRecipe
 from segtailor.data.base import SegmentationDataset
-from segtailor.engine.distiller import Distiller
 from segtailor.engine.launch import launch
-from segtailor.engine.loop import Task, Trained, fit
+from segtailor.engine.loop import RunSpec, Trained, fit
+from segtailor.engine.module import Distiller
+from segtailor.engine.pseudo_labels import refuse_unlabelled
 from segtailor.engine.runs import open_run, resumable, write_json
 from segtailor.evaluation import inference_settings
 from segtailor.jobs.setup import (
@@ -26,7 +27,6 @@ from segtailor.jobs.setup import (
     result_row,
     weights_path,
 )  # fmt: skip
-from segtailor.jobs.unlabelled import refuse_unlabelled
 from segtailor.models import save_model
 from segtailor.recipes import load_recipe
 from segtailor.report import write_report
@@ -61,7 +61,7 @@ def train(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[st
     if run.finished:
         return finished(run.path)
     card = model_card(data, plain)
-    task = Task("train", run.path, data, val, checked.data, checked.train, checked.evaluate, card)
+    task = RunSpec("train", run.path, data, val, checked.data, checked.train, checked.evaluate, card)
     with resumable(run.path):
         trained = fit(fabric, Distiller(model, {}, aux_weight=checked.train.aux_weight), None, task)
     if fabric.is_global_zero:
