@@ -291,7 +291,7 @@ class CompareRecipe(Strict):
     spread: Literal["groups", "data"] = Field(
         "groups", description="with several processes: seeds are dealt to them, or each arm is data-parallel"
     )
-    memory: PositiveFloat | None = Field(None, description="GiB for the arms of a group; default: what is free")
+    arms_at_once: PositiveInt | None = Field(None, description="arms trained side by side; default: all of a seed")
     boundary: bool = Field(True, description="score boundaries and calibration at the end, too")
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,6 +39,7 @@ from segtailor.data.base import SegmentationDataset
 from segtailor.data.check import check_files
 from segtailor.data.pseudo import UnlabelledImages
 from segtailor.engine.distiller import Distiller
+from segtailor.engine.launch import on_first_process
 from segtailor.engine.loop import Task, Trained, fit_together
 from segtailor.errors import SegtailorError, reason
 from segtailor.evaluation import EvaluationResult, evaluate_model, inference_settings
@@ -59,7 +60,6 @@ from segtailor.models.profile import count_multiply_adds, count_parameters, run_
 from segtailor.models.teacher import Teacher
 from segtailor.results.model import Row
 
-T = TypeVar("T")
 SCORED_BEFORE_START = 16
 MOST_SKEW = 1.5
 """How much the two grids' proportions may differ; more means that the tensors do not show the same image."""
@@ -195,20 +195,6 @@ def open_context(fabric: Any, recipe: TrainRecipe | DistillRecipe | CompareRecip
     return context
 
 
-def on_first_process(fabric: Any, action: Callable[[], T]) -> T:
-    """Run ``action`` on the first process and hand its result, or its error, to all."""
-    outcome: tuple[Any, str | None] = (None, None)
-    if fabric.is_global_zero:
-        try:
-            outcome = (action(), None)
-        except SegtailorError as error:
-            outcome = (None, str(error))
-    value, problem = fabric.broadcast(outcome) if fabric.world_size > 1 else outcome
-    if problem is not None:
-        raise SegtailorError(problem)
-    return value  # type: ignore[no-any-return]
-
-
 def _open_teacher(context: Context, config: TeacherConfig | None) -> Teacher | None:
     if config is None:
         return None
@@ -260,8 +246,8 @@ def build_arm(
 ) -> Arm:
     """Build student and methods of ``recipe`` and align them; their initial weights are a function of the seed.
 
-    Of a student that was given as an object a copy is trained. Raises ``SegtailorError`` for a method listed twice or without its teacher, for taps that a network does not have,
-    and for networks that cannot be aligned.
+    Of a student that was given as an object a copy is trained. Raises ``SegtailorError`` for a method listed twice or
+    without its teacher, for taps that a network does not have, and for networks that cannot be aligned.
     """
     data, seed = context.train_data, recipe.train.seed
     alone = isinstance(recipe, TrainRecipe)
@@ -318,9 +304,9 @@ def make_methods(
 
 
 def check_methods(configs: Sequence[MethodConfig]) -> bool:
-    """Raise SegtailorError for an unknown method or option; return whether a method has gradients only part of the time.
+    """Raise SegtailorError for an unknown method or option, before anything is loaded.
 
-    Called before anything is loaded.
+    Returns whether some parameters of a method have gradients only part of the time.
     """
     for config in configs:
         check_options(config.name, config.options())
@@ -352,9 +338,7 @@ def train_arms(context: Context, arms: Sequence[Arm], keep_going: bool = False) 
 
 def pretrain(context: Context, arm: Arm, recipe: DistillRecipe) -> None:
     """Give the arm's methods what they learn before the student."""
-    arm.stages = run_stages(
-        context.fabric, recipe, arm.methods, context.teacher, context.train_data, context.val_data
-    )
+    arm.stages = run_stages(context.fabric, recipe, arm.methods, context.teacher, context.train_data, context.val_data)
 
 
 def load_student(context: Context, path: Path) -> Network:

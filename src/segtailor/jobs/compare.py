@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from segtailor.config import CompareRecipe, Strict, TrainConfig
-from segtailor.engine.launch import launch
+from segtailor.engine.launch import launch, on_first_process
 from segtailor.engine.loop import Trained
 from segtailor.engine.preemption import resumable
 from segtailor.engine.runs import open_run
@@ -33,7 +33,6 @@ from segtailor.jobs.build import (
     check_methods,
     class_map_rows,
     load_student,
-    on_first_process,
     open_context,
     pretrain,
     recorded,
@@ -135,9 +134,7 @@ def train_seeds(
     return folder
 
 
-def _train_together(
-    context: Context, recipe: CompareRecipe, folder: Path, names: Sequence[str], seed: int
-) -> None:
+def _train_together(context: Context, recipe: CompareRecipe, folder: Path, names: Sequence[str], seed: int) -> None:
     """Train the arms ``names`` with ``seed`` in lockstep and write their outcomes."""
     arms = []
     for name in names:

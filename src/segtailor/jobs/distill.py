@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from segtailor.config import CompareRecipe, DistillRecipe, RunConfig, Strict, TrainRecipe
-from segtailor.engine.launch import launch
+from segtailor.engine.launch import launch, on_first_process
 from segtailor.engine.preemption import resumable
 from segtailor.engine.runs import open_run
 from segtailor.errors import SegtailorError, unknown
@@ -21,13 +21,12 @@ from segtailor.jobs.build import (
     card_with_metrics,
     check_methods,
     class_map_rows,
-    on_first_process,
-    open_context,
     load_student,
-    run_name,
-    unlabelled_of,
+    open_context,
     pretrain,
+    run_name,
     train_arms,
+    unlabelled_of,
 )
 from segtailor.jobs.objects import Objects
 from segtailor.jobs.train import RunResult, draw_samples, finished, header, train_alone, training_facts
@@ -52,8 +51,8 @@ def distill(
 ) -> RunResult:
     """Distil a student as ``recipe`` says (a shipped name, a YAML file, a mapping or a ``DistillRecipe``).
 
-    ``overrides`` maps dotted keys to values; ``arm`` takes one arm of a recipe of `compare`. ``teacher`` and ``student``
-    (any ``nn.Module``; the student gets the trained weights) and ``train_data`` with ``val_data``
+    ``overrides`` maps dotted keys to values; ``arm`` takes one arm of a recipe of `compare`. ``teacher`` and
+    ``student`` (any ``nn.Module``; the student gets the trained weights) and ``train_data`` with ``val_data``
     (`torch.utils.data.Dataset` of image and mask; ``classes`` are their names) replace those that the recipe names.
     Leaves ``student.safetensors``, ``results.json`` and ``report.html`` in the run folder, and the student alone under
     ``baseline/`` when the recipe asks to train it. Raises ``SegtailorError`` for a mistake in recipe, data or teacher,

@@ -48,7 +48,9 @@ class Objects:
         for role in ("teacher", "student"):
             given = getattr(self, role)
             if given is not None and not isinstance(given, nn.Module):
-                raise SegtailorError(f"{role} is a {type(given).__name__}, not a torch.nn.Module; names go in the recipe")
+                raise SegtailorError(
+                    f"{role} is a {type(given).__name__}, not a torch.nn.Module; names go in the recipe"
+                )
 
     def overrides(self, student: str = "student") -> dict[str, str]:
         """Return the settings that name these objects in a recipe, by dotted key; ``student`` is its section."""
@@ -81,7 +83,6 @@ class Objects:
             raise SegtailorError(f"the {split} data ({type(data).__name__}) is empty")
         found[0]  # a sample of another form is an error at once
         return found
-
 
 
 def name_of(value: Any) -> str:
@@ -131,6 +132,4 @@ def adapt(
         prepared = Preprocess(**(preprocess or {}))
     except (TypeError, ValueError) as error:
         raise SegtailorError(f"{name}: {error}") from error
-    return Adapted(
-        name, num_classes, module, prepared, classifier=classifier, taps=dict(taps) if taps else None
-    )
+    return Adapted(name, num_classes, module, prepared, classifier=classifier, taps=dict(taps) if taps else None)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from segtailor.config import Strict, TrainRecipe
-from segtailor.engine.launch import launch
+from segtailor.engine.launch import launch, on_first_process
 from segtailor.engine.loop import Trained
 from segtailor.engine.preemption import resumable
 from segtailor.engine.runs import open_run
@@ -20,7 +20,6 @@ from segtailor.jobs.build import (
     Context,
     build_arm,
     card_with_metrics,
-    on_first_process,
     open_context,
     run_name,
     train_arms,
@@ -64,10 +63,10 @@ def train(
 ) -> RunResult:
     """Train one model as ``recipe`` says (a shipped name, a YAML file, a mapping or a ``TrainRecipe``).
 
-    ``overrides`` maps dotted keys to values. ``model`` (any ``nn.Module``, which gets the trained weights) and ``train_data`` with
-    ``val_data`` (`torch.utils.data.Dataset` of image and mask; ``classes`` are their names) replace those that the
-    recipe names. Leaves ``model.safetensors``, ``results.json`` and ``report.html`` in the run folder. Raises
-    ``SegtailorError`` for a mistake in recipe or data, ``RunStopped`` after Ctrl-C.
+    ``overrides`` maps dotted keys to values. ``model`` (any ``nn.Module``, which gets the trained weights) and
+    ``train_data`` with ``val_data`` (`torch.utils.data.Dataset` of image and mask; ``classes`` are their names)
+    replace those that the recipe names. Leaves ``model.safetensors``, ``results.json`` and ``report.html`` in the run
+    folder. Raises ``SegtailorError`` for a mistake in recipe or data, ``RunStopped`` after Ctrl-C.
     """
     objects = Objects(None, model, train_data, val_data, classes)
     checked = load_recipe(recipe, TrainRecipe, {**objects.overrides("model"), **(overrides or {})})
@@ -89,10 +88,9 @@ def train_alone(context: Context, arm: Arm, name: str, role: Literal["model", "a
     (trained,) = train_arms(context, [arm])
     row = context.row(role, ROLES[role], trained.student, trained.last, **training_facts(trained, arm))
     if context.first:
-        save_model(
-            trained.student, arm.folder / "model.safetensors", card_with_metrics(arm.card, trained.last, arm.train.steps)
-        )
-        shown = {role: trained.student} if role == "model" else {}
+        card = card_with_metrics(arm.card, trained.last, arm.train.steps)
+        save_model(trained.student, arm.folder / "model.safetensors", card)
+        shown: dict[str, nn.Module] = {role: trained.student} if role == "model" else {}
         results = RunResults(
             **header(context, name, "train"), rows=[row], curves={role: "metrics.jsonl"},
             samples=draw_samples(context, arm.folder, shown), environment=context.environment(arm.train),
