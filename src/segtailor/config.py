@@ -289,6 +289,8 @@ def _different(seeds: list[int]) -> list[int]:
 class CompareRecipe(Strict):
     """A recipe of `segtailor compare`: arms and seeds beside what all of them share."""
 
+    removed = frozenset({"memory"})
+
     description: str = ""
     data: DataConfig = Field(default_factory=DataConfig)
     teacher: TeacherConfig | None = Field(None, description="not needed by methods that bring their own (lad)")
