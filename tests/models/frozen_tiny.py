@@ -1,4 +1,4 @@
-"""Tiny networks that tests write as ONNX files and exported programs."""
+"""Tiny networks that tests write as ONNX files."""
 
 from __future__ import annotations
 
@@ -61,15 +61,4 @@ def write_onnx(
             net, (example,), path, input_names=["image"], output_names=list(outputs), dynamo=False,
             dynamic_axes={"image": free or {}, **{name: {0: "batch"} for name in outputs if free and 0 in free}},
         )  # fmt: skip
-    return path
-
-
-def write_pt2(
-    path: Path, net: nn.Module, shape: tuple[int, ...] = (2, 3, 64, 96), free: dict[int, Any] | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Path:  # fmt: skip
-    """Export ``net``; ``free`` holds the `torch.export.Dim` of the axes that may have another length."""
-    example = torch.zeros(shape, dtype=dtype)
-    program = torch.export.export(net, (example,), dynamic_shapes=(free,) if free else None)
-    torch.export.save(program, path)
     return path

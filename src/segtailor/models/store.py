@@ -48,8 +48,8 @@ def load_model(uri: str | Path, num_classes: int | None = None, **choices: Any) 
     """Load a model, in evaluation mode, from a run folder, a ``.safetensors`` file, ``published:FILE.pth`` or another
     library's URI. To train it further call ``.train()``.
 
-    Those are ``hf:ID-or-folder``, ``smp:ID-or-folder``, ``torchvision:NAME``, ``onnx:FILE`` and ``pt2:FILE`` (or the
-    bare path of an ``.onnx`` or ``.pt2`` file). ``choices`` may hold ``taps`` and ``preprocess``, and for other
+    Those are ``hf:ID-or-folder``, ``smp:ID-or-folder``, ``torchvision:NAME`` and ``onnx:FILE`` (or the bare path of
+    an ``.onnx`` file). ``choices`` may hold ``taps`` and ``preprocess``, and for other
     libraries' networks ``classifier`` (see `create_model`). With ``num_classes`` the class count must agree. Raises
     SegtailorError for files that are missing, damaged or of another network.
     """

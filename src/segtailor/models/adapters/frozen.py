@@ -27,15 +27,12 @@ class Program(nn.Module, ABC):
     """What a file holds, made to run: preprocessed images (B,3,H,W) in, named tensors out.
 
     ``batch`` is the number of images that it takes at a time (None: any), ``size`` the one size that it takes (None:
-    any that is a multiple of ``multiple``), ``raw`` says that it takes bytes, and ``example`` is a size that it ran at
-    when it was made. ``stored_parameters`` are those that PyTorch does not see.
+    any), and ``raw`` says that it takes bytes. ``stored_parameters`` are those that PyTorch does not see.
     """
 
     batch: int | None = None
     size: tuple[int, int] | None = None
-    multiple: int = 1
     raw: bool = False
-    example: tuple[int, int] | None = None
     stored_parameters: int = 0
 
     @abstractmethod
@@ -46,10 +43,6 @@ class Program(nn.Module, ABC):
     @abstractmethod
     def offers(self) -> list[str]:
         """Names that a tap may have."""
-
-    def watch(self, taps: dict[str, str]) -> dict[str, str]:
-        """Return the name of the output that stands for each tap; raises SegtailorError for one that is not given."""
-        return taps
 
 
 class Frozen(Network):
@@ -70,7 +63,7 @@ class Frozen(Network):
         super().__init__()
         self.name, self.program, self.licences = name, program, {}
         self.preprocess = _preprocess(name, program, preprocess)
-        self._taps = program.watch(taps)
+        self._taps = taps
         self._find(classifier)
 
     @property
@@ -155,7 +148,7 @@ class Frozen(Network):
 
     def _probe(self) -> tuple[dict[str, Tensor], tuple[int, int]]:
         problem: Exception | None = None
-        for probe in [*PROBES, *([self.program.example] if self.program.example else [])]:
+        for probe in PROBES:
             size = self.preprocess.input_size(probe)
             pixels = torch.randint(0, 256, (1, 3, *size), generator=torch.Generator().manual_seed(0))
             try:
@@ -171,7 +164,7 @@ class Frozen(Network):
 
 
 def _preprocess(name: str, program: Program, given: dict[str, Any]) -> Preprocess:
-    known: dict[str, Any] = {"size_multiple": program.multiple}
+    known: dict[str, Any] = {}
     if program.size is not None:
         known["size"] = program.size
         asked = given.get("size")
