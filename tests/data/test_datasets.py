@@ -64,9 +64,12 @@ def test_every_data_set_is_described():
 
 @pytest.mark.parametrize(("known", "variant"), VARIANTS, ids=lambda part: part.name)
 def test_classes_are_distinct_and_bytes(known, variant):
-    check_classes(known.name, variant.names)
-    assert len(set(variant.names)) == len(variant.names)
-    assert all(len(color) == 3 and set(color) <= set(range(256)) for color in variant.palette)
+    described = variant.described
+    check_classes(known.name, tuple(described.classes))
+    assert len(set(described.classes)) == len(described.classes) == len(described.colors())
+    assert all(len(color) == 3 and set(color) <= set(range(256)) for color in described.colors())
+    assert not set(described.class_values()) & set(described.void)
+    assert set(variant.without).isdisjoint(described.classes)
     assert list(variant.splits)[:2] == ["train", "val"]
 
 
@@ -99,3 +102,17 @@ def test_defaults_pass_everywhere():
 
 def test_every_data_set_is_a_benchmark_or_describes_its_fields():
     assert {*BENCHMARKS, *FORMS} == set(DATASETS)
+
+
+def voc_color(label):
+    """Return VOC's color of a label: its bits, lowest first, are the highest of red, green, blue, red, ..."""
+    color = [0, 0, 0]
+    for bit in range(8):
+        color[bit % 3] |= (label >> bit & 1) << (7 - bit // 3)
+    return tuple(color)
+
+
+@pytest.mark.parametrize(("name", "variant", "first"), [("voc", 0, 0), ("pascal-context", 1, 0), ("coco-stuff", 1, 1)])
+def test_colours_by_the_rule_of_voc(name, variant, first):
+    colors = BENCHMARKS[name].variants[variant].described.colors()
+    assert colors == tuple(voc_color(label) for label in range(first, first + len(colors)))

@@ -3,40 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
-from segtailor.data.base import MEAN_COLOR
-from segtailor.data.classes_file import ClassesFile
+from segtailor.data.classes_file import ClassesFile, read_classes
 from segtailor.data.masks import index_values
 from segtailor.data.paired import FileDataset, MaskValues
 from segtailor.data.pairing import Pair, require_folder
 from segtailor.errors import SegtailorError, unknown
-from segtailor.files import Color
 
+TABLES = Path(__file__).parent / "classes"
 # Fields that describe images of a user's own.
 OWN_FIELDS = ("classes", "splits", "masks", "annotations")
 
 
 class Variant(NamedTuple):
-    """One form of a data set: its classes, and its splits with the number of images that its publishers state."""
+    """One form of a data set: the classes of ``classes/TABLE.yaml``, and its splits with the published image counts.
+
+    ``without`` names labels of the table that are no classes: their mask values are void, or, unless
+    ``without_is_void``, errors.
+    """
 
     name: str
-    classes: tuple[tuple[str, Color], ...]
+    table: str
     splits: Mapping[str, int]
+    without: tuple[str, ...] = ()
+    without_is_void: bool = True
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def described(self) -> ClassesFile:
+        """The classes, their colors and mask values."""
+        return _read_table(self.table, self.without, self.without_is_void)
+
+    @property
+    def classes(self) -> list[str]:
         """The class names."""
-        return tuple(name for name, _ in self.classes)
+        return self.described.classes
 
-    @property
-    def palette(self) -> tuple[Color, ...]:
-        """The class colours."""
-        return tuple(color for _, color in self.classes)
+
+@cache
+def _read_table(table: str, without: tuple[str, ...], void: bool) -> ClassesFile:
+    whole = read_classes(TABLES / f"{table}.yaml")
+    return whole.without(without, void) if without else whole
 
 
 class BenchmarkDataset(NamedTuple):
@@ -47,7 +59,6 @@ class BenchmarkDataset(NamedTuple):
     license: str
     root: Path
     variants: tuple[Variant, ...]
-    mean_color: Color = MEAN_COLOR
 
     def variant(self, config: DataConfig) -> Variant:
         """Return the variant that ``config`` asks for; raises ``SegtailorError`` for one that there is not.
@@ -81,12 +92,13 @@ class BenchmarkDataset(NamedTuple):
         root = require_folder(config.root or self.root, hint)
         return next((root / name for name in inner if (root / name).is_dir()), root)
 
-    def values(self, config: DataConfig, variant: Variant, numbers: Sequence[int], void: Sequence[int]) -> MaskValues:
-        """Return what masks hold: ``numbers`` for the classes and ``void``, unless ``config`` says otherwise."""
+    def values(self, config: DataConfig, variant: Variant) -> MaskValues:
+        """Return what the masks of ``variant`` hold, unless ``config`` says otherwise."""
+        described = variant.described
         if config.values is None and config.void is None and not config.reduce_zero_label:
             hint = "set data.values, data.void or data.reduce_zero_label if your masks differ from those published"
-            return MaskValues({number: index for index, number in enumerate(numbers)}, void, hint)
-        described = ClassesFile(classes=list(variant.names), values=list(numbers), void=list(void))
+            numbers = described.class_values()
+            return MaskValues({number: index for index, number in enumerate(numbers)}, described.void, hint)
         return index_values(config, described, self.name)
 
     def open(
@@ -96,21 +108,22 @@ class BenchmarkDataset(NamedTuple):
         variant: Variant,
         split: str,
         training: bool,
-        values: MaskValues,
+        values: MaskValues | None = None,
         read_mask: Callable[[Pair], NDArray[Any]] | None = None,
     ) -> FileDataset:
-        """Return ``pairs`` as the ``split`` of ``variant``."""
+        """Return ``pairs`` as the ``split`` of ``variant``; ``values`` are those of :meth:`values` by default."""
+        described = variant.described
         return FileDataset(
             pairs,
             read_mask=read_mask,
             expected=variant.splits.get(split),
             name=self.name,
             split=split,
-            classes=variant.names,
-            palette=variant.palette,
-            mean_color=self.mean_color,
+            classes=tuple(described.classes),
+            palette=described.colors(),
+            mean_color=described.mean_color,
             license=self.license,
-            values=values,
+            values=values or self.values(config, variant),
             size=config.size,
             training=training,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,6 +86,14 @@ class ClassesFile(Strict):
         if both := sorted(set(void) & set(values)):
             raise ValueError(f"the mask values {both} are classes already; give the classes' mask values as `values`")
         return void
+
+    def without(self, names: Collection[str], void: bool) -> ClassesFile:
+        """Return the file without the classes ``names``; their mask values are ``void``, or stand for nothing."""
+        rows = list(zip(self.classes, self.colors(), self.class_values(), strict=True))
+        kept = [row for row in rows if row[0] not in names]
+        left = [value for name, _, value in rows if name in names] if void else []
+        changes = {"classes": [row[0] for row in kept], "palette": [row[1] for row in kept]}
+        return self.model_copy(update={**changes, "values": [row[2] for row in kept], "void": [*self.void, *left]})
 
     def class_values(self) -> list[int]:
         """Return the mask value of each class."""

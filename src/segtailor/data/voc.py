@@ -8,7 +8,6 @@ from segtailor.config import DataConfig
 from segtailor.data.benchmark import BenchmarkDataset, Variant, first_folder
 from segtailor.data.paired import FileDataset
 from segtailor.data.pairing import files_by_stem, pair_ids, read_ids
-from segtailor.data.tables.voc import CLASSES
 from segtailor.errors import SegtailorError
 
 VOC = BenchmarkDataset(
@@ -16,7 +15,7 @@ VOC = BenchmarkDataset(
     title="Pascal VOC 2012: objects in photos, 20 classes and background; train_aug adds the masks of SBD",
     license="Pascal VOC 2012 (Everingham et al., 2010), SBD (Hariharan et al., 2011): research use; photos of Flickr",
     root=Path("data/voc"),
-    variants=(Variant("default", CLASSES, {"train": 1464, "val": 1449, "trainval": 2913, "train_aug": 10582}),),
+    variants=(Variant("default", "voc", {"train": 1464, "val": 1449, "trainval": 2913, "train_aug": 10582}),),
 )
 INNER = ("VOCdevkit/VOC2012", "VOC2012")
 LISTS = "ImageSets/Segmentation"
@@ -46,8 +45,7 @@ def create_voc(config: DataConfig, split: str, training: bool) -> FileDataset:
     masks = files_by_stem(folders, [".png"])
     ids = _aug_ids(root, folders[0]) if split == "train_aug" else _ids(root, split)
     pairs = pair_ids(ids, files_by_stem([images], [".jpg", ".jpeg"]), masks, f"voc {split} in {root}")
-    values = VOC.values(config, variant, range(len(CLASSES)), [])
-    return VOC.open(pairs, config, variant, split, training, values)
+    return VOC.open(pairs, config, variant, split, training)
 
 
 def _ids(root: Path, split: str) -> list[str]:
