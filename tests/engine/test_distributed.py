@@ -21,7 +21,7 @@ from segtailor.engine.launch import launch
 from segtailor.engine.logging import read_metrics
 from segtailor.losses import global_batch
 from segtailor.methods import create_method
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 from tiny import tiny_distill
 
 STEPS, BATCH, CLASSES = 4, 4, 3

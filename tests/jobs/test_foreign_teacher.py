@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 import segtailor
-from models.frozen_tiny import CLASSES, Tiny, write_onnx
+from models.onnx_tiny import CLASSES, Tiny, write_onnx
 from segtailor.cli import main
 from segtailor.config import DataConfig
 from segtailor.data import create_dataset

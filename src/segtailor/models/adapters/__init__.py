@@ -13,10 +13,10 @@ from segtailor.models.network import Network
 
 FAMILIES = {
     "hf": "segtailor.models.adapters.hf",
-    "module": "segtailor.models.adapters.own_module",
-    "onnx": "segtailor.models.adapters.onnx_file",
+    "module": "segtailor.models.adapters.python_module",
+    "onnx": "segtailor.models.adapters.onnx",
     "smp": "segtailor.models.adapters.smp",
-    "torchvision": "segtailor.models.adapters.torchvision_models",
+    "torchvision": "segtailor.models.adapters.torchvision",
 }
 """Prefix of the URI, and the module that reads it; imported when it is needed."""
 TEACHERS_ONLY = ("onnx",)
