@@ -31,7 +31,7 @@ install: .venv/.installed
 
 # what the tests need beside: the libraries of the extras
 .venv/.complete: .venv/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[dev,pretrained,hf,smp,export,data]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,pretrained,hf,smp,export]'
 	touch $@
 
 clean:

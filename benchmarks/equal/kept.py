@@ -13,10 +13,11 @@ from fingerprint import fingerprint
 from plan import Comparison
 from rows import FINGERPRINT, TAKEN, UNIT, read_json
 
-from segtailor.comparison import ArmResult, ArmRun, Leaderboard, read_comparison, summarise
-from segtailor.comparison import Comparison as Found
 from segtailor.errors import SegtailorError
 from segtailor.jobs.arms import baseline_of
+from segtailor.results.leaderboard import ArmResult, Leaderboard, summarise
+from segtailor.results.model import ArmRun, read_comparison
+from segtailor.results.model import Comparison as Found
 
 SHARED = {"code": "other code", "teacher": "another teacher", "torch": "another PyTorch"}
 """What all rows of a comparison must agree in."""

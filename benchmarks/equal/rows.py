@@ -14,10 +14,10 @@ from typing import Any, Literal
 from fingerprint import differences
 from plan import Comparison, Study
 
-from segtailor.comparison import read_comparison
 from segtailor.engine.runs import write_json
 from segtailor.errors import SegtailorError
 from segtailor.jobs.arms import recorded
+from segtailor.results.model import read_comparison
 
 FINGERPRINT = "fingerprint.json"
 KEPT = ("outcome.json", "confusions.npz")

@@ -17,10 +17,9 @@ import numpy as np
 from plan import STUDY, Comparison, Study, read_study
 from tables import markdown
 
-from segtailor.comparison import read_comparison
 from segtailor.data import create_dataset
 from segtailor.errors import SegtailorError
-from segtailor.results.model import ImageCounts
+from segtailor.results.model import ImageCounts, read_comparison
 
 
 def main() -> None:

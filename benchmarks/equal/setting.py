@@ -11,12 +11,12 @@ from plan import Study
 from rows import read_json
 from tables import markdown
 
-from segtailor.comparison import Outcome
 from segtailor.config import ModelConfig, TrainConfig
 from segtailor.errors import SegtailorError
 from segtailor.jobs.arms import all_arms, baseline_of
 from segtailor.report.curves import Point
-from segtailor.report.quantities import MISSING, percent
+from segtailor.results.formatting import MISSING, percent
+from segtailor.results.model import Outcome
 
 NOT_RUN = "not run"
 LAST = 4

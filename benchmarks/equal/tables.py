@@ -7,8 +7,9 @@ from typing import Any
 
 from kept import Kept
 
-from segtailor.comparison import ArmResult, Outcome
-from segtailor.report.quantities import MISSING, percent, points
+from segtailor.results.formatting import MISSING, percent, points
+from segtailor.results.leaderboard import ArmResult
+from segtailor.results.model import Outcome
 
 Cell = Callable[[ArmResult], str]
 

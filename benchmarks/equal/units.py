@@ -10,8 +10,9 @@ from plan import Comparison, Study
 from rows import WORDS, Row, beside, check_rows, collect, read_json, set_aside, write_plan
 from taken import take_over
 
-from segtailor.comparison import read_comparison, write_tables
 from segtailor.errors import SegtailorError
+from segtailor.results.model import read_comparison
+from segtailor.results.tables import write_tables
 
 
 @dataclass

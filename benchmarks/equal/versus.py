@@ -7,9 +7,9 @@ import copy
 from kept import Kept
 from tables import boundary_iou, markdown, paired, verdict
 
-from segtailor.comparison import summarise
 from segtailor.errors import SegtailorError
-from segtailor.report.quantities import MISSING, points
+from segtailor.results.formatting import MISSING, points
+from segtailor.results.leaderboard import summarise
 
 KIND = "versus"
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import segtailor
-from segtailor.comparison import read_comparison
 from segtailor.config import CompareRecipe
 from segtailor.engine.memory import Demand
 from segtailor.engine.preemption import RunStopped, StopRequest
@@ -20,6 +19,7 @@ from segtailor.jobs.arms import all_arms, arm_recipe, baseline_of
 from segtailor.jobs.group import pack
 from segtailor.models import create_model, load_model, save_model
 from segtailor.recipes import load_recipe
+from segtailor.results.model import read_comparison
 from tiny import TINY_MODEL, tiny_distill
 
 DROPOUT_ARMS: dict[str, Any] = {

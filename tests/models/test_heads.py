@@ -5,8 +5,7 @@ import warnings
 import pytest
 import torch
 
-from segtailor.models import create_model
-from segtailor.models import heads
+from segtailor.models import create_model, heads
 from segtailor.models.heads import HEADS, atrous_rates
 
 CHANNELS, STRIDES = (8, 12, 16, 24), (4, 8, 8, 8)

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from segtailor.comparison import Leaderboard, read_comparison, write_tables
 from segtailor.config import CompareRecipe, Strict, TrainConfig
 from segtailor.engine.launch import launch
 from segtailor.engine.memory import Demand
@@ -41,6 +40,9 @@ from segtailor.recipes import load_recipe
 from segtailor.report import write_report
 from segtailor.report.samples import write_samples
 from segtailor.report.tailored import write_tailored
+from segtailor.results.leaderboard import Leaderboard
+from segtailor.results.model import read_comparison
+from segtailor.results.tables import write_tables
 
 
 @dataclass

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segtailor.comparison import read_comparison
-from segtailor.comparison.statistics import spread
 from segtailor.config import CompareRecipe
 from segtailor.errors import SegtailorError
 from segtailor.jobs.arms import arm_recipe
 from segtailor.jobs.distill import distill
 from segtailor.recipes import set_value, validate
+from segtailor.results.model import read_comparison
+from segtailor.results.statistics import spread
 
 WIDTH = 2.0
 """How many standard deviations over seeds count as within the spread."""

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from segtailor.report.quantities import compact, percent
 from segtailor.report.read import Records, Run
+from segtailor.results.formatting import compact, percent
 
 SPAN = 1000.0  # the drawing's own width and height; the page stretches it
 MOST_POINTS = 300

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from segtailor.report.quantities import MISSING
 from segtailor.report.read import Run
+from segtailor.results.formatting import MISSING
 
 
 def notes(run: Run) -> list[str]:

@@ -9,8 +9,8 @@ from segtailor._version import __version__
 from segtailor.report.curves import loss_charts, score_chart
 from segtailor.report.notes import notes
 from segtailor.report.pictures import sample_rows
-from segtailor.report.quantities import MISSING, duration, percent, points, ratio, scaled, unit_of
 from segtailor.report.read import Run
+from segtailor.results.formatting import MISSING, duration, percent, points, ratio, scaled, unit_of
 from segtailor.results.model import Row
 
 

@@ -9,7 +9,7 @@ from segtailor.report.comparison.heat import Heat, heat, mean_gain
 from segtailor.report.comparison.plot import Curve, Plot, draw, height
 from segtailor.report.comparison.series import Quad
 from segtailor.report.comparison.source import Source
-from segtailor.report.quantities import percent, points
+from segtailor.results.formatting import percent, points
 
 Band = tuple[int, int | None]
 """Pixels above the first and up to the second away from another label."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from segtailor.comparison.bootstrap import ImageBootstrap
-from segtailor.comparison.leaderboard import ArmResult
-from segtailor.comparison.statistics import Interval, Spread
 from segtailor.report.comparison.source import Source
 from segtailor.report.curves import share
-from segtailor.report.quantities import MISSING, duration, percent, points, scaled, unit_of
+from segtailor.results.formatting import MISSING, duration, percent, points, scaled, unit_of
+from segtailor.results.leaderboard import ArmResult
+from segtailor.results.statistics import ImageBootstrap, Interval, Spread
 
 LONGEST_REASON = 120  # in the table; the page's list of problems has it whole
 Units = tuple[tuple[float, str], tuple[float, str]]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from segtailor.comparison import bootstrap
-from segtailor.comparison.bootstrap import bootstrap_difference, image_draws, resampled_miou
 from segtailor.evaluation import EvaluationResult
+from segtailor.results import statistics
 from segtailor.results.model import ImageCounts
+from segtailor.results.statistics import bootstrap_difference, image_draws, resampled_miou
 
 from .folders import invented_confusions
 
@@ -81,7 +81,7 @@ def test_draws_are_multinomial() -> None:
 
 def test_draws_in_blocks_are_the_draws_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = np.concatenate(list(image_draws(10, 25, seed=2)))
-    monkeypatch.setattr(bootstrap, "_DRAWS_AT_ONCE", 70)
+    monkeypatch.setattr(statistics, "_DRAWS_AT_ONCE", 70)
     blocks = list(image_draws(10, 25, seed=2))
     assert [len(block) for block in blocks] == [7, 7, 7, 4]
     assert (np.concatenate(blocks) == whole).all()

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from segtailor.comparison.bootstrap import RESAMPLES, ImageBootstrap, bootstrap_difference
-from segtailor.comparison.statistics import (
+from segtailor.results.model import Comparison, Outcome
+from segtailor.results.statistics import (
     MIN_SEEDS,
+    RESAMPLES,
+    ImageBootstrap,
     Interval,
     Spread,
     average_ranks,
+    bootstrap_difference,
     gap_closed,
     holm,
     paired_differences,
@@ -20,7 +23,6 @@ from segtailor.comparison.statistics import (
     t_test,
     verdict,
 )
-from segtailor.results.model import Comparison, Outcome
 
 
 @dataclass(frozen=True)

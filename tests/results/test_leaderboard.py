@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segtailor.comparison import Leaderboard, bootstrap_difference, read_comparison, summarise
-from segtailor.comparison.statistics import holm, t_test
+from segtailor.results.leaderboard import Leaderboard, summarise
+from segtailor.results.model import read_comparison
+from segtailor.results.statistics import bootstrap_difference, holm, t_test
 
 from .folders import write_comparison, write_plan, write_run
 

@@ -3,22 +3,15 @@ from __future__ import annotations
 import csv
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from segtailor.comparison import (
-    Leaderboard,
-    csv_table,
-    latex_table,
-    markdown_table,
-    read_comparison,
-    summarise,
-    text_table,
-    write_tables,
-)
-from segtailor.comparison.table import latex_escape
 from segtailor.errors import SegtailorError
+from segtailor.results.leaderboard import Leaderboard, summarise
+from segtailor.results.model import read_comparison
+from segtailor.results.tables import csv_table, latex_escape, latex_table, markdown_table, text_table, write_tables
 
 from .folders import write_comparison, write_plan, write_run
 
@@ -92,7 +85,7 @@ def test_markdown_rows_hold_the_figures(three: Leaderboard) -> None:
 def test_markdown_costs_stand_in_a_table_of_their_own(three: Leaderboard) -> None:
     rows = markdown_cells(markdown_table(three))[5:]
     assert rows[0][:4] == ["arm", "time, teacher shared", "time, alone", "own stages in it"]
-    assert rows[2] == ["kd", "66 s", "81 s", "1 s", "1.00 GiB", "1.00 M", "2.00 G"]
+    assert rows[2] == ["kd", "1 min 06 s", "1 min 21 s", "1 s", "1.00 GiB", "1.00 M", "2.00 G"]
 
 
 def test_a_seed_without_a_pair_keeps_its_place(tmp_path: Path) -> None:
@@ -104,6 +97,13 @@ def test_a_seed_without_a_pair_keeps_its_place(tmp_path: Path) -> None:
     assert kd[1] == "1 of 2"
     assert re.fullmatch(r"-, \+\d\.\d\d", kd[rows[0].index("each seed")])
     assert "- kd, seed 0: failed: out of memory; not in the means" in text
+
+
+def test_nothing_closed_has_no_minus(tmp_path: Path) -> None:
+    board = board_of(tmp_path, {"none": [0.7], "kd": [0.75]})
+    result = replace(board["kd"], gap_closed=-0.004)
+    rows = markdown_cells(markdown_table(replace(board, arms=(result,))))
+    assert rows[3][rows[0].index("gap closed")] == "0 %"
 
 
 @pytest.mark.parametrize("form", TEXTS)

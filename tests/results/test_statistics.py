@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import doctest
-import importlib
 import math
 
 import numpy as np
 import pytest
 
-from segtailor.comparison.statistics import (
+from segtailor.results.statistics import (
     average_ranks,
     gap_closed,
     holm,
@@ -18,15 +16,6 @@ from segtailor.comparison.statistics import (
     t_test,
     verdict,
 )
-
-MODULES = ["bootstrap", "cells", "statistics", "student_t", "table"]
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_examples_in_docstrings(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"segtailor.comparison.{name}"))
-    assert result.attempted
-    assert not result.failed
 
 
 def test_spread_is_mean_and_sample_deviation() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segtailor.comparison import Comparison, read_comparison
 from segtailor.errors import SegtailorError
+from segtailor.results.model import Comparison, read_comparison
 
 from .folders import CLASSES, IMAGES, invented_confusions, iou_of, write_comparison, write_plan, write_run
 
