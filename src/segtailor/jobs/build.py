@@ -53,10 +53,9 @@ from segtailor.methods import METHODS, check_options, create_method
 from segtailor.methods.base import Method, MissingTapError
 from segtailor.models import load_model, read_card
 from segtailor.models.class_map import read_class_map
-from segtailor.models.licences import Policy, check_licences
-from segtailor.models.network import Network
-from segtailor.models.output import SegOutput
-from segtailor.models.profile import count_multiply_adds, count_parameters, run_on_meta
+from segtailor.models.inspect import count_multiply_adds, count_parameters, run_on_meta
+from segtailor.models.licenses import Policy, check_licences
+from segtailor.models.network import Network, SegOutput
 from segtailor.models.teacher import Teacher
 from segtailor.results.model import Row
 

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +43,10 @@ from segtailor.jobs.objects import Objects
 from segtailor.jobs.train import draw_samples
 from segtailor.methods import METHODS, check_options
 from segtailor.models import save_model
-from segtailor.models.profile import count_multiply_adds, count_parameters
+from segtailor.models.inspect import count_multiply_adds, count_parameters
 from segtailor.recipes import load_recipe
 from segtailor.report import write_report
-from segtailor.report.tailored import write_tailored
+from segtailor.report.samples import write_tailored
 from segtailor.results.leaderboard import Leaderboard
 from segtailor.results.model import Outcome, Plan, Row, State, arm_folder, arm_status, read_comparison
 from segtailor.results.tables import text_table, write_tables
@@ -225,9 +224,10 @@ def _illustrate(context: Context, recipe: CompareRecipe, folder: Path, names: Se
     tailoring = []
     if context.teacher is not None:
         altered = [
-            (name, partial(METHODS[method.name].altered_logits, check_options(method.name, method.options())))
+            (name, alter)
             for name, arm in recipe.arms.items()
             for method in arm.method
+            if (alter := METHODS[method.name].altered_logits(check_options(method.name, method.options()))) is not None
         ]
         tailoring = write_tailored(folder, context.val_data, context.teacher, altered, recipe.evaluate.samples)
     plan = Plan.model_validate_json(path.read_bytes())

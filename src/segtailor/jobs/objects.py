@@ -119,8 +119,8 @@ def adapt(
         if num_classes not in (None, module.num_classes):
             raise SegtailorError(f"{module.name} has {module.num_classes} classes where {num_classes} are asked for")
         return module
-    from segtailor.models.adapters.adapted import Adapted
-    from segtailor.models.preprocess import Preprocess
+    from segtailor.models.adapters.wrapper import Adapted
+    from segtailor.models.network import Preprocess
 
     if others:
         raise SegtailorError(f"a network given as an object takes no {', '.join(others)}")
