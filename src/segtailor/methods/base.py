@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from segtailor.config import ModelConfig
 from segtailor.errors import SegtailorError, unknown
 from segtailor.methods.stage import Opponent, Stage
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 from segtailor.models.teacher import Teacher
 
 Channels = dict[str, int]
