@@ -14,7 +14,7 @@ from tables import markdown
 from segtailor.config import ModelConfig, TrainConfig
 from segtailor.errors import SegtailorError
 from segtailor.jobs.build import all_arms, baseline_of
-from segtailor.report.curves import Point
+from segtailor.report.svg import Range as Point
 from segtailor.results.formatting import MISSING, percent
 from segtailor.results.model import Outcome
 
