@@ -20,6 +20,7 @@ lint: .venv/.complete
 docs: install
 	$(BIN)/python -m segtailor.methods.describe docs/methods
 	$(BIN)/python benchmarks/results_table.py > docs/results.md
+	$(BIN)/python benchmarks/page.py
 
 install: .venv/.installed
 
@@ -31,7 +32,7 @@ install: .venv/.installed
 
 # what the tests need beside: the libraries of the extras
 .venv/.complete: .venv/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[dev,pretrained,hf,smp,export,data]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,pretrained,hf,smp,export]'
 	touch $@
 
 clean:

@@ -12,18 +12,19 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from plots import curve_plot, difference_plot
-from segtailor.comparison import ArmResult, Comparison, Leaderboard, Outcome, summarise
 from segtailor.errors import SegtailorError
 from segtailor.files import write_atomically
-from segtailor.report.quantities import MISSING, percent, points
+from segtailor.results.formatting import MISSING, interval, mean_and_std, p_value, percent, points
+from segtailor.results.leaderboard import ArmResult, Leaderboard, summarise
+from segtailor.results.model import Comparison, Outcome
 from segtailor.results.record import VERSIONS, Key, Row, read_record, read_rows
 
 HERE = Path(__file__).resolve().parent
@@ -78,9 +79,13 @@ def main() -> None:
     options = parser.parse_args()
     try:
         for name, text in pages(read_records(options.results)).items():
-            write_atomically(options.out / name, lambda file, text=text: file.write(text.encode()))
+            write_atomically(options.out / name, partial(_write, text))
     except SegtailorError as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def _write(text: str, file: BinaryIO) -> None:
+    file.write(text.encode())
 
 
 def read_records(folder: Path) -> dict[str, Record]:
@@ -96,7 +101,7 @@ def pages(records: Mapping[str, Record]) -> dict[str, str]:
     unlisted = [name for name in records if name not in listed_names]
     if unlisted:
         raise SegtailorError(f"no page lists the record {unlisted[0]}; add it to PAGES in benchmarks/page.py")
-    files = {}
+    files: dict[str, str] = {}
     for page, (title, names) in PAGES.items():
         there = [name for name in names if name in records]
         parts = [f"# {title}\n", MADE.format("../study.md")]
@@ -135,7 +140,7 @@ def arm_table(record: Record) -> str:
     columns: dict[str, Callable[[ArmResult], str]] = {
         "arm": lambda result: f"`{result.arm}`",
         "seeds": lambda result: str(len(result.scores)),
-        "mIoU": spread_of,
+        "mIoU": lambda result: mean_and_std(result.last),
         "to alone (95 %)": difference,
         "each seed": lambda result: ", ".join(map(points, result.differences.values())) or MISSING,
         "gap closed": gap,
@@ -151,14 +156,14 @@ def arm_table(record: Record) -> str:
 
 def versus_table(record: Record, arm: str) -> str:
     """Return by how much ``arm`` is above each other one, and above the student alone by class."""
-    found = replace(record.comparison, baseline=arm)
+    found = record.comparison.model_copy(update={"baseline": arm})
     ours = found.finished(arm)
     rows = [["arm", "seeds", f"`{arm}` above it (95 %)", "each seed", "boundary IoU", "verdict"]]
     for result in summarise(found, resamples=1).arms:
         if result.difference is None:
             continue
-        interval = result.over_seeds
-        span = f" ({points(-interval.high)} to {points(-interval.low)})" if interval else ""
+        over = result.over_seeds
+        span = f" ({points(-over.high)} to {points(-over.low)})" if over else ""
         each = ", ".join(points(-value) for value in result.differences.values())
         edge = boundary(ours, found.finished(result.arm))
         count = str(len(result.differences))
@@ -285,7 +290,7 @@ def teacher_scores(teachers: Mapping[str, Record]) -> str:
         assert taught is not None
         assert alone.last is not None
         last = [f"{percent(it['miou'])} at {it['step']}" for it in record.plan["teacher_trained"]["curve"][-4:]]
-        mine = f"{spread_of(alone)} ({len(alone.scores)} seeds, `{record.comparison.name}`)"
+        mine = f"{mean_and_std(alone.last)} ({len(alone.scores)} seeds, `{record.comparison.name}`)"
         cells = [percent(taught), ", ".join(last), mine, percent(taught - alone.last.mean)]
         rows.append([f"`{split}`", f"`{record.plan['recipe']['data']['train_split']}`", *cells])
     return markdown(rows, left=2)
@@ -304,29 +309,23 @@ def markdown(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def spread_of(result: ArmResult) -> str:
-    """Return mean and deviation over seeds."""
-    assert result.last is not None
-    return percent(result.last.mean) + ("" if result.last.std is None else f" ± {percent(result.last.std)}")
-
-
 def difference(result: ArmResult) -> str:
     """Return the mean difference to the student alone and its interval over seeds."""
-    interval = result.over_seeds
-    mean = points(result.difference.mean) if result.difference else MISSING
-    return mean if interval is None else f"{mean} ({points(interval.low)} to {points(interval.high)})"
+    if result.difference is None:
+        return MISSING
+    return points(result.difference.mean) + (f" ({interval(result.over_seeds)})" if result.over_seeds else "")
 
 
 def gap(result: ArmResult) -> str:
     """Return the share of the gap between teacher and student alone that the arm closes."""
-    return MISSING if result.gap_closed is None else f"{percent(result.gap_closed, 0)} %".replace("-", "−")
+    return MISSING if result.gap_closed is None else f"{percent(result.gap_closed, 0)} %"
 
 
 def verdict(result: ArmResult) -> str:
     """Return the verdict, with p where there are seeds enough for one."""
     if result.verdict == "baseline" or result.p_holm is None:
         return result.verdict.replace("baseline", "alone")
-    return f"{result.verdict}, p {f'{result.p_holm:.3f}' if result.p_holm >= 0.001 else '< 0.001'}"
+    return f"{result.verdict}, p {p_value(result.p_holm)}"
 
 
 def boundary(arm: Mapping[int, Outcome], alone: Mapping[int, Outcome]) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from segtailor.comparison import ArmResult, Leaderboard
 from segtailor.report.curves import Point, nice_ticks, share
-from segtailor.report.quantities import compact, points
+from segtailor.results.formatting import compact, points
+from segtailor.results.leaderboard import ArmResult, Leaderboard
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM, ROW = 800, 14, 78, 74, 52, 30
 LETTER = 7.3

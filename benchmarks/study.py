@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from segtailor.data import create_dataset
 from segtailor.errors import SegtailorError, unknown
 from segtailor.jobs.arms import all_arms
 from segtailor.recipes import validate
-from segtailor.results.record import read_rows, write_record
+from segtailor.results.record import given, read_rows, write_record
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -108,7 +107,7 @@ def train_teacher(name: str, study: dict[str, Any], runs: Path) -> dict[str, Any
     row = json.loads((folder / "results.json").read_text(encoding="utf-8"))["rows"][0]
     lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     curve = [{key: line[key] for key in ("step", "miou")} for line in lines if line["kind"] == "evaluate"]
-    return {"recipe": study["teachers"][name], "seconds": row["seconds"], "curve": curve}
+    return {"recipe": given(recipe.model_dump(mode="json")), "seconds": row["seconds"], "curve": curve}
 
 
 def commit() -> str:
@@ -118,4 +117,4 @@ def commit() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

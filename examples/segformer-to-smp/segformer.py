@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from segtailor.data.camvid import CLASSES
+from segtailor.data.camvid import CAMVID
 
 HALF = [0.5, 0.5, 0.5]
 
@@ -39,7 +39,7 @@ def main() -> None:
 def network() -> Any:
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-    names = dict(enumerate(name for name, _ in CLASSES))
+    names = dict(enumerate(CAMVID.variants[0].classes))
     torch.manual_seed(0)
     numbers = {name: index for index, name in names.items()}
     config = SegformerConfig(id2label=names, label2id=numbers, decoder_hidden_size=64)

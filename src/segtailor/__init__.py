@@ -23,12 +23,18 @@ _HOMES = {
     "evaluate": "segtailor.jobs.evaluate",
     "predict": "segtailor.jobs.predict",
     "SegOutput": "segtailor.models.output",
+    "Sample": "segtailor.data",
+    "SegmentationDataset": "segtailor.data",
+    "TorchDataset": "segtailor.data",
     "SegtailorError": "segtailor.errors",
 }
 
 __all__ = [
+    "Sample",
     "SegOutput",
+    "SegmentationDataset",
     "SegtailorError",
+    "TorchDataset",
     "__version__",
     "compare",
     "create_method",
@@ -41,6 +47,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from segtailor.data import Sample, SegmentationDataset, TorchDataset
     from segtailor.errors import SegtailorError
     from segtailor.jobs.compare import compare
     from segtailor.jobs.distill import distill

@@ -94,9 +94,9 @@ def compare(
     executor: Annotated[Executor, typer.Option(help="local, or ray for a Ray cluster (extra ray)")] = Executor.local,
 ) -> None:
     """Train several methods side by side on the same batches, over seeds, and compare them in one table and report."""
-    from segtailor.comparison import text_table
     from segtailor.jobs.compare import compare as job
     from segtailor.recipes import parse_overrides
+    from segtailor.results.tables import text_table
 
     result = _stoppable("compare", partial(job, executor=executor.value), recipe, parse_overrides(context.args))
     print(text_table(result.board))

@@ -21,7 +21,7 @@ def data_ls() -> None:
     """List the data sets that segtailor reads: variants, classes, splits with their images, and licences."""
     from rich.console import Console
 
-    from segtailor.data.catalogue import datasets_table
+    from segtailor.data import datasets_table
 
     # a file or a pipe has no width to fit into
     Console(width=None if sys.stdout.isatty() else 250, highlight=False).print(datasets_table())

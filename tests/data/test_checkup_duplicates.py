@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 
 from segtailor.data.checkup.duplicates import count_bits, find_duplicates, hash_pictures, matches, pictures
 from segtailor.data.checkup.examine import Examined, small_picture
-from segtailor.data.read import read_image
+from segtailor.data.image_io import read_image
 
 from .street_trees import photo
 

@@ -95,10 +95,10 @@ def test_a_category_called_background_is_the_background(tmp_path):
 
 @pytest.mark.parametrize(("names", "uncovered"), [(["car", "road"], VOID), (["car", "road", "background"], 2)])
 def test_a_class_file_decides_order_and_what_is_not_covered(tmp_path, names, uncovered):
-    (tmp_path / "classes.yaml").write_text(f"classes: {names}\nlicence: CC0-1.0\nmean_color: [1, 2, 3]")
+    (tmp_path / "classes.yaml").write_text(f"classes: {names}\nlicense: CC0-1.0\nmean_color: [1, 2, 3]")
     rows = target(tmp_path, [annotation(9, [box(0, 0, 8, 3)]), annotation(2, [box(0, 3, 8, 5)])])
     assert [row[0] for row in rows] == [0, 0, 0, 1, 1, uncovered]
-    assert open_split(tmp_path).licence == "CC0-1.0"
+    assert open_split(tmp_path).license == "CC0-1.0"
 
 
 def test_a_class_file_that_disagrees_is_an_error(tmp_path):

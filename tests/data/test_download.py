@@ -15,13 +15,13 @@ from PIL import Image
 
 from data.trees import write_image, write_mask
 from data.web import Web, fake_scipy, matrix, tarred, zipped
+from segtailor.data.benchmark import BenchmarkDataset, Variant
 from segtailor.data.download.archive import Archive
 from segtailor.data.download.entry import Download
 from segtailor.data.download.get import get
 from segtailor.data.download.matlab import convert_stuff, merge_boundaries, read_boundaries_mask
 from segtailor.data.download.unpack import unpack
 from segtailor.data.download.verify import find_fault
-from segtailor.data.known import Known, Variant
 from segtailor.errors import SegtailorError
 
 
@@ -45,7 +45,7 @@ def serve(web: Web, file: str, content: bytes, parts: dict[str, str], checked: b
 
 def entry(*archives: Archive, **options) -> Download:
     variants = (Variant("default", (("road", (0, 0, 0)),), {}),)
-    known = Known("street", "Street", "free", Path("data/street"), variants)
+    known = BenchmarkDataset("street", "Street", "free", Path("data/street"), variants)
     return Download(known, "https://example.org", archives, **options)
 
 

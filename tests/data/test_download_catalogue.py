@@ -130,7 +130,7 @@ def test_every_data_set_is_fetched_or_explained():
         entry = find_entry(name)
         text = entry.describe()
         if isinstance(entry, Download | Manual):
-            assert f"licence: {entry.known.licence}" in text
+            assert f"license: {entry.known.license}" in text
             assert str(entry.known.root) in text
         assert name in text
 
@@ -180,7 +180,7 @@ def test_command_fetches_to_where_recipes_look(run, web, tmp_path, monkeypatch):
     monkeypatch.setattr(catalogue, "DOWNLOADS", (entry,))
     code, out, _ = run("ade20k")
     assert code == 0
-    assert "licence: ADE20K" in out
+    assert "license: ADE20K" in out
     assert "(checked by its sha256)" in out
     assert out.splitlines()[-1] == "read it with  data: {name: ade20k, root: data/ade20k}"
     assert len(create_dataset(DataConfig(name="ade20k"), "val", training=False)) == 1

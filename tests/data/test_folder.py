@@ -59,7 +59,7 @@ def test_palette_masks_are_read_as_indices(tmp_path):
 def test_the_classes_file_may_lie_elsewhere(tmp_path):
     (tmp_path / "names.yaml").write_text("classes: [x, y, z]\nlicence: CC0-1.0\nmean_color: [1, 2, 3]")
     data = open_split(write_folder(tmp_path / "data"), classes=tmp_path / "names.yaml")
-    assert (data.num_classes, data.licence, data.mean_color) == (3, "CC0-1.0", (1, 2, 3))
+    assert (data.num_classes, data.license, data.mean_color) == (3, "CC0-1.0", (1, 2, 3))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from PIL import Image
 from segtailor.config import DataConfig
 from segtailor.data import VOID, create_dataset
 from segtailor.data.check import check_files
-from segtailor.data.read import read_image, turn_upright
+from segtailor.data.image_io import read_image, turn_upright
 from segtailor.errors import SegtailorError
 
 from .own_trees import TARGET, save, write_colors, write_sideways

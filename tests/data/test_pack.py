@@ -48,7 +48,7 @@ def assert_same(source: DataConfig, found: DataConfig, split: str, training: boo
         assert mine.image.dtype == mine.target.dtype == torch.uint8
         assert mine.image.equal(original.image)
         assert mine.target.equal(original.target)
-    for what in ("name", "split", "classes", "palette", "mean_color", "licence", "num_classes"):
+    for what in ("name", "split", "classes", "palette", "mean_color", "license", "num_classes"):
         assert getattr(ours, what) == getattr(theirs, what)
 
 

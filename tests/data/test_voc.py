@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from segtailor.data import VOID
-from segtailor.data.tables.voc import CLASSES
+from segtailor.data.voc import VOC
 from segtailor.errors import SegtailorError
 
 from .known_trees import first_targets, names_of, open_known, photo, save_mask, write_list, write_sbd, write_voc
@@ -23,11 +23,13 @@ def test_palette_masks_are_read_as_indices_and_the_border_is_void(tmp_path):
 
 
 def test_the_colours_are_those_of_voc():
-    assert dict(CLASSES)["background"] == (0, 0, 0)
-    assert dict(CLASSES)["aeroplane"] == (128, 0, 0)
-    assert dict(CLASSES)["cat"] == (64, 0, 0)
-    assert dict(CLASSES)["person"] == (192, 128, 128)
-    assert dict(CLASSES)["tvmonitor"] == (0, 64, 128)
+    described = VOC.variants[0].described
+    colors = dict(zip(described.classes, described.colors(), strict=True))
+    assert colors["background"] == (0, 0, 0)
+    assert colors["aeroplane"] == (128, 0, 0)
+    assert colors["cat"] == (64, 0, 0)
+    assert colors["person"] == (192, 128, 128)
+    assert colors["tvmonitor"] == (0, 64, 128)
 
 
 def test_val_and_trainval_come_from_their_lists(tmp_path):

@@ -1,5 +1,6 @@
 """Two processes train what one process trains, across Knowledge Tailoring's switch; so do two micro-batches."""
 
+import copy
 import json
 import os
 import socket
@@ -13,16 +14,23 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+import segtailor
 from segtailor.config import DataConfig, EvaluateConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from segtailor.data import create_dataset
 from segtailor.data.loader import Batch
 from segtailor.engine.arm import Arm, Task
+from segtailor.engine.checkpoint import load_checkpoint
 from segtailor.engine.distiller import Distiller
 from segtailor.engine.launch import launch
 from segtailor.engine.logging import read_metrics
+from segtailor.engine.loop import Trained, fit
+from segtailor.engine.preemption import RunStopped, StopRequest
+from segtailor.evaluation import evaluate_model
 from segtailor.losses import global_batch
 from segtailor.methods import create_method
+from segtailor.models import create_model, save_model
 from segtailor.models.output import SegOutput
-from tiny import tiny_distill
+from tiny import TINY_DATA, TINY_MODEL, tiny_distill
 
 STEPS, BATCH, CLASSES = 4, 4, 3
 
@@ -80,20 +88,29 @@ def trained(world: int, rank: int, micro: int, variant: str, folder: Path) -> di
     return {name: value.clone() for name, value in distiller.state_dict().items()}
 
 
-def worker(rank: int, port: int, variant: str, folder: str) -> None:
+def worker(rank: int, variant: str, folder: str) -> None:
+    torch.save(trained(2, rank, 2, variant, Path(folder) / f"run{rank}"), Path(folder) / f"{rank}.pt")
+
+
+def on_two_processes(function: Any, *arguments: Any) -> None:
+    """Run ``function(rank, *arguments)`` on two processes that ``launch`` takes for one job."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_with_rank, (port, function, arguments), nprocs=2)
+
+
+def _with_rank(rank: int, port: int, function: Any, arguments: tuple[Any, ...]) -> None:
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
     }  # fmt: skip
-    torch.save(trained(2, rank, 2, variant, Path(folder) / f"run{rank}"), Path(folder) / f"{rank}.pt")
+    function(rank, *arguments)
 
 
 @pytest.mark.parametrize("variant", ["published", "clean"])
 def test_two_processes_equal_one(tmp_path: Path, variant: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, variant, str(tmp_path)), nprocs=2)
+    on_two_processes(worker, variant, str(tmp_path))
     one = trained(1, 0, BATCH, variant, tmp_path / "one")
     for rank in range(2):
         both = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
@@ -123,3 +140,47 @@ def test_the_command_runs_on_two_processes(tmp_path: Path, teacher_run: Path, la
     assert [row["role"] for row in results["rows"]] == ["teacher", "alone", "distilled"]
     steps = [line["step"] for line in read_metrics(tmp_path / "two" / "metrics.jsonl") if line["kind"] == "train"]
     assert steps == list(range(1, 9))
+
+
+def whole_and_in_parts(rank: int, folder: str) -> None:
+    """Train twice, the second time with a stop after the first step; batch norm sees each process's images alone."""
+    data = DataConfig(**TINY_DATA)
+    train, val = (create_dataset(data, split, training=split == "train") for split in ("train", "val"))
+    config = TrainConfig(steps=3, batch=4, threads=1, ema=0.5, optimizer=OptimizerConfig(lr=0.005))
+
+    def fitted(name: str) -> Trained:
+        torch.manual_seed(0)
+        learner = Distiller(create_model(TINY_MODEL, 9), {})
+        return fit(launch(config), learner, None, Task("x", Path(folder) / name, train, val, data, config, every))
+
+    every = EvaluateConfig(every=3, batch=8)
+    whole = fitted("whole")
+    if rank == 0:
+        save_model(whole.student, Path(folder) / "student.safetensors")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(StopRequest, "requested", True)
+        with pytest.raises(RunStopped):
+            fitted("parts")
+    fitted("parts")
+
+
+def test_scores_of_two_processes_are_those_of_the_saved_student(tmp_path: Path) -> None:
+    on_two_processes(whole_and_in_parts, str(tmp_path))
+    whole, parts = (
+        [line for line in read_metrics(tmp_path / name / "metrics.jsonl") if line["kind"] == "evaluate"]
+        for name in ("whole", "parts")
+    )
+    ends = [load_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("whole", "parts")]
+    val = create_dataset(DataConfig(**TINY_DATA), "val", training=False)
+    averaged = segtailor.load_model(tmp_path / "student.safetensors")
+    student = copy.deepcopy(averaged)
+    state = ends[0]["distiller"]
+    student.load_state_dict({name[8:]: value for name, value in state.items() if name.startswith("student.")})
+    saved = {"ema": evaluate_model(averaged, val, batch=8), "student": evaluate_model(student, val, batch=8)}
+    assert saved["ema"].iou != saved["student"].iou
+    for lines in (whole, parts):  # neither is changed by a stop on the way
+        assert [line["weights"] for line in lines] == list(saved)
+        for line, score in zip(lines, saved.values(), strict=True):
+            assert (line["miou"], line["iou"], line["pixel_accuracy"]) == (score.miou, score.iou, score.pixel_accuracy)
+    for part in ("distiller", "average"):
+        torch.testing.assert_close(ends[0][part], ends[1][part], rtol=0, atol=0)

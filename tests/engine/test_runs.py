@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from segtailor.config import ModelConfig, RunConfig, TrainRecipe
+from segtailor.config import CompareRecipe, ModelConfig, RunConfig, TrainRecipe
 from segtailor.engine.runs import open_run, write_text
 from segtailor.errors import SegtailorError
 
@@ -55,12 +55,24 @@ def test_resuming_a_changed_recipe_names_the_keys(tmp_path: Path) -> None:
 def test_a_run_of_a_version_that_knew_fewer_settings_can_be_resumed(tmp_path: Path) -> None:
     now = TrainRecipe(model=ModelConfig(model="x")).model_dump(mode="json")
     before = copy.deepcopy(now)
-    del before["data"]["streaming"], before["evaluate"], before["train"]["precision"]
+    del before["data"]["reduce_zero_label"], before["evaluate"], before["train"]["precision"]
     open_run(config(tmp_path), "a", before)
     open_run(config(tmp_path, "resume"), "a", now)
-    now["data"]["streaming"] = True
-    with pytest.raises(SegtailorError, match=r"changed .data.streaming False -> True.; undo"):
+    now["data"]["reduce_zero_label"] = True
+    with pytest.raises(SegtailorError, match=r"changed .data.reduce_zero_label False -> True.; undo"):
         open_run(config(tmp_path, "resume"), "a", now)
+
+
+def test_a_run_of_a_version_with_settings_that_were_removed_can_be_resumed(tmp_path: Path) -> None:
+    recipe = {"student": {"model": "x"}, "arms": {"kd": "kd"}}
+    now = CompareRecipe.model_validate(recipe).model_dump(mode="json")
+    open_run(config(tmp_path), "a", {**now, "memory": 8.0, "data": {**now["data"], "streaming": False}})
+    open_run(config(tmp_path, "resume"), "a", now)
+
+
+def test_how_many_arms_are_trained_at_once_may_change(tmp_path: Path) -> None:
+    open_run(config(tmp_path), "a", {**RECIPE, "arms_at_once": None})
+    open_run(config(tmp_path, "resume"), "a", {**RECIPE, "arms_at_once": 1})
 
 
 def test_resuming_knows_a_finished_run(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 from methods.cases import CLASSES, STUDENT, TEACHER, labels, output, tensors
 from methods.tester import NoSyncNoFullSize
 from segtailor.config import DataConfig, EvaluateConfig, OptimizerConfig, ScheduleConfig, TrainConfig
-from segtailor.data.batch import Batch, UnlabelledRows
-from segtailor.data.unlabelled import UnlabelledImages
+from segtailor.data.loader import Batch, UnlabelledRows
+from segtailor.data.pseudo import UnlabelledImages
 from segtailor.engine.arm import Arm, Task
 from segtailor.engine.distiller import Distiller
 from segtailor.engine.launch import launch

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segtailor.data.palette import distinct_colors
+from segtailor.data.classes_file import distinct_colors
 from segtailor.evaluation.render import colorize, overlay, wrong_map
 
 PALETTE = [(200, 0, 0), (0, 200, 0)]

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import segtailor
-from segtailor.comparison import read_comparison
 from segtailor.config import CompareRecipe
 from segtailor.engine.memory import Demand
 from segtailor.engine.preemption import RunStopped, StopRequest
@@ -20,6 +19,7 @@ from segtailor.jobs.arms import all_arms, arm_recipe, baseline_of
 from segtailor.jobs.group import pack
 from segtailor.models import create_model, load_model, save_model
 from segtailor.recipes import load_recipe
+from segtailor.results.model import read_comparison
 from tiny import TINY_MODEL, tiny_distill
 
 DROPOUT_ARMS: dict[str, Any] = {
@@ -53,6 +53,9 @@ def test_an_arm_among_others_equals_the_arm_alone_bit_for_bit(
     made = recipe(tmp_path, teacher_run, DROPOUT_ARMS, steps=steps, micro_batch=micro_batch)
     made["evaluate"]["every"] = steps
     result = segtailor.compare(made)
+    plan = json.loads((result.folder / "comparison.json").read_text())
+    assert plan["tailoring"] == []  # kt's defaults leave the teacher's logits as they are
+    assert "What tailoring does" not in result.report.read_text()
     checked = load_recipe(made, CompareRecipe)
     for arm in ("none", "kt", "adversarial", "lad", "cirkd"):
         single = arm_recipe(checked, arm, 0).model_dump(mode="json")
@@ -65,7 +68,9 @@ def test_an_arm_among_others_equals_the_arm_alone_bit_for_bit(
 
 
 def test_what_a_comparison_leaves(tmp_path: Path, teacher_run: Path) -> None:
-    made = recipe(tmp_path, teacher_run, {"kt": "kt", "both": ["kd", {"name": "cwd", "feature": 0}]})
+    made = recipe(
+        tmp_path, teacher_run, {"kt": {"name": "kt", "lt_all": 1.0}, "both": ["kd", {"name": "cwd", "feature": 0}]}
+    )
     made["seeds"] = [3, 4]
     result = segtailor.compare(made)
     comparison = read_comparison(result.folder)
@@ -93,6 +98,7 @@ def test_what_a_comparison_leaves(tmp_path: Path, teacher_run: Path) -> None:
     shown = [*plan["samples"][0]["pictures"].values(), *plan["tailoring"][0]["pictures"].values()]
     assert all((result.folder / path).is_file() for path in shown)
     assert plan["tailoring"][0]["class"] in plan["classes"]
+    assert plan["tailoring"][0]["arm"] == "kt"
 
 
 def test_seeds_change_weights_and_order(tmp_path: Path, teacher_run: Path) -> None:

@@ -13,8 +13,8 @@ import torch
 import yaml
 
 import segtailor
-from segtailor.comparison import read_comparison
 from segtailor.models import load_model
+from segtailor.results.model import read_comparison
 from tiny import tiny_distill
 
 

@@ -184,7 +184,7 @@ def test_a_comparison_with_a_teacher_from_a_file(tmp_path: Path, data: dict[str,
         "class_map": {**FILE, 3: "void", 2: 3},
     }
     teacher["class_map"][4] = "plant"
-    made = recipe(tmp_path, data, teacher, arms={"kt": {"name": "kt", "ft": 0, "contrastive": 0}}, seeds=[0])
+    made = recipe(tmp_path, data, teacher, arms={"kt": {"name": "kt", "ft": 0, "lt_all": 1.0}}, seeds=[0])
     del made["method"]
     with pytest.raises(SegtailorError, match=r"maps nothing to 1 classes of the data \(person\)"):
         segtailor.compare(made)

@@ -65,7 +65,8 @@ def losses(folder: Path) -> list[tuple[int, float, float | None]]:
 
 def test_what_a_run_says_of_them(tmp_path: Path, teacher_run: Path, more: Path) -> None:
     result = segtailor.distill(recipe(tmp_path, teacher_run, more, "kt", {"name": "kt", "lt_all": 1}))
-    facts = result.results["unlabelled"]
+    facts = result.results.unlabelled
+    assert facts is not None
     assert facts | {"confident": None} == {
         "images": 7, "labelled_images": 12, "rows": 2, "labelled_rows": 2, "threshold": 0.2, "confident": None,
         "methods": {"kt": "confident pixels"},
@@ -82,7 +83,7 @@ def test_what_a_run_says_of_them(tmp_path: Path, teacher_run: Path, more: Path) 
 
 def test_without_them_results_and_records_say_nothing(tmp_path: Path, teacher_run: Path) -> None:
     result = segtailor.distill(tiny_distill(tmp_path, teacher_run))
-    assert "unlabelled" not in result.results
+    assert result.results.unlabelled is None
     assert not any("confident" in line for line in read_metrics(result.folder / "metrics.jsonl"))
 
 

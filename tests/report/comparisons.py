@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from comparison.folders import iou_of
+from results.folders import iou_of
 from segtailor.data.scene import draw_scene
 from segtailor.data.toy import Toy
 from segtailor.evaluation.render import colorize

@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 
-from segtailor.comparison import read_comparison, summarise
 from segtailor.report import write_report
+from segtailor.results.leaderboard import summarise
+from segtailor.results.model import read_comparison
 
 from .comparisons import write_comparison
 

@@ -10,7 +10,6 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from segtailor.comparison import read_comparison, summarise
 from segtailor.errors import SegtailorError
 from segtailor.report import write_report
 from segtailor.report.comparison import boundary, heat, labels, pictures, series
@@ -21,7 +20,9 @@ from segtailor.report.comparison.scatter import cost_plots
 from segtailor.report.comparison.series import arm_series, scores, term
 from segtailor.report.comparison.source import read_source
 from segtailor.report.comparison.terms import tailoring_terms
-from segtailor.report.quantities import percent, points
+from segtailor.results.formatting import percent, points
+from segtailor.results.leaderboard import summarise
+from segtailor.results.model import read_comparison
 
 from .comparisons import ARMS, CLASSES, FAILED, KT_TERMS, REASON, RUNNING, SEEDS, STEPS, WIDTHS, write_comparison
 from .test_report import Page

@@ -5,14 +5,14 @@ import itertools
 
 import pytest
 
-from segtailor.report import curves, quantities
+from segtailor.report import curves
 from segtailor.report.curves import loss_charts, nice_ticks, score_chart
 from segtailor.report.read import Run, read_run
 
 from .runs import write_run
 
 
-@pytest.mark.parametrize("module", [curves, quantities])
+@pytest.mark.parametrize("module", [curves])
 def test_documented_examples(module):
     result = doctest.testmod(module)
     assert result.attempted > 0

@@ -1,31 +1,47 @@
-"""Data sets, augmentation and training batches."""
+"""Data sets: the readers by name, what they are, and opening one."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from segtailor.config import DataConfig
-from segtailor.data.ade20k import create_ade20k
+from segtailor.data.ade20k import ADE20K, create_ade20k
 from segtailor.data.base import Sample, SegmentationDataset
-from segtailor.data.camvid import create_camvid
-from segtailor.data.cityscapes import create_cityscapes
+from segtailor.data.benchmark import BenchmarkDataset
+from segtailor.data.camvid import CAMVID, create_camvid
+from segtailor.data.cityscapes import CITYSCAPES, create_cityscapes
 from segtailor.data.coco_json import create_coco_json
-from segtailor.data.coco_stuff import create_coco_stuff
+from segtailor.data.coco_stuff import COCO_STUFF, create_coco_stuff
 from segtailor.data.csv_table import create_csv
-from segtailor.data.fields import check_fields
+from segtailor.data.external import GROUP, TorchDataset, create_external, find_factory
 from segtailor.data.folder import create_folder
 from segtailor.data.hf import create_hf
-from segtailor.data.limit import limit_dataset
-from segtailor.data.loveda import create_loveda
-from segtailor.data.mapillary import create_mapillary
+from segtailor.data.loveda import LOVEDA, create_loveda
+from segtailor.data.mapillary import MAPILLARY, create_mapillary
 from segtailor.data.pack.reader import create_packed
-from segtailor.data.pascal_context import create_pascal_context
-from segtailor.data.toy import create_toy
-from segtailor.data.voc import create_voc
-from segtailor.errors import unknown
+from segtailor.data.pascal_context import PASCAL_CONTEXT, create_pascal_context
+from segtailor.data.subset import limit_dataset
+from segtailor.data.toy import LENGTHS, LICENSE, Toy, create_toy
+from segtailor.data.voc import VOC, create_voc
+from segtailor.errors import SegtailorError, unknown
 from segtailor.files import VOID
+from segtailor.plugins import entry_point_names
 
-__all__ = ["DATASETS", "VOID", "Sample", "SegmentationDataset", "create_dataset", "list_datasets"]
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = [
+    "BENCHMARKS",
+    "DATASETS",
+    "VOID",
+    "Sample",
+    "SegmentationDataset",
+    "TorchDataset",
+    "create_dataset",
+    "describe_datasets",
+    "list_datasets",
+]
 
 
 class Create(Protocol):
@@ -34,21 +50,59 @@ class Create(Protocol):
     def __call__(self, config: DataConfig, split: str, training: bool) -> SegmentationDataset: ...
 
 
+class Reader(NamedTuple):
+    """How a data set is opened, which fields of `data:` it reads beside those that all read, and what it is."""
+
+    create: Create
+    fields: frozenset[str]
+    title: str
+
+
+VALUES = frozenset({"values", "void", "reduce_zero_label"})
+BENCHMARK_FIELDS = VALUES | {"root", "variant"}
+EXTERNAL_FIELDS = BENCHMARK_FIELDS | {"classes"}
+# Fields of your own images, which the benchmark data sets refuse themselves: their message says more.
+REFUSED = frozenset({"classes", "splits", "masks", "annotations"})
+
+# One line for each benchmark data set: what it is, and what opens it.
+_BENCHMARKS: tuple[tuple[BenchmarkDataset, Create], ...] = (
+    (ADE20K, create_ade20k),
+    (CAMVID, create_camvid),
+    (CITYSCAPES, create_cityscapes),
+    (COCO_STUFF, create_coco_stuff),
+    (LOVEDA, create_loveda),
+    (MAPILLARY, create_mapillary),
+    (PASCAL_CONTEXT, create_pascal_context),
+    (VOC, create_voc),
+)
+BENCHMARKS: dict[str, BenchmarkDataset] = {benchmark.name: benchmark for benchmark, _ in _BENCHMARKS}
+FORMS: dict[str, Reader] = {
+    "coco-json": Reader(
+        create_coco_json,
+        VALUES | {"root", "annotations", "classes", "splits", "masks"},
+        "your images, with outlines in a JSON of COCO's form",
+    ),
+    "csv": Reader(
+        create_csv,
+        VALUES | {"root", "annotations", "classes", "masks", "image_column", "mask_column"},
+        "your images and masks, named by a table",
+    ),
+    "folder": Reader(
+        create_folder, VALUES | {"root", "classes", "splits", "masks"}, "your images and masks, in folders"
+    ),
+    "hf": Reader(
+        create_hf,
+        VALUES | {"classes", "masks", "source", "config", "image_column", "mask_column"},
+        "a data set of the Hugging Face Hub, or one that its library datasets reads",
+    ),
+    "packed": Reader(create_packed, frozenset({"root"}), "what `segtailor data pack` wrote"),
+    # a root does no harm: a recipe may be tried on toy as it is
+    "toy": Reader(create_toy, frozenset({"length", "root"}), "drawn street scenes, nothing to download"),
+}
+"""Your own images in the forms that are read, and toy."""
 DATASETS: dict[str, Create] = {
-    "ade20k": create_ade20k,
-    "camvid": create_camvid,
-    "cityscapes": create_cityscapes,
-    "coco-json": create_coco_json,
-    "coco-stuff": create_coco_stuff,
-    "csv": create_csv,
-    "folder": create_folder,
-    "hf": create_hf,
-    "loveda": create_loveda,
-    "mapillary": create_mapillary,
-    "packed": create_packed,
-    "pascal-context": create_pascal_context,
-    "toy": create_toy,
-    "voc": create_voc,
+    **{benchmark.name: create for benchmark, create in _BENCHMARKS},
+    **{name: reader.create for name, reader in FORMS.items()},
 }
 
 
@@ -61,15 +115,101 @@ def create_dataset(config: DataConfig, split: str, training: bool) -> Segmentati
     folders, for images or masks without a partner and for a limit above the number of samples.
     """
     create = DATASETS.get(config.name)
-    if create is None:
-        raise unknown("data set", config.name, DATASETS, "For your own images and masks use the name 'folder'")
-    check_fields(config, config.name)
-    dataset = create(config, split, training)
+    factory = find_factory(config.name) if create is None else None
+    if create is None and factory is None:
+        hint = "For your own images and masks use the name 'folder', for your own reader 'module:package.file:factory'"
+        raise unknown("data set", config.name, list_datasets(), hint)
+    check_fields(config)
+    if create is not None:
+        dataset = create(config, split, training)
+    elif factory is not None:
+        dataset = create_external(factory, config, split, training)
     if config.limit is not None and training and split == config.train_split:
         return limit_dataset(dataset, config.limit)
     return dataset
 
 
+def check_fields(config: DataConfig) -> None:
+    """Raise ``SegtailorError`` for fields that were set and that the data set ``config.name`` does not read."""
+    if config.name in FORMS:
+        read = FORMS[config.name].fields
+    else:
+        read = BENCHMARK_FIELDS | REFUSED if config.name in BENCHMARKS else EXTERNAL_FIELDS
+    some = frozenset[str]().union(*(reader.fields for reader in FORMS.values())) | BENCHMARK_FIELDS
+    default = DataConfig()
+    ignored = [field for field in sorted(some - read) if getattr(config, field) != getattr(default, field)]
+    if ignored:
+        fields = ", ".join(f"data.{field}" for field in ignored)
+        readers = sorted(name for name, reader in FORMS.items() if reader.fields.issuperset(ignored))
+        known = ["the known data sets"] if BENCHMARK_FIELDS.issuperset(ignored) else []
+        by = f"; read by {', '.join(readers + known)}" if readers or known else ""
+        raise SegtailorError(f"{config.name} does not read {fields}{by}; leave it out, or choose another data.name")
+
+
 def list_datasets() -> list[str]:
-    """Return the names of all data sets, sorted."""
-    return sorted(DATASETS)
+    """Return the names of all data sets, those that installed packages register included, sorted."""
+    return sorted({*DATASETS, *entry_point_names(GROUP)})
+
+
+YOURS = "yours"
+
+
+class Entry(NamedTuple):
+    """One variant of a data set, in words; ``splits`` with the numbers of images that are published."""
+
+    name: str
+    variant: str
+    classes: str
+    splits: str
+    title: str
+    license: str
+
+
+def describe_datasets() -> list[Entry]:
+    """Return what segtailor reads, sorted by name; of each data set its default variant first."""
+    entries: list[Entry] = []
+    for name in list_datasets():
+        if name in BENCHMARKS:
+            benchmark = BENCHMARKS[name]
+            several = len(benchmark.variants) > 1
+            entries += [
+                Entry(
+                    name,
+                    variant.name if several else "",
+                    str(len(variant.classes)),
+                    _counts(variant.splits),
+                    benchmark.title,
+                    benchmark.license,
+                )
+                for variant in benchmark.variants
+            ]
+        elif name == "toy":
+            entries.append(Entry(name, "", str(len(Toy.classes)), _counts(LENGTHS), FORMS[name].title, LICENSE))
+        else:
+            title = FORMS[name].title if name in FORMS else "registered by an installed package"
+            entries.append(Entry(name, "", YOURS, YOURS, title, YOURS))
+    return entries
+
+
+def _counts(splits: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in splits.items())
+
+
+def datasets_table() -> Table:
+    """Return :func:`describe_datasets` as a table for the terminal."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("data.name", "data.variant", "classes", "splits (images)", "what it is, and its license"):
+        table.add_column(heading, justify="right" if heading == "classes" else "left", overflow="fold")
+    entries = describe_datasets()
+    for index, entry in enumerate(entries):
+        first = index == 0 or entries[index - 1].name != entry.name
+        last = index + 1 == len(entries) or entries[index + 1].name != entry.name
+        text = "\n".join([entry.title, *([entry.license] if entry.license != YOURS else [])]) if first else ""
+        variant = f"{entry.variant} (default)" if first and entry.variant else entry.variant
+        cells = (entry.name, variant, entry.classes, entry.splits, text)
+        table.add_row(*map(escape, cells), end_section=last)
+    return table

@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from segtailor.config import DataConfig
-from segtailor.data.files import FileDataset
-from segtailor.data.known import Known, Variant
-from segtailor.data.pairs import pair_folders, require_folder
-from segtailor.data.tables.ade20k import CLASSES
+from segtailor.data.benchmark import BenchmarkDataset, Variant
+from segtailor.data.paired import FileDataset
+from segtailor.data.pairing import pair_folders, require_folder
 
-ADE20K = Known(
+ADE20K = BenchmarkDataset(
     name="ade20k",
     title="ADE20K: scenes indoors and outdoors, the 150 classes of the scene parsing benchmark",
-    licence="ADE20K (Zhou et al., 2017): images for non-commercial research and education, annotations BSD-3-Clause",
+    license="ADE20K (Zhou et al., 2017): images for non-commercial research and education, annotations BSD-3-Clause",
     root=Path("data/ade20k"),
-    variants=(Variant("default", CLASSES, {"train": 20210, "val": 2000}),),
+    variants=(Variant("default", "ade20k", {"train": 20210, "val": 2000}),),
 )
 FOLDERS = {"train": "training", "val": "validation"}
 INNER = ("ADEChallengeData2016",)
@@ -32,5 +31,4 @@ def create_ade20k(config: DataConfig, split: str, training: bool) -> FileDataset
     ADE20K.require_split(variant, split)
     root = ADE20K.find_root(config, INNER, HINT)
     images, masks = (require_folder(root / name / FOLDERS[split], HINT) for name in ("images", "annotations"))
-    values = ADE20K.values(config, variant, range(1, len(CLASSES) + 1), [0])
-    return ADE20K.open(pair_folders(images, masks, f"ade20k {split}"), config, variant, split, training, values)
+    return ADE20K.open(pair_folders(images, masks, f"ade20k {split}"), config, variant, split, training)

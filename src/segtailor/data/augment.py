@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from segtailor.data.base import Sample
-from segtailor.data.read import nearest
+from segtailor.data.image_io import nearest
 from segtailor.files import VOID, Color, Size
 
 # Rows resampled at once: what a band needs stays in the processor's cache.

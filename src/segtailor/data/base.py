@@ -1,4 +1,4 @@
-"""What every data set gives: samples, class names, colours and a licence."""
+"""What every data set gives: samples, class names, colours and a license."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ MAX_CLASSES = 255
 """Targets are one byte a pixel and 255 is void."""
 
 
+MEAN_COLOR: Color = (124, 116, 104)
+"""The mean color of ImageNet's images."""
+
+
 class Sample(NamedTuple):
     """One labelled image: ``image`` uint8 RGB (3,H,W), ``target`` uint8 (H,W) with 255 = void, and a name."""
 
@@ -29,15 +33,15 @@ class SegmentationDataset(ABC):
 
     ``data[i]`` is a :class:`Sample`: the image resized to the recipe's ``data.size``, the target too when the split is
     read for training, else at the mask's own size. ``classes`` and ``palette`` (RGB) have one entry a class,
-    ``mean_color`` (RGB) is what images are padded with, ``licence`` says how the data may be used.
+    ``mean_color`` (RGB) is what images are padded with, ``license`` says how the data may be used.
     """
 
     name: str
     split: str
     classes: tuple[str, ...]
     palette: tuple[Color, ...]
-    mean_color: Color
-    licence: str
+    mean_color: Color = MEAN_COLOR
+    license: str = "unknown"
 
     @property
     def num_classes(self) -> int:

@@ -8,35 +8,19 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
 from segtailor.config import DataConfig
-from segtailor.data.files import FileDataset
-from segtailor.data.known import Known, Variant
-from segtailor.data.pairs import Pair, pair_folders, pair_list, require_folder
+from segtailor.data.benchmark import BenchmarkDataset, Variant
+from segtailor.data.paired import FileDataset
+from segtailor.data.pairing import Pair, pair_folders, pair_list, require_folder
 from segtailor.errors import SegtailorError
-from segtailor.files import Color
 
-CLASSES: tuple[tuple[str, Color], ...] = (
-    ("sky", (128, 128, 128)),
-    ("building", (128, 0, 0)),
-    ("pole", (192, 192, 128)),
-    ("road", (128, 64, 128)),
-    ("pavement", (60, 40, 222)),
-    ("tree", (128, 128, 0)),
-    ("sign-symbol", (192, 128, 128)),
-    ("fence", (64, 64, 128)),
-    ("car", (64, 0, 128)),
-    ("pedestrian", (64, 64, 0)),
-    ("bicyclist", (0, 128, 192)),
-)
-UNLABELLED = 11
-CAMVID = Known(
+CAMVID = BenchmarkDataset(
     name="camvid",
     title="CamVid: frames of drives through Cambridge, 11 classes, the SegNet split",
-    licence="CamVid (Brostow et al., 2009): research use",
+    license="CamVid (Brostow et al., 2009): research use",
     root=Path("data/camvid"),
     variants=(
-        Variant("default", CLASSES, {"train": 367, "val": 101, "test": 233, "trainval": 468, "fit": 295, "dev": 72}),
+        Variant("default", "camvid", {"train": 367, "val": 101, "test": 233, "trainval": 468, "fit": 295, "dev": 72}),
     ),
-    mean_color=(105, 108, 110),  # of the 367 training frames
 )
 HINT = "set data.root or SEGTAILOR_CAMVID to the folder that holds CamVid's train, trainannot, val and valannot"
 # Of each recorded sequence, the share of training frames that `dev` takes from its end.
@@ -62,8 +46,7 @@ def create_camvid(config: DataConfig, split: str, training: bool) -> FileDataset
         pairs = (*_pairs(root, "train"), *_pairs(root, "val"))
     else:
         pairs = _pairs(root, split)
-    values = CAMVID.values(config, variant, range(len(CLASSES)), [UNLABELLED])
-    return CAMVID.open(pairs, config, variant, split, training, values)
+    return CAMVID.open(pairs, config, variant, split, training)
 
 
 def _pairs(root: Path, split: str) -> tuple[Pair, ...]:

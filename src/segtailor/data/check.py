@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from segtailor.data.base import SegmentationDataset, some
-from segtailor.data.files import FileDataset, MaskDataset, shape
-from segtailor.data.pairs import Pair
-from segtailor.data.read import UnreadableFile, read_image, turn_upright
+from segtailor.data.image_io import UnreadableFile, read_image, turn_upright
+from segtailor.data.paired import FileDataset, MaskDataset, shape
+from segtailor.data.pairing import Pair
 from segtailor.errors import SegtailorError
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,36 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
-from segtailor.data.files import FileDataset, MaskValues
-from segtailor.data.known import Known, Variant
+from segtailor.data.benchmark import BenchmarkDataset, Variant
+from segtailor.data.classes_file import ClassesFile
+from segtailor.data.image_io import read_mask
 from segtailor.data.masks import refuse_values
-from segtailor.data.pairs import Pair, pair_folders, require_folder
-from segtailor.data.read import read_mask
-from segtailor.files import VOID, Color
+from segtailor.data.paired import FileDataset, MaskValues
+from segtailor.data.pairing import Pair, pair_folders, require_folder
+from segtailor.files import VOID
 
-# name, colour, and the number that the class has in *_labelIds.png
-CLASSES: tuple[tuple[str, Color, int], ...] = (
-    ("road", (128, 64, 128), 7),
-    ("sidewalk", (244, 35, 232), 8),
-    ("building", (70, 70, 70), 11),
-    ("wall", (102, 102, 156), 12),
-    ("fence", (190, 153, 153), 13),
-    ("pole", (153, 153, 153), 17),
-    ("traffic light", (250, 170, 30), 19),
-    ("traffic sign", (220, 220, 0), 20),
-    ("vegetation", (107, 142, 35), 21),
-    ("terrain", (152, 251, 152), 22),
-    ("sky", (70, 130, 180), 23),
-    ("person", (220, 20, 60), 24),
-    ("rider", (255, 0, 0), 25),
-    ("car", (0, 0, 142), 26),
-    ("truck", (0, 0, 70), 27),
-    ("bus", (0, 60, 100), 28),
-    ("train", (0, 80, 100), 31),
-    ("motorcycle", (0, 0, 230), 32),
-    ("bicycle", (119, 11, 32), 33),
-)
-LARGEST_ID = 33
 # Where the parts of each split lie: the folder of images, and the set of annotations.
 FINE, COARSE = "gtFine", "gtCoarse"
 PARTS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -48,19 +27,16 @@ PARTS: dict[str, tuple[tuple[str, str], ...]] = {
     "train_extra": (("train_extra", COARSE),),
     "train+extra": (("train", FINE), ("train_extra", COARSE)),
 }
-NAMED = tuple((name, color) for name, color, _ in CLASSES)
 FINE_COUNTS = {"train": 2975, "val": 500, "trainval": 3475}
-CITYSCAPES = Known(
+CITYSCAPES = BenchmarkDataset(
     name="cityscapes",
     title="Cityscapes: street scenes of 50 cities, 19 classes",
-    licence="Cityscapes (Cordts et al., 2016): non-commercial research use, no redistribution",
+    license="Cityscapes (Cordts et al., 2016): non-commercial research use, no redistribution",
     root=Path("data/cityscapes"),
     variants=(
-        Variant("fine", NAMED, FINE_COUNTS),
-        Variant("extra", NAMED, {**FINE_COUNTS, "train_extra": 19998, "train+extra": 22973}),
+        Variant("fine", "cityscapes", FINE_COUNTS),
+        Variant("extra", "cityscapes", {**FINE_COUNTS, "train_extra": 19998, "train+extra": 22973}),
     ),
-    # What the published training code pads with: the mean of ImageNet, not of Cityscapes.
-    mean_color=(123, 117, 104),
 )
 IMAGE_ENDING = "_leftImg8bit"
 # Ids as distributed, and the train ids that Cityscapes' own scripts write.
@@ -86,7 +62,7 @@ def create_cityscapes(config: DataConfig, split: str, training: bool) -> FileDat
     CITYSCAPES.require_split(variant, split, hint)
     root = CITYSCAPES.find_root(config, [], HINT)
     pairs = tuple(pair for folder, annotations in PARTS[split] for pair in _pairs(root, folder, annotations))
-    return CITYSCAPES.open(pairs, config, variant, split, training, CityscapesIds(), read_ids)
+    return CITYSCAPES.open(pairs, config, variant, split, training, CityscapesIds(variant.described), read_ids)
 
 
 def _pairs(root: Path, folder: str, annotations: str) -> tuple[Pair, ...]:
@@ -113,23 +89,21 @@ def _without(stem: str, ending: str) -> str | None:
 class CityscapesIds(MaskValues):
     """The numbers that :func:`read_ids` gives: ids, void, and more than a byte for unknown train ids."""
 
-    def __init__(self) -> None:
-        classes = {number: index for index, (_, _, number) in enumerate(CLASSES)}
-        super().__init__(classes, void=[number for number in range(LARGEST_ID) if number not in classes])
+    def __init__(self, described: ClassesFile) -> None:
+        super().__init__({number: index for index, number in enumerate(described.class_values())}, described.void)
 
     def describe(self, value: int) -> str:
         """Return an unknown train id as such."""
         return str(value) if value < UNKNOWN_TRAIN_ID else f"{value - UNKNOWN_TRAIN_ID} as a train id"
 
 
+@cache
 def _ids_of_train_ids() -> NDArray[np.int32]:
+    ids = CITYSCAPES.variants[0].described.class_values()
     table = np.arange(256, dtype=np.int32) + UNKNOWN_TRAIN_ID
-    table[: len(CLASSES)] = [number for _, _, number in CLASSES]
+    table[: len(ids)] = ids
     table[VOID] = VOID
     return table
-
-
-IDS_OF_TRAIN_IDS = _ids_of_train_ids()
 
 
 def read_ids(pair: Pair) -> NDArray[Any]:
@@ -137,5 +111,5 @@ def read_ids(pair: Pair) -> NDArray[Any]:
     mask = read_mask(pair.mask)
     if not pair.mask.stem.endswith(TRAIN_IDS) or mask.dtype != np.uint8:
         return mask
-    ids = IDS_OF_TRAIN_IDS.take(mask)
+    ids = _ids_of_train_ids().take(mask)
     return ids.astype(np.uint8) if ids.max(initial=0) < UNKNOWN_TRAIN_ID else ids

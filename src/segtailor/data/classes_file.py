@@ -1,7 +1,9 @@
-"""``classes.yaml``: what a user says of the classes of images of their own."""
+"""``classes.yaml``: the classes of a data set, their colors, and what masks hold."""
 
 from __future__ import annotations
 
+import colorsys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,15 +11,28 @@ import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from segtailor.config import Strict
-from segtailor.data.base import check_classes
-from segtailor.data.palette import distinct_colors
+from segtailor.data.base import MEAN_COLOR, check_classes
 from segtailor.errors import SegtailorError
 from segtailor.files import Color
 from segtailor.recipes import validate
 
+
+def distinct_colors(count: int) -> tuple[Color, ...]:
+    """Return ``count`` colours whose hues are far apart, never black.
+
+    >>> distinct_colors(2)
+    ((217, 76, 76), (80, 124, 230))
+    """
+    colors = []
+    for index in range(count):
+        # the golden ratio spreads hues evenly however many there are
+        red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.65, (0.85, 0.9, 0.6)[index % 3])
+        colors.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return tuple(colors)
+
+
 Byte = Annotated[int, Field(ge=0, le=255)]
 RGB = tuple[Byte, Byte, Byte]
-MEAN_COLOR: Color = (124, 116, 104)  # of ImageNet
 
 
 class ClassesFile(Strict):
@@ -32,14 +47,19 @@ class ClassesFile(Strict):
     void: list[Byte] = Field(default_factory=list, description="mask values that are ignored; 255 always is")
     void_colors: list[RGB] = Field(default_factory=list, description="colours of masks that are ignored")
     mean_color: RGB = Field(MEAN_COLOR, description="what images are padded with")
-    licence: str = "unknown (set `licence` in classes.yaml)"
+    license: str = "unknown (set `license` in classes.yaml)"
 
     @model_validator(mode="before")
     @classmethod
-    def _split_names_from_colors(cls, content: Any) -> Any:
-        if isinstance(content, dict) and isinstance(content.get("classes"), dict):
+    def _normalize(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        content = dict(content)
+        if "licence" in content:  # the British spelling, which the key had before
+            content.setdefault("license", content.pop("licence"))
+        if isinstance(content.get("classes"), dict):
             named = content["classes"]
-            return {"palette": list(named.values()), **content, "classes": list(named)}
+            content = {"palette": list(named.values()), **content, "classes": list(named)}
         return content
 
     @field_validator("classes")
@@ -66,6 +86,14 @@ class ClassesFile(Strict):
         if both := sorted(set(void) & set(values)):
             raise ValueError(f"the mask values {both} are classes already; give the classes' mask values as `values`")
         return void
+
+    def without(self, names: Collection[str], void: bool) -> ClassesFile:
+        """Return the file without the classes ``names``; their mask values are ``void``, or stand for nothing."""
+        rows = list(zip(self.classes, self.colors(), self.class_values(), strict=True))
+        kept = [row for row in rows if row[0] not in names]
+        left = [value for name, _, value in rows if name in names] if void else []
+        changes = {"classes": [row[0] for row in kept], "palette": [row[1] for row in kept]}
+        return self.model_copy(update={**changes, "values": [row[2] for row in kept], "void": [*self.void, *left]})
 
     def class_values(self) -> list[int]:
         """Return the mask value of each class."""

@@ -12,18 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
-from segtailor.data.annotations import PLACEHOLDER, annotation_file, class_file
 from segtailor.data.base import check_classes, some
-from segtailor.data.binary_masks import BACKGROUND
-from segtailor.data.classes_file import ClassesFile, read_classes
-from segtailor.data.files import FileDataset, MaskValues
-from segtailor.data.folder import describe
-from segtailor.data.masks import refuse_values
-from segtailor.data.pairs import Pair
-from segtailor.data.palette import distinct_colors
+from segtailor.data.classes_file import ClassesFile, distinct_colors, read_classes
+from segtailor.data.folder import PLACEHOLDER, annotation_file, class_file, describe
+from segtailor.data.image_io import UnreadableFile
+from segtailor.data.masks import BACKGROUND, refuse_values
+from segtailor.data.paired import FileDataset, MaskValues
+from segtailor.data.pairing import MISSING_IMAGE, Pair, record_missing
 from segtailor.data.polygons import paint_shape, shape_area
-from segtailor.data.read import UnreadableFile
-from segtailor.data.unpaired import MISSING_IMAGE, leave_out
 from segtailor.errors import SegtailorError, unknown
 from segtailor.files import VOID, Color
 
@@ -205,7 +201,7 @@ def _pairs(images: list[dict[str, Any]], folders: list[Path], path: Path) -> tup
                              "data.splits.SPLIT.images")  # fmt: skip
     pairs = [Pair(folder / _file_name(image), path, _name(image)) for image in images]
     missing = [_file_name(image) for image, pair in zip(images, pairs, strict=True) if not pair.image.is_file()]
-    if missing and not leave_out({MISSING_IMAGE: missing}):
+    if missing and not record_missing({MISSING_IMAGE: missing}):
         raise SegtailorError(f"{path}: {len(missing)} of {len(pairs)} images missing in {folder}: {some(missing)}")
     if missing:
         pairs = [pair for pair in pairs if pair.image.is_file()]

@@ -10,37 +10,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
-from segtailor.data.files import FileDataset, read_index_mask
-from segtailor.data.id_lists import files_by_stem, pair_ids, read_ids
-from segtailor.data.known import Known, Variant, first_folder
-from segtailor.data.mat_masks import read_mat, require_scipy
-from segtailor.data.pairs import Pair, pair_folders
-from segtailor.data.tables.coco_stuff import LABELS, UNUSED
-from segtailor.data.tables.voc import label_color
-from segtailor.files import VOID, Color
+from segtailor.data.benchmark import BenchmarkDataset, Variant, first_folder
+from segtailor.data.image_io import read_mat, require_scipy
+from segtailor.data.paired import FileDataset, read_index_mask
+from segtailor.data.pairing import Pair, files_by_stem, pair_folders, pair_ids, read_ids
+from segtailor.files import VOID
 
-# Mask values of the 171 classes: the 11 gaps are labels that no mask holds.
-NUMBERS = tuple(number for number, name in enumerate(LABELS) if name not in UNUSED)
-
-
-def _classes(numbers: tuple[int, ...]) -> tuple[tuple[str, Color], ...]:
-    # there are no official colours: VOC's rule, by label; black is left to what is unlabelled
-    return tuple((LABELS[number], label_color(number + 1)) for number in numbers)
-
-
-ALL_NUMBERS = tuple(range(len(LABELS)))
+# Things that nobody ever outlined in COCO: no mask holds their numbers.
+UNUSED = (
+    "street sign", "hat", "shoe", "eye glasses", "plate", "mirror", "window", "desk", "door", "blender", "hair brush",
+)  # fmt: skip
+TABLE = "coco-stuff"
 COUNTS_164K = {"train": 118287, "val": 5000}
 COUNTS_10K = {"train": 9000, "val": 1000}
-COCO_STUFF = Known(
+COCO_STUFF = BenchmarkDataset(
     name="coco-stuff",
     title="COCO-Stuff: everyday photos, 80 things and 91 stuff classes",
-    licence="COCO-Stuff (Caesar et al., 2018): annotations CC-BY-4.0; photos under Flickr's terms of use",
+    license="COCO-Stuff (Caesar et al., 2018): annotations CC-BY-4.0; photos under Flickr's terms of use",
     root=Path("data/coco-stuff"),
     variants=(
-        Variant("164k", _classes(NUMBERS), COUNTS_164K),
-        Variant("164k-raw", _classes(ALL_NUMBERS), COUNTS_164K),
-        Variant("10k", _classes(NUMBERS), COUNTS_10K),
-        Variant("10k-raw", _classes(ALL_NUMBERS), COUNTS_10K),
+        Variant("164k", TABLE, COUNTS_164K, UNUSED, without_is_void=False),
+        Variant("164k-raw", TABLE, COUNTS_164K),
+        Variant("10k", TABLE, COUNTS_10K, UNUSED, without_is_void=False),
+        Variant("10k-raw", TABLE, COUNTS_10K),
     ),
 )
 ROOT_10K = Path("data/coco-stuff-10k")
@@ -71,9 +63,8 @@ def create_coco_stuff(config: DataConfig, split: str, training: bool) -> FileDat
         pairs = _pairs_10k(root, split)
     else:
         pairs = _pairs_164k(COCO_STUFF.find_root(config, [], HINT_164K), split)
-    numbers = ALL_NUMBERS if variant.name.endswith("raw") else NUMBERS
     # what reduce_zero_label says is true of each label, whichever of them are classes: the reader sees to it
-    values = COCO_STUFF.values(config.model_copy(update={"reduce_zero_label": False}), variant, numbers, [])
+    values = COCO_STUFF.values(config.model_copy(update={"reduce_zero_label": False}), variant)
     reader = partial(read_labels, reduce_zero_label=config.reduce_zero_label)
     return COCO_STUFF.open(pairs, config, variant, split, training, values, reader)
 

@@ -8,13 +8,11 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from segtailor.config import DataConfig
-from segtailor.data.annotations import PLACEHOLDER, annotation_file, class_file
 from segtailor.data.base import some
 from segtailor.data.classes_file import read_classes
-from segtailor.data.files import FileDataset
-from segtailor.data.folder import open_pairs
-from segtailor.data.pairs import Pair
-from segtailor.data.unpaired import MISSING_IMAGE, MISSING_MASK, leave_out
+from segtailor.data.folder import PLACEHOLDER, annotation_file, class_file, open_pairs
+from segtailor.data.paired import FileDataset
+from segtailor.data.pairing import MISSING_IMAGE, MISSING_MASK, Pair, record_missing
 from segtailor.errors import SegtailorError, unknown
 
 KIND = "a CSV or TSV with a header and the columns of data.image_column and data.mask_column"
@@ -125,7 +123,7 @@ def _pairs(rows: list[Row], roots: list[Path], table: Path) -> tuple[Pair, ...]:
         for kind, names in missing.items()
         if names
     ]
-    if problems and not (pairs and leave_out({MISSING_IMAGE: missing["image"], MISSING_MASK: missing["mask"]})):
+    if problems and not (pairs and record_missing({MISSING_IMAGE: missing["image"], MISSING_MASK: missing["mask"]})):
         raise SegtailorError(
             f"of the files listed in {table}, {'; '.join(problems)}; looked under {' and '.join(map(str, roots))}: "
             "mend the paths or set data.root"

@@ -16,12 +16,12 @@ from typing_extensions import Unpack
 from segtailor.config import DataConfig
 from segtailor.data.base import check_classes
 from segtailor.data.classes_file import ClassesFile, read_classes
-from segtailor.data.files import Description, MaskDataset, Raw
 from segtailor.data.folder import describe
 from segtailor.data.hf_open import Opened, explained, open_split, require_datasets
 from segtailor.data.hf_rows import ARRAY_START, Columns, MappedRows, StreamedRows
+from segtailor.data.image_io import UnreadableFile, narrow, read_image, read_mask, turn_upright
 from segtailor.data.masks import ColorMasks, color_masks, index_values
-from segtailor.data.read import UnreadableFile, narrow, read_image, read_mask, turn_upright
+from segtailor.data.paired import Description, MaskDataset, Raw
 from segtailor.data.stream import Encoded, StreamCache
 from segtailor.errors import SegtailorError
 from segtailor.recipes import validate
@@ -112,8 +112,8 @@ def create_hf(config: DataConfig, split: str, training: bool) -> HubDataset:
         feature = (opened.rows.features or {}).get(config.mask_column)
         selected = columns.select(datasets, opened.rows)
     described, described_in = _classes(config, feature)
-    if described.licence == ClassesFile.model_fields["licence"].default and opened.licence:
-        described = described.model_copy(update={"licence": opened.licence})
+    if described.license == ClassesFile.model_fields["license"].default and opened.license:
+        described = described.model_copy(update={"license": opened.license})
     colors, values = None, None
     if config.masks == "color":
         colors, values = color_masks(config, described, described_in)

@@ -17,7 +17,7 @@ class Opened(NamedTuple):
 
     rows: Any
     streamed: bool
-    licence: str
+    license: str
     key: str = ""
     length: int | None = None
 
@@ -58,13 +58,13 @@ def open_split(config: DataConfig, name: str) -> Opened:
         known = builder.info.splits or getattr(builder.config, "data_files", None)
         if known:
             _require(name, known, source)
-        licence = str(builder.info.license or "")
+        stated = str(builder.info.license or "")
         if not config.streaming:
             builder.download_and_prepare()
-            return Opened(builder.as_dataset(split=name), False, licence)
+            return Opened(builder.as_dataset(split=name), False, stated)
         rows = builder.as_streaming_dataset(split=name)
         key = f"{builder.cache_dir} {builder.hash} {name}"
-        return Opened(rows, True, licence, key, _length(builder, name))
+        return Opened(rows, True, stated, key, _length(builder, name))
 
 
 @contextmanager

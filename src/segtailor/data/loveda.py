@@ -5,29 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from segtailor.config import DataConfig
-from segtailor.data.files import FileDataset
-from segtailor.data.known import Known, Variant
-from segtailor.data.pairs import Pair, pair_folders, require_folder
-from segtailor.files import Color
+from segtailor.data.benchmark import BenchmarkDataset, Variant
+from segtailor.data.paired import FileDataset
+from segtailor.data.pairing import Pair, pair_folders, require_folder
 
-CLASSES: tuple[tuple[str, Color], ...] = (
-    ("background", (255, 255, 255)),
-    ("building", (255, 0, 0)),
-    ("road", (255, 255, 0)),
-    ("water", (0, 0, 255)),
-    ("barren", (159, 129, 183)),
-    ("forest", (0, 255, 0)),
-    ("agricultural", (255, 195, 128)),
-)
-LOVEDA = Known(
+LOVEDA = BenchmarkDataset(
     name="loveda",
     title="LoveDA: land cover of three Chinese cities from the air, 0.3 m a pixel, 7 classes",
-    licence="LoveDA (Wang et al., 2021): CC-BY-NC-SA-4.0, academic use",
+    license="LoveDA (Wang et al., 2021): CC-BY-NC-SA-4.0, academic use",
     root=Path("data/loveda"),
     variants=(
-        Variant("all", CLASSES, {"train": 2522, "val": 1669}),
-        Variant("urban", CLASSES, {"train": 1156, "val": 677}),
-        Variant("rural", CLASSES, {"train": 1366, "val": 992}),
+        Variant("all", "loveda", {"train": 2522, "val": 1669}),
+        Variant("urban", "loveda", {"train": 1156, "val": 677}),
+        Variant("rural", "loveda", {"train": 1366, "val": 992}),
     ),
 )
 SCENES = {"all": ("Urban", "Rural"), "urban": ("Urban",), "rural": ("Rural",)}
@@ -46,8 +36,7 @@ def create_loveda(config: DataConfig, split: str, training: bool) -> FileDataset
     LOVEDA.require_split(variant, split, "The masks of its test images are not published" if split == "test" else "")
     root = LOVEDA.find_root(config, [], HINT)
     pairs = tuple(pair for scene in SCENES[variant.name] for pair in _pairs(root / FOLDERS[split], scene))
-    values = LOVEDA.values(config, variant, range(1, len(CLASSES) + 1), [0])
-    return LOVEDA.open(pairs, config, variant, split, training, values)
+    return LOVEDA.open(pairs, config, variant, split, training)
 
 
 def _pairs(folder: Path, scene: str) -> tuple[Pair, ...]:

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from segtailor.config import DataConfig
-from segtailor.data.files import FileDataset
-from segtailor.data.known import Known, Variant, first_folder
-from segtailor.data.pairs import pair_folders
-from segtailor.data.tables.mapillary import UNSCORED_V12, UNSCORED_V20, V12, V20
-from segtailor.files import Color
+from segtailor.data.benchmark import BenchmarkDataset, Variant, first_folder
+from segtailor.data.paired import FileDataset
+from segtailor.data.pairing import pair_folders
 
 COUNTS = {"train": 18000, "val": 2000}
-Table = tuple[tuple[str, Color], ...]
-
-
-def _scored(table: Table, unscored: Sequence[str]) -> Table:
-    return tuple(row for row in table if row[0] not in unscored)
-
-
-MAPILLARY = Known(
+# Labels that the benchmark does not score: the configuration's field `evaluate` is false.
+UNSCORED_V12 = ("unlabeled",)
+UNSCORED_V20 = (
+    "ambiguous barrier", "person group", "lane marking - ambiguous", "signage - ambiguous", "pole group",
+    "traffic sign - ambiguous", "vehicle group", "unlabeled",
+)  # fmt: skip
+MAPILLARY = BenchmarkDataset(
     name="mapillary",
     title="Mapillary Vistas: street scenes of the whole world, 66 labels (v1.2) or 124 (v2.0)",
-    licence="Mapillary Vistas (Neuhold et al., 2017): CC-BY-NC-SA-4.0",
+    license="Mapillary Vistas (Neuhold et al., 2017): CC-BY-NC-SA-4.0",
     root=Path("data/mapillary"),
     variants=(
-        Variant("v1.2", _scored(V12, UNSCORED_V12), COUNTS),
-        Variant("v1.2-all", V12, COUNTS),
-        Variant("v2.0", _scored(V20, UNSCORED_V20), COUNTS),
-        Variant("v2.0-all", V20, COUNTS),
+        Variant("v1.2", "mapillary-v1.2", COUNTS, UNSCORED_V12),
+        Variant("v1.2-all", "mapillary-v1.2", COUNTS),
+        Variant("v2.0", "mapillary-v2.0", COUNTS, UNSCORED_V20),
+        Variant("v2.0-all", "mapillary-v2.0", COUNTS),
     ),
 )
-TABLES = {"v1.2": V12, "v2.0": V20}
 FOLDERS = {"train": "training", "val": "validation"}
 HINT = "data.root must hold Mapillary Vistas' training and validation folders, each with images and {version}/labels"
 
@@ -55,9 +50,5 @@ def create_mapillary(config: DataConfig, split: str, training: bool) -> FileData
     masks = first_folder(
         root, [f"{folder}/{version}/labels", *([f"{folder}/labels"] if version == "v1.2" else [])], hint
     )
-    labels = [name for name, _ in TABLES[version]]
-    numbers = [number for number, name in enumerate(labels) if name in variant.names]
-    void = [number for number, name in enumerate(labels) if name not in variant.names]
-    values = MAPILLARY.values(config, variant, numbers, void)
     pairs = pair_folders(images, masks, f"mapillary {version} {split}")
-    return MAPILLARY.open(pairs, config, variant, split, training, values)
+    return MAPILLARY.open(pairs, config, variant, split, training)

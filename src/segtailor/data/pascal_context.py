@@ -9,26 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
-from segtailor.data.files import FileDataset, read_index_mask
-from segtailor.data.id_lists import files_by_stem, pair_ids, read_ids
-from segtailor.data.known import Known, Variant, first_folder
-from segtailor.data.mat_masks import read_mat, require_scipy
-from segtailor.data.pairs import Pair
-from segtailor.data.read import UnreadableFile
-from segtailor.data.tables.pascal_context import CLASSES, LABELS_59
-from segtailor.data.tables.voc import label_color
+from segtailor.data.benchmark import BenchmarkDataset, Variant, first_folder
+from segtailor.data.image_io import UnreadableFile, read_mat, require_scipy
+from segtailor.data.paired import FileDataset, read_index_mask
+from segtailor.data.pairing import Pair, files_by_stem, pair_ids, read_ids
 
-# there are no official colours: VOC's rule, by mask value
-NAMED = tuple((name, label_color(index)) for index, (name, _) in enumerate(CLASSES, 1))
 COUNTS = {"train": 4998, "val": 5105, "trainval": 10103}
-PASCAL_CONTEXT = Known(
+PASCAL_CONTEXT = BenchmarkDataset(
     name="pascal-context",
     title="Pascal Context: photos of VOC 2010 labelled throughout, the 59 most frequent classes",
-    licence="Pascal Context (Mottaghi et al., 2014): research use; photos of Flickr",
+    license="Pascal Context (Mottaghi et al., 2014): research use; photos of Flickr",
     root=Path("data/pascal-context"),
     variants=(
-        Variant("foreground", NAMED, COUNTS),
-        Variant("with-background", (("background", label_color(0)), *NAMED), COUNTS),
+        Variant("foreground", "pascal-context", COUNTS, without=("background",)),
+        Variant("with-background", "pascal-context", COUNTS),
     ),
 )
 INNER = ("VOCdevkit/VOC2010", "VOC2010")
@@ -62,10 +56,7 @@ def create_pascal_context(config: DataConfig, split: str, training: bool) -> Fil
     where = f"pascal-context {split} in {root}"
     found = files_by_stem([images], [".jpg", ".jpeg"]), files_by_stem([masks], [suffix])
     pairs = pair_ids(_ids(lists, split), *found, where)
-    background = len(variant.classes) > len(CLASSES)
-    numbers = range(0 if background else 1, len(CLASSES) + 1)
-    values = PASCAL_CONTEXT.values(config, variant, numbers, [] if background else [0])
-    return PASCAL_CONTEXT.open(pairs, config, variant, split, training, values, reader)
+    return PASCAL_CONTEXT.open(pairs, config, variant, split, training, read_mask=reader)
 
 
 def _ids(lists: Path, split: str) -> list[str]:
@@ -82,8 +73,18 @@ def _table(size: int, numbers: list[int]) -> NDArray[np.uint8]:
     return table
 
 
-OF_459_LABELS = _table(460, [label for _, label in CLASSES])
-OF_59_LABELS = _table(60, [1 + LABELS_59.index(name) for name, _ in CLASSES])
+# The numbers of the 59 classes, which go by the alphabet, among the 459 labels of the MATLAB files, and in the order of
+# 59_labels.txt, which begins with VOC's classes.
+OF_459_LABELS = _table(460, [
+    2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144,
+    158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355,
+    360, 366, 368, 397, 415, 416, 420, 424, 427, 440, 445, 454, 458,
+])  # fmt: skip
+OF_59_LABELS = _table(60, [
+    1, 21, 22, 52, 23, 2, 3, 4, 24, 5, 25, 6, 26, 7, 8, 27, 9, 28, 29, 10, 30, 42, 12, 31, 32, 33, 34, 35, 36,
+    37, 13, 38, 39, 14, 40, 41, 15, 45, 43, 16, 46, 47, 17, 48, 49, 44, 50, 51, 18, 11, 53, 19, 54, 55, 20,
+    56, 57, 58, 59,
+])  # fmt: skip
 
 
 def read_authors_mask(pair: Pair) -> NDArray[Any]:

@@ -14,7 +14,7 @@ SIZE: Size = (96, 128)
 LENGTHS = {"train": 240, "val": 60}
 SEEDS = {"train": 1, "val": 2}
 MEAN_COLOR: Color = (131, 131, 131)
-LICENCE = "CC0-1.0 (drawn by segtailor)"
+LICENSE = "CC0-1.0 (drawn by segtailor)"
 # Scenes are kept once drawn, up to this many bytes a process.
 CACHE_BYTES = 512 * 2**20
 
@@ -27,7 +27,7 @@ class Toy(SegmentationDataset):
     """
 
     name = "toy"
-    licence = LICENCE
+    license = LICENSE
     mean_color = MEAN_COLOR
     classes = tuple(name for name, _ in CLASSES)
     palette = tuple(color for _, color in CLASSES)

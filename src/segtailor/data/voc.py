@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from segtailor.config import DataConfig
-from segtailor.data.files import FileDataset
-from segtailor.data.id_lists import files_by_stem, pair_ids, read_ids
-from segtailor.data.known import Known, Variant, first_folder
-from segtailor.data.tables.voc import CLASSES
+from segtailor.data.benchmark import BenchmarkDataset, Variant, first_folder
+from segtailor.data.paired import FileDataset
+from segtailor.data.pairing import files_by_stem, pair_ids, read_ids
 from segtailor.errors import SegtailorError
 
-VOC = Known(
+VOC = BenchmarkDataset(
     name="voc",
     title="Pascal VOC 2012: objects in photos, 20 classes and background; train_aug adds the masks of SBD",
-    licence="Pascal VOC 2012 (Everingham et al., 2010), SBD (Hariharan et al., 2011): research use; photos of Flickr",
+    license="Pascal VOC 2012 (Everingham et al., 2010), SBD (Hariharan et al., 2011): research use; photos of Flickr",
     root=Path("data/voc"),
-    variants=(Variant("default", CLASSES, {"train": 1464, "val": 1449, "trainval": 2913, "train_aug": 10582}),),
+    variants=(Variant("default", "voc", {"train": 1464, "val": 1449, "trainval": 2913, "train_aug": 10582}),),
 )
 INNER = ("VOCdevkit/VOC2012", "VOC2012")
 LISTS = "ImageSets/Segmentation"
@@ -46,8 +45,7 @@ def create_voc(config: DataConfig, split: str, training: bool) -> FileDataset:
     masks = files_by_stem(folders, [".png"])
     ids = _aug_ids(root, folders[0]) if split == "train_aug" else _ids(root, split)
     pairs = pair_ids(ids, files_by_stem([images], [".jpg", ".jpeg"]), masks, f"voc {split} in {root}")
-    values = VOC.values(config, variant, range(len(CLASSES)), [])
-    return VOC.open(pairs, config, variant, split, training, values)
+    return VOC.open(pairs, config, variant, split, training)
 
 
 def _ids(root: Path, split: str) -> list[str]:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from segtailor.config import DataConfig, EvaluateConfig, TrainConfig
 from segtailor.data.base import SegmentationDataset
-from segtailor.data.batch import Batch
-from segtailor.data.unlabelled import UnlabelledImages, mix_of
+from segtailor.data.loader import Batch
+from segtailor.data.pseudo import UnlabelledImages, mix_of
 from segtailor.engine.checkpoint import load_checkpoint, save_checkpoint
+from segtailor.engine.launch import average_over_processes, running_statistics
 from segtailor.engine.learner import Learner
 from segtailor.engine.logging import Recorder
 from segtailor.engine.opponents import Opponents
@@ -59,6 +60,7 @@ class Progress:
     best_step: int = 0
     teacher_seconds: float = 0.0
     teacher_seconds_alone: float = 0.0
+    peak_bytes: int = 0
 
 
 class Arm:
@@ -79,6 +81,7 @@ class Arm:
             self._images = mix_of(task.data.unlabelled, train.batch).labelled
         self.opponents = Opponents(fabric, self.learner.opponents)
         self.module, self.optimizer = fabric.setup(self.learner, build_optimizer(self.learner, train.optimizer))
+        self._statistics = running_statistics(self.learner)
         self.average = AveragedWeights(subject, train.ema) if train.ema and subject is not None else None
         self.subject = self.average.model if self.average is not None else subject
         self.checkpoint = task.folder / "checkpoints" / "last.ckpt"
@@ -107,6 +110,34 @@ class Arm:
         if wait and self.fabric.device.type == "cuda":
             torch.cuda.synchronize(self.fabric.device)
         self.recorder.spend(time.perf_counter() - began)
+
+    @contextmanager
+    def measured(self, step: int) -> Iterator[None]:
+        """On a GPU, where ``step`` is logged, note the most memory that the arm takes inside, without the others'."""
+        device = self.fabric.device
+        if device.type != "cuda" or step % self.task.train.log_every:
+            yield
+            return
+        torch.cuda.reset_peak_memory_stats(device)
+        others = torch.cuda.memory_allocated(device) - self._held()
+        yield
+        self.state.peak_bytes = max(self.state.peak_bytes, torch.cuda.max_memory_allocated(device) - others)
+
+    def _held(self) -> int:
+        """Return the bytes that the arm keeps on the device: weights, gradients, optimizers, averages, teachers."""
+        networks = [self.learner, *self.learner.teachers.values(), *self.learner.opponents.values()]
+        networks += [] if self.average is None else [self.average.model]
+        optimizers = [self.optimizer, *self.opponents.optimizers]
+        weights = [value for network in networks for value in (*network.parameters(), *network.buffers())]
+        states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
+        held = [*weights, *(value.grad for value in weights), *states]
+        return sum(value.nbytes for value in held if isinstance(value, Tensor) and value.is_cuda)
+
+    def drop(self) -> None:
+        """Free the device of what the arm holds; it is trained no further."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.state.clear()
+        self.learner.cpu()
 
     def begin(self, step: int) -> None:
         """Start ``step``, counted from 1."""
@@ -163,6 +194,7 @@ class Arm:
             self.fabric.clip_gradients(self.module, self.optimizer, max_norm=train.clip, error_if_nonfinite=False)
         self.optimizer.step()
         self.opponents.step()
+        average_over_processes(self.fabric, self._statistics)
         if self.average is not None and self.learner.subject is not None:
             self.average.update(self.learner.subject, step)
         self.state.step = step

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from segtailor.config import TrainConfig
 from segtailor.errors import SegtailorError, reason
@@ -97,3 +100,26 @@ def any_process(fabric: Any, flag: bool, device: torch.device) -> bool:
         return flag
     total = fabric.all_reduce(torch.tensor(float(flag), device=device), reduce_op="sum")
     return bool(total.item() > 0)
+
+
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """Return the running means and variances that each process updates by its own images alone."""
+    norms = [
+        part for part in module.modules() if isinstance(part, _BatchNorm) and not isinstance(part, nn.SyncBatchNorm)
+    ]
+    return [value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None]
+
+
+@torch.no_grad()
+def average_over_processes(fabric: Any, tensors: Sequence[Tensor]) -> None:
+    """Set each of ``tensors`` to its mean over the processes, with one collective for all.
+
+    Running statistics, averaged after each step, are those of the whole batch's images, and not only of the first
+    process's: they are linear in what each step sees, so the mean over processes is what one set of statistics would
+    hold. So every process scores the model that the first one saves, and a resumed run begins where it stopped.
+    """
+    if fabric.world_size == 1 or not tensors:
+        return
+    mean = fabric.all_reduce(torch.cat([tensor.flatten() for tensor in tensors]), reduce_op="mean")
+    for tensor, value in zip(tensors, mean.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(value.view_as(tensor))

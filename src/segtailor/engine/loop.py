@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from segtailor.data.loader import train_batches
-from segtailor.data.unlabelled import mix_of
+from segtailor.data.pseudo import mix_of
 from segtailor.engine.arm import Arm, Task
 from segtailor.engine.launch import any_process, seed_step, split_batch
 from segtailor.engine.learner import Learner
@@ -33,8 +33,9 @@ class Trained:
     """The trained subject, its score after the last step (if it is scored), and the best score on the way.
 
     ``seconds`` is the training time: the learner's own, and its share of reading data and of the common teacher's
-    passes. ``teacher_seconds`` is that last share, ``teacher_seconds_alone`` the whole of these passes. ``problem``
-    says why the training of a learner among others failed.
+    passes. ``teacher_seconds`` is that last share, ``teacher_seconds_alone`` the whole of these passes. ``peak_bytes``
+    is the GPU memory that the learner took at most, with what it keeps between steps and without the teacher and other
+    learners; None on a CPU. ``problem`` says why the training of a learner among others failed.
     """
 
     student: Any
@@ -44,6 +45,7 @@ class Trained:
     seconds: float
     teacher_seconds: float = 0.0
     teacher_seconds_alone: float = 0.0
+    peak_bytes: int | None = None
     problem: str | None = None
 
     @property
@@ -117,13 +119,18 @@ def fit_together(
                                 targets.label(part, teacher, shared)
                     for index in list(active):
                         seed_step(train.seed, step, rank, part)
-                        with _surviving(keep_going, problems, index, active), arms[index].timed(wait=several):
-                            arms[index].accumulate(batch, shared, step / train.steps, part, count, targets)
+                        arm = arms[index]
+                        with (
+                            _surviving(arm, keep_going, problems, index, active),
+                            arm.timed(several),
+                            arm.measured(step),
+                        ):
+                            arm.accumulate(batch, shared, step / train.steps, part, count, targets)
                             if part + 1 == count:
-                                arms[index].finish(step)
+                                arm.finish(step)
             last, stopping = step == train.steps, any_process(fabric, stop.requested, device)
             for index in list(active):
-                with _surviving(keep_going, problems, index, active):
+                with _surviving(arms[index], keep_going, problems, index, active):
                     arms[index].close_step(step, stopping, wait=several)
             if len(problems) == len(arms):
                 break
@@ -144,32 +151,29 @@ def _teaching(arms: Sequence[Arm], device: torch.device, wait: bool) -> Iterator
         arm.recorder.teach(spent, 1 / len(arms))
 
 
-class _surviving:  # noqa: N801 - used as a function
-    """A context that notes an arm's failure instead of passing it on."""
+@contextmanager
+def _surviving(arm: Arm, keep_going: bool, problems: dict[int, str], index: int, active: list[int]) -> Iterator[None]:
+    """Note the failure of an arm among others instead of passing it on.
 
-    def __init__(self, keep_going: bool, problems: dict[int, str], index: int, active: list[int]) -> None:
-        self.keep_going, self.problems, self.index, self.active = keep_going, problems, index, active
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
-        if not self.keep_going or not isinstance(error, SegtailorError | torch.OutOfMemoryError):
-            return False
-        if isinstance(error, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
-            self.problems[self.index] = "out of memory"
-        else:
-            self.problems[self.index] = str(error)
-        self.active.remove(self.index)
-        return True
+    Memory that is short in one of several processes ends them all: the others would wait for it.
+    """
+    try:
+        yield
+        return
+    except (SegtailorError, torch.OutOfMemoryError) as error:
+        short = isinstance(error, torch.OutOfMemoryError)
+        if not keep_going or (short and arm.fabric.world_size > 1):
+            raise
+        problems[index] = "out of memory" if short else str(error)
+    active.remove(index)
+    arm.drop()  # what it held is free for the others
 
 
 def _trained(arm: Arm, problem: str | None) -> Trained:
     score = None if problem is not None else arm.score()
     state, spent = arm.state, arm.recorder
     times = state.seconds, spent.teacher_seconds, spent.teacher_seconds_alone
-    return Trained(arm.subject, score, state.best_miou, state.best_step, *times, problem)
+    return Trained(arm.subject, score, state.best_miou, state.best_step, *times, state.peak_bytes or None, problem)
 
 
 def _note_few_images(fabric: Any, entries: Sequence[tuple[Learner, Task]], micro: int) -> None:

@@ -29,6 +29,11 @@ class Opponents:
             for name, opponent in opponents.items()
         }
 
+    @property
+    def optimizers(self) -> list[Any]:
+        """The optimizer of each."""
+        return [optimizer for _, optimizer in self._set_up.values()]
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Inside, no opponent takes a gradient."""

@@ -14,12 +14,13 @@ from pydantic import ValidationError
 from segtailor.config import CompareRecipe, DistillRecipe, RunConfig, TrainRecipe
 from segtailor.errors import SegtailorError
 from segtailor.files import write_atomically
+from segtailor.recipes import REMOVED
 
 # Settings that change where or how fast a run goes, not what it computes.
 FREE_TO_CHANGE = (
     "description", "run", "data.root", "data.unlabelled.images", "data.workers", "data.check", "train.devices",
     "train.nodes", "train.threads", "train.accelerator", "train.log_every", "train.checkpoint_every",
-    "evaluate.samples",
+    "evaluate.samples", "arms_at_once",
 )  # fmt: skip
 
 
@@ -91,7 +92,10 @@ def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None
 
 
 def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe that an earlier version wrote with the settings it did not know, at their defaults."""
+    """Return a recipe that an earlier version wrote: without removed settings, and new ones at their defaults."""
+    recipe = {key: value for key, value in recipe.items() if key not in REMOVED}
+    data = {key: value for key, value in recipe.get("data", {}).items() if f"data.{key}" not in REMOVED}
+    recipe = {**recipe, "data": data} if data else recipe
     kind = CompareRecipe if "arms" in recipe else TrainRecipe if "model" in recipe else DistillRecipe
     try:
         return kind.model_validate(recipe).model_dump(mode="json")

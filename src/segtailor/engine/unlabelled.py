@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from segtailor.config import DataConfig, TrainConfig
-from segtailor.data.batch import Batch
-from segtailor.data.unlabelled import mix_of
+from segtailor.data.loader import Batch
+from segtailor.data.pseudo import mix_of
 from segtailor.engine.launch import split_batch
 from segtailor.errors import SegtailorError
 from segtailor.files import VOID

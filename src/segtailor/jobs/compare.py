@@ -7,10 +7,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from segtailor.comparison import Leaderboard, read_comparison, write_tables
 from segtailor.config import CompareRecipe, Strict, TrainConfig
 from segtailor.engine.launch import launch
 from segtailor.engine.memory import Demand
@@ -34,12 +34,15 @@ from segtailor.jobs.setup import (
     score_teacher,
 )  # fmt: skip
 from segtailor.jobs.unlabelled import add_unlabelled
-from segtailor.methods import METHODS
+from segtailor.methods import METHODS, check_options
 from segtailor.models import load_model
 from segtailor.recipes import load_recipe
 from segtailor.report import write_report
 from segtailor.report.samples import write_samples
 from segtailor.report.tailored import write_tailored
+from segtailor.results.leaderboard import Leaderboard
+from segtailor.results.model import read_comparison
+from segtailor.results.tables import write_tables
 
 
 @dataclass
@@ -150,7 +153,7 @@ def _teacher_row(ground: Ground) -> dict[str, Any] | None:
 
 
 def _illustrate(ground: Ground, names: Sequence[str], seed: int) -> None:
-    """Draw the sample images of the first seed's arms, and what tailoring does to the teacher's logits."""
+    """Draw the sample images of the first seed's arms, and what a method makes of the teacher's logits."""
     import json
 
     path = ground.folder / "comparison.json"
@@ -164,8 +167,13 @@ def _illustrate(ground: Ground, names: Sequence[str], seed: int) -> None:
     window = inference_settings(recipe.evaluate, recipe.data)["window"]
     samples = write_samples(ground.folder, ground.val, models, recipe.evaluate, ground.fabric.device, window)
     tailoring = []
-    if ground.teacher is not None and any(method.name == "kt" for arm in recipe.arms.values() for method in arm.method):
-        tailoring = write_tailored(ground.folder, ground.val, ground.teacher, recipe.evaluate.samples)
+    if ground.teacher is not None:
+        altered = [
+            (name, partial(METHODS[method.name].altered_logits, check_options(method.name, method.options())))
+            for name, arm in recipe.arms.items()
+            for method in arm.method
+        ]
+        tailoring = write_tailored(ground.folder, ground.val, ground.teacher, altered, recipe.evaluate.samples)
     plan = json.loads(path.read_text(encoding="utf-8"))
     write_json(path, {**plan, "samples": samples, "tailoring": tailoring})
 

@@ -15,7 +15,7 @@ import torch
 
 from segtailor.config import CompareRecipe
 from segtailor.data.base import SegmentationDataset
-from segtailor.data.unlabelled import UnlabelledImages
+from segtailor.data.pseudo import UnlabelledImages
 from segtailor.engine.distiller import Distiller
 from segtailor.engine.learner import Learner
 from segtailor.engine.loop import Task, Trained, fit_together

@@ -32,7 +32,7 @@ def model_card_text(
     parts.append(_summary(card, model, results, data))
     if picture:
         parts += ["", f"![A validation image, segmented]({picture})"]
-    parts += ["", "## Use", "", _usage(uri), "", "## Results", "", _table(card, results)]
+    parts += ["", "## Use", "", _usage(card, uri), "", "## Results", "", _table(card, results)]
     classes = ", ".join(card.get("classes") or []) or f"{model.num_classes} classes without names"
     parts += ["", "## Classes", "", classes]
     parts += ["", "## Licences", "", _licences(card)]
@@ -82,20 +82,31 @@ def _summary(card: dict[str, Any], model: Network, results: dict[str, Any], data
     return f"{text}. It takes raw RGB pixels: its preprocessing is part of it."
 
 
-def _usage(uri: str) -> str:
-    return "\n".join(
-        [
-            "```python",
-            "import segtailor",
-            "",
-            f'model = segtailor.load_model("{uri}").eval()',
-            "output = model(images)  # uint8 or float RGB in 0..255, (B,3,H,W)",
-            "labels = model.upsample(output.logits, images.shape[-2:]).argmax(1)",
-            "```",
-            "",
-            f"or `segtailor predict {uri} PHOTOS --out OUT`.",
-        ]
-    )
+def _usage(card: dict[str, Any], uri: str) -> str:
+    """Return how to use the model; the snippet scores what the card states, on images of any size."""
+    recipe = card.get("recipe") or {}
+    data, evaluate = recipe.get("data") or {}, recipe.get("evaluate") or {}
+    size = data.get("size")
+    images = f"resize(image, {list(size)})" if size else "image"
+    settings = ""
+    if evaluate.get("mode") == "slide":
+        window = evaluate.get("window") or data.get("crop") or size
+        settings = f', mode="slide", window={window}' + (
+            f", stride={evaluate['stride']}" * bool(evaluate.get("stride"))
+        )
+    lines = ["import segtailor", "import torch", "from segtailor.evaluation import predict_logits"]
+    lines += ["from torchvision.io import decode_image"]
+    lines += ["from torchvision.transforms.v2.functional import resize"] if size else []
+    lines += [
+        "",
+        f'model = segtailor.load_model("{uri}")  # in evaluation mode; raw RGB in, 0..255',
+        'image = decode_image("photo.jpg", mode="RGB")[None]  # uint8, (1,3,H,W)',
+        "with torch.inference_mode():",
+        f"    logits = predict_logits(model, {images}, image.shape[-2:]{settings})  # (1,K,H,W)",
+        "labels = logits.argmax(1)",
+    ]
+    note = f" Images are resized to {size[0]} x {size[1]}, as in training and scoring." if size else ""
+    return "\n".join(["```python", *lines, "```", "", f"or `segtailor predict {uri} PHOTOS --out OUT`.{note}"])
 
 
 def _table(card: dict[str, Any], results: dict[str, Any]) -> str:

@@ -42,8 +42,8 @@ def predict(
 
     Raises SegtailorError when there is nothing to read, and, once all others are written, for unreadable images.
     """
-    from segtailor.data.palette import distinct_colors
-    from segtailor.data.read import UnreadableFile, read_image
+    from segtailor.data.classes_file import distinct_colors
+    from segtailor.data.image_io import UnreadableFile, read_image
     from segtailor.evaluation import evaluating, predict_logits
     from segtailor.evaluation.inference import IMAGENET_COLOR
     from segtailor.evaluation.render import colorize, overlay
@@ -86,7 +86,7 @@ def find_images(path: Path, out: Path) -> tuple[dict[Path, str], list[str]]:
     Masks repeat the folders below ``path``; where two images differ in their suffix alone, it is kept in the names.
     What lies in ``out`` is passed over. Raises SegtailorError when there is no such path or no image in it.
     """
-    from segtailor.data.read import IMAGE_SUFFIXES
+    from segtailor.data.image_io import IMAGE_SUFFIXES
 
     if path.is_file():
         return {path: path.stem + ".png"}, []
@@ -111,7 +111,7 @@ def _labels(
 ) -> NDArray[np.uint8]:
     import torch
 
-    from segtailor.data.read import resize_image
+    from segtailor.data.image_io import resize_image
 
     own = image.shape[-2], image.shape[-1]
     if size is not None:

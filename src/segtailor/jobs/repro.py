@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segtailor.comparison import Comparison, read_comparison
-from segtailor.comparison.statistics import spread
 from segtailor.config import CompareRecipe
 from segtailor.errors import SegtailorError, unknown
 from segtailor.jobs.arms import all_arms, arm_recipe
 from segtailor.jobs.distill import distill
 from segtailor.methods import check_options
 from segtailor.recipes import set_value, validate
+from segtailor.results.model import Comparison, read_comparison
 from segtailor.results.record import find_record, read_record, read_rows
+from segtailor.results.statistics import spread
 
 WIDTH = 2.0
 """How many standard deviations over seeds count as within the spread."""

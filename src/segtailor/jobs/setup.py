@@ -213,7 +213,7 @@ def model_card(data: SegmentationDataset, recipe: dict[str, Any], teacher: Teach
         "classes": list(data.classes),
         "palette": [list(color) for color in data.palette],
         "mean_color": list(data.mean_color),
-        "data_licence": data.licence,
+        "data_licence": data.license,
         "recipe": recipe,
     }
 

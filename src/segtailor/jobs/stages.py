@@ -139,7 +139,7 @@ def _train(
             "stage": stage.name,
             "teacher": fingerprint,
             "data": recipe.data.name,
-            "data_licence": data.licence,
+            "data_licence": data.license,
             "settings": settings.model_dump(mode="json", include={"steps", "batch", "optimizer", "schedule"}),
             "seconds": trained.seconds,
             "miou_with_labels": trained.score.miou if trained.score is not None else None,

@@ -32,6 +32,7 @@ from segtailor.models import save_model
 from segtailor.recipes import load_recipe
 from segtailor.report import write_report
 from segtailor.report.samples import write_samples
+from segtailor.results.model import RunResults, read_results
 
 
 @dataclass
@@ -40,7 +41,7 @@ class RunResult:
 
     folder: Path
     report: Path
-    results: dict[str, Any]
+    results: RunResults
 
 
 def train(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[str, Any] | None = None) -> RunResult:
@@ -113,9 +114,7 @@ def training_facts(trained: Trained, steps: int) -> dict[str, Any]:
 
 def finished(folder: Path) -> RunResult:
     """Read back a finished run."""
-    import json
-
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results = read_results(folder)
     if not (folder / "report.html").exists():
         write_report(folder)  # the run ended between the two
     return RunResult(folder, folder / "report.html", results)

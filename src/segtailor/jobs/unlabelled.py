@@ -10,7 +10,7 @@ from typing import Any
 
 from segtailor.config import DataConfig
 from segtailor.data.base import SegmentationDataset
-from segtailor.data.unlabelled import (
+from segtailor.data.pseudo import (
     UnlabelledImages,
     check_apart,
     check_unlabelled,

@@ -96,6 +96,14 @@ class Method(nn.Module):
         """Return the teacher that a method with ``options`` brings for a student built as ``student`` says, if any."""
         return None
 
+    @classmethod
+    def altered_logits(cls, options: MethodOptions, logits: Tensor, target: Tensor) -> Tensor | None:
+        """Return the teacher's ``logits`` (B,K,h,w) as the student is to learn them, at label size (B,K,H,W).
+
+        For the pictures in a comparison's report; None (the default) where ``options`` leave the logits as they are.
+        """
+        return None
+
     def adopt(self, teacher: Teacher) -> None:
         """Take what :meth:`own_teacher` returned."""
         self.teacher = teacher

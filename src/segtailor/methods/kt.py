@@ -10,6 +10,7 @@ from segtailor.losses import channel_kl, full_precision, recomputed, to_grid, va
 from segtailor.methods.base import Channels, Method, MethodOptions, read_tap, width_of
 from segtailor.methods.tailoring import features_clean, features_published, logits
 from segtailor.methods.tailoring.linear import linear_matching
+from segtailor.methods.tailoring.logits import tailored_map
 from segtailor.methods.tailoring.options import DECODER, KnowledgeTailoringOptions
 from segtailor.methods.tailoring.recombination import FeatureTailoring
 from segtailor.models.output import SegOutput
@@ -102,6 +103,14 @@ class KnowledgeTailoring(Method):
         self.phases = trained and (late or options.tailors == "trained")
         minimal = {"kd", "kd_aux"} | ({"lt_class", "lt_nonclass"} if options.variant == "published" else set())
         self.minimal_at_teacher = frozenset(term for term in minimal if getattr(options, term))
+
+    @classmethod
+    def altered_logits(cls, options: MethodOptions, logits: Tensor, target: Tensor) -> Tensor | None:
+        """Return the tailored logits; None where no term of logit tailoring has a weight."""
+        assert isinstance(options, KnowledgeTailoringOptions)
+        if not (options.lt_all or options.lt_class or options.lt_nonclass):
+            return None
+        return tailored_map(logits, target, published=options.variant == "published")
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
         """Return the terms whose weight is not 0."""

@@ -45,7 +45,8 @@ def read_card(path: str | Path) -> dict[str, Any]:
 
 
 def load_model(uri: str | Path, num_classes: int | None = None, **choices: Any) -> Network:
-    """Load a model from a run folder, a ``.safetensors`` file, ``published:FILE.pth`` or another library's URI.
+    """Load a model, in evaluation mode, from a run folder, a ``.safetensors`` file, ``published:FILE.pth`` or another
+    library's URI. To train it further call ``.train()``.
 
     Those are ``hf:ID-or-folder``, ``smp:ID-or-folder``, ``torchvision:NAME``, ``onnx:FILE`` and ``pt2:FILE`` (or the
     bare path of an ``.onnx`` or ``.pt2`` file). ``choices`` may hold ``taps`` and ``preprocess``, and for other
@@ -73,7 +74,7 @@ def load_model(uri: str | Path, num_classes: int | None = None, **choices: Any) 
             f"{uri} has {model.num_classes} classes where {num_classes} are asked for; "
             "give weights trained on these classes, or for a teacher a class_map"
         )
-    return model
+    return model.eval()
 
 
 def is_own(path: Path) -> bool:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from segtailor.report.quantities import compact, percent
 from segtailor.report.read import Records, Run
+from segtailor.results.formatting import compact, percent
 
 SPAN = 1000.0  # the drawing's own width and height; the page stretches it
 MOST_POINTS = 300
@@ -79,7 +79,7 @@ def score_chart(run: Run) -> Chart | None:
             variant = role if kind == "ema" or len(weights) == 1 else f"{role} faint"
             if points:
                 lines.append(Line(variant, label, points))
-    teacher = run.rows.get("teacher", {}).get("miou")
+    teacher = run.rows["teacher"].miou if "teacher" in run.rows else None
     levels = {"teacher": 100 * teacher} if teacher is not None else {}
     chart = _chart(
         "Validation mIoU", "%", lines, {run.label(role): (role, y) for role, y in levels.items()}, _last_step(run)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from segtailor.report.quantities import MISSING
 from segtailor.report.read import Run
+from segtailor.results.formatting import MISSING
 
 
 def notes(run: Run) -> list[str]:
@@ -50,7 +50,7 @@ def notes(run: Run) -> list[str]:
             "without labels, and no gap is measured against it."
         )
     said += [f"Alignment of {line}." for line in run.results.get("alignment") or []]
-    absent = sum(value is None for value in rows.get(run.main, {}).get("iou") or [])
+    absent = sum(value is None for value in (rows[run.main].iou if run.main in rows else []))
     if absent:
         said.append(
             f"{absent} of the {len(run.classes)} classes {'is' if absent == 1 else 'are'} absent from the targets and "

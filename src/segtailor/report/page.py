@@ -9,10 +9,9 @@ from segtailor._version import __version__
 from segtailor.report.curves import loss_charts, score_chart
 from segtailor.report.notes import notes
 from segtailor.report.pictures import sample_rows
-from segtailor.report.quantities import MISSING, duration, percent, points, ratio, scaled, unit_of
 from segtailor.report.read import Run
-
-Row = dict[str, Any]
+from segtailor.results.formatting import MISSING, duration, percent, points, ratio, scaled, unit_of
+from segtailor.results.model import Row
 
 
 @dataclass
@@ -39,7 +38,7 @@ def page(run: Run) -> dict[str, Any]:
         "data": run.data,
         "size": run.results.get("size"),
         "description": str(run.recipe.get("description") or "").strip(),
-        "going": None if run.results else _progress(run),
+        "going": None if run.finished else _progress(run),
         "cards": _cards(run),
         "scale": _scale(run),
         "models": _model_table(run),
@@ -119,7 +118,8 @@ def _model_table(run: Run) -> dict[str, Any]:
     rows = run.rows
     parameter_unit, parameter_name = unit_of(row.get("parameters") for row in rows.values())
     cost_unit, cost_name = unit_of(row.get("multiply_adds") for row in rows.values())
-    teacher, closed = rows.get("teacher", {}), run.results.get("gap_closed")
+    teacher: Any = rows.get("teacher", {})
+    closed = run.results.gap_closed
     body: list[dict[str, str]] = []
     for role, row in rows.items():
         best = percent(row.get("best_miou"))
@@ -199,7 +199,7 @@ def _palette(run: Run, count: int) -> list[tuple[int, int, int]]:
     if len(given) >= count:
         return given
     # Late: it brings torch, which reading a report rarely needs.
-    from segtailor.data.palette import distinct_colors
+    from segtailor.data.classes_file import distinct_colors
 
     return list(distinct_colors(count))
 

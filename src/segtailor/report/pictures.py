@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from segtailor.report.quantities import percent
 from segtailor.report.read import ROLES, Run
+from segtailor.results.formatting import percent
 
 WIDTHS = (640, 480, 360, 280, 200)
 BUDGET = 3_600_000  # bytes of data URIs; with all else the page stays below 5 MB

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from segtailor.config import EvaluateConfig
-from segtailor.data.read import resize_image
+from segtailor.data.image_io import resize_image
 from segtailor.evaluation.evaluate import LabelledImages
 from segtailor.evaluation.inference import evaluating, predict_logits
 from segtailor.evaluation.render import Palette, Picture, colorize, wrong_map

@@ -1,1 +1,1 @@
-"""What a run and a comparison leave."""
+"""What runs and comparisons leave on disk, and the statistics of it."""

@@ -9,27 +9,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from segtailor.comparison import ArmRun, Comparison, ImageCounts, Outcome, read_comparison
-from segtailor.comparison.record import is_number, read_outcome
 from segtailor.engine.runs import FREE_TO_CHANGE
 from segtailor.errors import SegtailorError, reason, unknown
 from segtailor.files import write_atomically
+from segtailor.results.model import ArmRun, Comparison, ImageCounts, arm_folder, plan_of, read_comparison, run_of
 
 FOLDER = Path("benchmarks/results")
 """Where a record that is given by its name alone is looked for."""
 VERSIONS = ("segtailor", "torch", "commit")
 """What a row says of the code that made it."""
+SAME_TEACHER = 5e-4
+"""How far the scores of one teacher may differ between machines."""
 Key = tuple[str, int]
 Row = dict[str, Any]
 
 _F1 = ("tolerance", "mean_f1", "mean_f1_per_image")
-_PLAN = ("name", "arms", "baseline", "seeds", "classes", "palette", "data", "size", "teacher", "recipe", "environment")
+_LEFT_OUT = {"class_map", "samples", "tailoring"}
 
 
 def write_record(folder: str | Path, out: str | Path, commit: str = "", **about: Any) -> list[Key]:
@@ -41,36 +41,31 @@ def write_record(folder: str | Path, out: str | Path, commit: str = "", **about:
     """
     plan_path, rows_path, images_path = _paths(out)
     found = read_comparison(folder)
-    new = json.loads((found.folder / "comparison.json").read_text(encoding="utf-8"))
-    new = {key: new[key] for key in _PLAN} | {"name": plan_path.stem, "recipe": given(new["recipe"])}
-    new["teacher"] = slim(new["teacher"]) if new["teacher"] else None
-    plan = _read_json(plan_path) if plan_path.exists() else new
-    for key in ("classes", "teacher"):
-        if plan[key] != new[key]:
-            raise SegtailorError(f"{found.folder} has another {key} than {plan_path}; record it under another name")
-    changes = changed(plan["recipe"], new["recipe"])
-    for key in ("arms", "seeds"):
-        plan[key] = list(dict.fromkeys([*plan[key], *new[key]]))
-    plan["recipe"]["arms"] = {**new["recipe"]["arms"], **plan["recipe"]["arms"]}
+    plan = _read_json(plan_path) if plan_path.exists() else _plan(found, plan_path.stem)
     rows, images = (read_rows(rows_path), _read_images(images_path)) if rows_path.exists() else ({}, {})
+    if plan["classes"] != list(found.classes) or not _same_teacher(plan["teacher"], found.teacher_miou):
+        raise SegtailorError(f"{found.folder} has other classes or another teacher than {plan_path}; use another name")
     alone = found.finished(found.baseline) if found.baseline else {}
     added = []
     for (arm, seed), run in found.runs.items():
-        old = rows.get((arm, seed))
-        if run.status not in ("finished", "failed") or (old is not None and old["status"] == "finished"):
+        if run.status not in ("finished", "failed") or rows.get((arm, seed), {}).get("status") == "finished":
             continue
-        path = found.folder / "arms" / arm / f"seed{seed}" / "outcome.json"
-        made_by = {**found.environment, "commit": commit}
-        rows[arm, seed] = slim(json.loads(path.read_text(encoding="utf-8"))) | {
+        path = arm_folder(found.folder, arm, seed) / "outcome.json"
+        if arm in found.recipe["arms"]:
+            plan["recipe"]["arms"].setdefault(arm, found.recipe["arms"][arm])
+        changes = changed(_row_recipe(plan["recipe"], arm), _row_recipe(given(found.recipe), arm))
+        rows[arm, seed] = slim(_read_json(path)) | {
             "alone_seconds": alone[seed].seconds_shared if seed in alone else None,
-            **{key: made_by.get(key) for key in VERSIONS},
+            **{key: {**found.environment, "commit": commit}.get(key) for key in VERSIONS},
             **({"changes": changes} if changes else {}),
         }
-        if "CPU" in str(made_by.get("device")):
+        if "CPU" in str(found.environment.get("device")):
             rows[arm, seed].pop("peak_bytes", None)  # on a CPU the peak depends on the order of the arms
         if run.outcome is not None and run.outcome.images is not None:
             images[arm, seed] = run.outcome.images
         added.append((arm, seed))
+    plan["arms"] = list(dict.fromkeys([*plan["arms"], *(arm for arm, _ in added)]))
+    plan["seeds"] = plan["recipe"]["seeds"] = list(dict.fromkeys([*plan["seeds"], *(seed for _, seed in added)]))
     save_record(out, {**plan, **about}, rows, images)
     return added
 
@@ -81,14 +76,15 @@ def save_record(out: str | Path, plan: Mapping[str, Any], rows: Mapping[Key, Row
     keys = [(arm, seed) for arm in plan["arms"] for seed in plan["seeds"]]
     kept = [key for key in keys if key in images]
     if kept:
-        arrays = {
-            "arms": np.array([arm for arm, _ in kept]),
-            "seeds": np.array([seed for _, seed in kept], dtype=np.int32),
-            "hits": np.stack([images[key].hits for key in kept]).astype(np.int32),
-            "unions": np.stack([images[key].unions for key in kept]).astype(np.int32),
-            "targets": np.array([images[key].targets for key in kept]),
-        }
-        write_atomically(images_path, lambda file: np.savez_compressed(file, **arrays))
+        hits, unions = (np.stack([getattr(images[key], name) for key in kept]) for name in ("hits", "unions"))
+        names, targets = [arm for arm, _ in kept], [images[key].targets for key in kept]
+        write_atomically(
+            images_path,
+            lambda file: np.savez_compressed(
+                file, arms=np.array(names), seeds=np.array([seed for _, seed in kept], dtype=np.int32),
+                hits=hits.astype(np.int32), unions=unions.astype(np.int32), targets=np.array(targets),
+            ),
+        )  # fmt: skip
     lines = "".join(json.dumps(rows[key]) + "\n" for key in keys if key in rows)
     write_atomically(rows_path, lambda file: file.write(lines.encode()))
     write_atomically(plan_path, lambda file: file.write((json.dumps(plan, indent=1) + "\n").encode()))
@@ -100,17 +96,9 @@ def read_record(path: str | Path) -> Comparison:
     Raises SegtailorError where a file cannot be read or a row is damaged: what a repository keeps is whole.
     """
     plan_path, rows_path, images_path = _paths(path)
-    plan = _read_json(plan_path)
-    try:
-        found = Comparison(
-            folder=plan_path.parent, name=plan["name"], arms=tuple(plan["arms"]), baseline=plan["baseline"],
-            seeds=tuple(plan["seeds"]), classes=tuple(plan["classes"]), data=plan["data"], teacher=plan["teacher"],
-            recipe=plan["recipe"], environment=plan["environment"],
-        )  # fmt: skip
-    except (KeyError, TypeError) as error:
-        raise SegtailorError(f"{plan_path} is damaged ({error}); restore it") from error
-    if found.teacher is not None and not is_number(found.teacher.get("miou"), 0, 1):
-        raise SegtailorError(f"{plan_path} is damaged (the teacher's miou); restore it")
+    found = plan_of(_read_json(plan_path), str(plan_path), plan_path.parent)
+    if found.problems:
+        raise SegtailorError(f"{plan_path} is damaged ({found.problems[0]}); restore it")
     rows, images = read_rows(path), _read_images(images_path)
     for key in [(arm, seed) for arm in found.arms for seed in found.seeds]:
         found.runs[key] = _run(key, rows.get(key), images.get(key), found, rows_path)
@@ -169,30 +157,52 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "")
     >>> changed({"train": {"steps": 1, "batch": 8}}, {"train": {"steps": 2, "batch": 8}})
     {'train.steps': 2}
     """
-    found = {}
+    found: dict[str, Any] = {}
     for key in dict.fromkeys([*before, *now]):
         name, old, new = f"{prefix}{key}", before.get(key), now.get(key)
         if old == new or name in (*FREE_TO_CHANGE, "arms", "seeds"):
             continue
-        nested = isinstance(old, Mapping) and isinstance(new, Mapping)
-        found.update(changed(old, new, f"{name}.") if nested else {name: new})
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found.update(changed(old, new, f"{name}."))
+        else:
+            found[name] = new
     return found
+
+
+def _plan(found: Comparison, name: str) -> dict[str, Any]:
+    plan = found.model_dump(mode="json", exclude=_LEFT_OUT) | {"name": name, "recipe": given(found.recipe)}
+    return plan | {"teacher": slim(plan["teacher"]) if plan["teacher"] else None}
+
+
+def _same_teacher(recorded: Mapping[str, Any] | None, miou: float | None) -> bool:
+    """Whether the scores are of one teacher, as far as machines differ."""
+    if recorded is None or miou is None:
+        return recorded is None and miou is None
+    return abs(float(recorded["miou"]) - miou) < SAME_TEACHER
+
+
+def _row_recipe(recipe: Mapping[str, Any], arm: str) -> dict[str, Any]:
+    """Return ``recipe`` with what the arm sets, in the places of a recipe of `distill`."""
+    own = given(recipe["arms"].get(arm) or {})
+    train = {key: own[key] for key in ("optimizer", "schedule", "aux_weight", "clip") if key in own}
+    row = {**recipe, **{key: own[key] for key in ("method", "student") if key in own}}
+    return {**row, "train": {**recipe.get("train", {}), **train}}
 
 
 def _run(key: Key, row: Row | None, images: ImageCounts | None, found: Comparison, path: Path) -> ArmRun:
     if row is None:
         return ArmRun(*key, "missing")
-    if row.get("status") == "failed":
-        return ArmRun(*key, "failed", str(row.get("reason") or ""))
     try:
-        outcome: Outcome = read_outcome(row, len(found.classes))
-    except (KeyError, ValueError) as error:
+        run = run_of(row, *key, len(found.classes))
+    except ValueError as error:
         raise SegtailorError(f"{path}: {key[0]}, seed {key[1]} is damaged ({reason(error)}); restore it") from error
-    if images is not None and abs(images.miou - outcome.miou) > 1e-5:
-        raise SegtailorError(
-            f"{path}: {key[0]}, seed {key[1]} has mIoU {outcome.miou:.6f}, its images {images.miou:.6f}; restore it"
-        )
-    return ArmRun(*key, "finished", "", replace(outcome, images=images))
+    if run.outcome is not None and images is not None:
+        scores = (run.outcome.miou, images.miou)
+        if abs(scores[0] - scores[1]) > 1e-5:
+            where = f"{path}: {key[0]}, seed {key[1]}"
+            raise SegtailorError(f"{where} has mIoU {scores[0]:.6f}, its images {scores[1]:.6f}; restore it")
+        run.outcome.images = images
+    return run
 
 
 def _read_images(path: Path) -> dict[Key, ImageCounts]:

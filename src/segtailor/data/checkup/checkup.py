@@ -28,8 +28,8 @@ from segtailor.data.checkup.report import HISTOGRAM, CheckReport, write_report
 from segtailor.data.checkup.rules import OWN, Rules, rules_of
 from segtailor.data.checkup.scan import Opened, open_splits, scan
 from segtailor.data.checkup.values import find_values
-from segtailor.data.files import MaskDataset
 from segtailor.data.masks import ColorValues
+from segtailor.data.paired import MaskDataset
 from segtailor.errors import SegtailorError
 
 # Kinds of findings that change the classes of every mask they name.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from segtailor.data.base import SegmentationDataset, some
 from segtailor.data.checkup.examine import Examined
 from segtailor.data.checkup.finding import Finding, Place, count
-from segtailor.data.files import MaskDataset
+from segtailor.data.paired import MaskDataset
 from segtailor.files import VOID
 
 MOSTLY_VOID = 0.5

@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from segtailor.data import unpaired as left
+from segtailor.data import pairing as left
 from segtailor.data.checkup.examine import COLORED, Examined
 from segtailor.data.checkup.finding import Finding, Place, Severity, count
 from segtailor.data.checkup.scan import Opened
-from segtailor.data.files import FileDataset
-from segtailor.data.read import IMAGE_SUFFIXES, SIDEWAYS
+from segtailor.data.image_io import IMAGE_SUFFIXES, SIDEWAYS
+from segtailor.data.paired import FileDataset
 from segtailor.files import Size
 
 # What is wrong with files that were left out: kind, severity, words for one and several, what to do.

@@ -12,8 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from segtailor.data.base import SegmentationDataset
-from segtailor.data.files import FileDataset, MaskDataset, read_index_mask
-from segtailor.data.read import (
+from segtailor.data.image_io import (
     FORMATS,
     Source,
     UnreadableFile,
@@ -22,7 +21,8 @@ from segtailor.data.read import (
     resize_image,
     turn_upright,
 )
-from segtailor.data.unlabelled import UnlabelledImages
+from segtailor.data.paired import FileDataset, MaskDataset, read_index_mask
+from segtailor.data.pseudo import UnlabelledImages
 from segtailor.errors import SegtailorError
 from segtailor.files import Color, Size
 

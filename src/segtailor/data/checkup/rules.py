@@ -8,8 +8,8 @@ from typing import Any
 
 from segtailor.config import DataConfig
 from segtailor.data.base import SegmentationDataset
-from segtailor.data.files import FileDataset, MaskDataset, MaskValues, read_index_mask
-from segtailor.data.palette import distinct_colors
+from segtailor.data.classes_file import distinct_colors
+from segtailor.data.paired import FileDataset, MaskDataset, MaskValues, read_index_mask
 from segtailor.files import VOID, Color
 
 # Data sets whose masks are computed: no file holds the numbers.

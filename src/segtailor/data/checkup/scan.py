@@ -15,9 +15,9 @@ from segtailor.config import DataConfig
 from segtailor.data import create_dataset
 from segtailor.data.base import SegmentationDataset
 from segtailor.data.checkup.examine import Examined, examine
-from segtailor.data.files import FileDataset, MaskDataset
-from segtailor.data.unlabelled import UnlabelledImages, open_unlabelled
-from segtailor.data.unpaired import Unpaired, collect_unpaired
+from segtailor.data.paired import FileDataset, MaskDataset
+from segtailor.data.pairing import MissingFiles, collect_missing
+from segtailor.data.pseudo import UnlabelledImages, open_unlabelled
 from segtailor.errors import SegtailorError
 
 TEST = "test"
@@ -28,7 +28,7 @@ class OpenedSplit(NamedTuple):
     """One split, and the files that were left out of it."""
 
     dataset: SegmentationDataset
-    unpaired: Unpaired
+    unpaired: MissingFiles
 
 
 class Opened(NamedTuple):
@@ -75,7 +75,7 @@ def open_splits(config: DataConfig, splits: Sequence[str] | None = None) -> Open
 
 
 def _open(config: DataConfig, split: str) -> OpenedSplit:
-    with collect_unpaired() as unpaired:
+    with collect_missing() as unpaired:
         dataset = create_dataset(config, split, training=split == config.train_split)
     return OpenedSplit(dataset, unpaired)
 

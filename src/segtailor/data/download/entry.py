@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from segtailor.data.benchmark import BenchmarkDataset
 from segtailor.data.download.archive import Archive
 from segtailor.data.download.matlab import Track
-from segtailor.data.known import Known
 
 Convert = Callable[[Path, Track], str]
 """Turns the MATLAB files that were unpacked under a root into what the reader expects, and says what it did."""
@@ -17,7 +17,7 @@ Convert = Callable[[Path, Track], str]
 class Download(NamedTuple):
     """A data set that anyone may fetch; ``variant`` is set where only some of the data set's variants are in it."""
 
-    known: Known
+    known: BenchmarkDataset
     home: str
     archives: tuple[Archive, ...]
     convert: Convert | None = None
@@ -39,7 +39,7 @@ class Download(NamedTuple):
         size = sum(archive.length for archive in self.archives)
         lines = [
             f"{self.label}: {size / 1e9:.1f} GB, into {root or self.root}",
-            f"licence: {self.known.licence}",
+            f"license: {self.known.license}",
             f"terms:   {self.home}",
         ]
         for archive in self.archives:
@@ -55,7 +55,7 @@ class Download(NamedTuple):
 class Manual(NamedTuple):
     """A data set that its publishers give only to those who ask; in ``steps``, ROOT is where it goes."""
 
-    known: Known
+    known: BenchmarkDataset
     home: str
     steps: tuple[str, ...]
 
@@ -64,7 +64,7 @@ class Manual(NamedTuple):
         folder = root or self.known.root
         lines = [
             f"{self.known.name} is not fetched by segtailor; get it yourself:",
-            f"licence: {self.known.licence}",
+            f"license: {self.known.license}",
             f"from:    {self.home}",
         ]
         lines += [f"  {number}. {step.replace('ROOT', str(folder))}" for number, step in enumerate(self.steps, 1)]

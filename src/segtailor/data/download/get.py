@@ -18,7 +18,7 @@ from segtailor.data.download.fetch import fetch
 from segtailor.data.download.matlab import SCRATCH
 from segtailor.data.download.unpack import unpack
 from segtailor.data.download.verify import find_fault
-from segtailor.data.mat_masks import require_scipy
+from segtailor.data.image_io import require_scipy
 from segtailor.errors import SegtailorError
 
 FOLDER = "downloads"

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segtailor.data.coco_stuff import read_labels
-from segtailor.data.files import read_index_mask
-from segtailor.data.pairs import Pair
-from segtailor.data.read import UnreadableFile, unreadable
+from segtailor.data.image_io import UnreadableFile, unreadable
+from segtailor.data.paired import read_index_mask
+from segtailor.data.pairing import Pair
 from segtailor.errors import SegtailorError
 
 SCRATCH = ".matlab"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from segtailor.data.read import read_image, read_mask, turn_upright
+from segtailor.data.image_io import read_image, read_mask, turn_upright
 from segtailor.files import VOID, Color, Size
 
 Encoding = Literal["raw", "png", "jpeg", "keep"]

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
 from segtailor.data.base import Sample, check_classes, some
-from segtailor.data.files import MaskDataset, MaskValues, Raw
+from segtailor.data.image_io import UnreadableFile, resize_image, resize_mask
 from segtailor.data.pack.encode import decode_image, decode_target
 from segtailor.data.pack.manifest import COLUMNS, Index, Manifest, PackedSplit, read_json, read_manifest
 from segtailor.data.pack.shards import OpenShards
-from segtailor.data.read import UnreadableFile, resize_image, resize_mask
+from segtailor.data.paired import MaskDataset, MaskValues, Raw
 from segtailor.errors import SegtailorError, unknown
 from segtailor.files import Size
 
@@ -38,7 +38,7 @@ class PackedDataset(MaskDataset):
             classes=tuple(manifest.classes),
             palette=tuple(manifest.palette),
             mean_color=manifest.mean_color,
-            licence=manifest.licence,
+            license=manifest.licence,
             values=MaskValues({index: index for index in range(len(manifest.classes))}),
             size=size,
             training=training,

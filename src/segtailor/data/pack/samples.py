@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from segtailor.data.base import SegmentationDataset
-from segtailor.data.files import FileDataset
 from segtailor.data.pack.encode import Encoding, Loss, decode_image, encode_image, encode_target, measure_loss
+from segtailor.data.paired import FileDataset
 from segtailor.errors import SegtailorError
 from segtailor.files import Size
 

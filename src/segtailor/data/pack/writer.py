@@ -10,12 +10,12 @@ from typing import Any
 from segtailor.config import DataConfig, Strict
 from segtailor.data import create_dataset
 from segtailor.data.base import SegmentationDataset
-from segtailor.data.files import FileDataset
 from segtailor.data.pack.encode import ENCODINGS, Encoding, Loss
 from segtailor.data.pack.manifest import MANIFEST, PLAN, Manifest, PackedSplit, Shard, figures, read_json, write_json
 from segtailor.data.pack.samples import Encoder
 from segtailor.data.pack.shards import BLOCK
 from segtailor.data.pack.split import finished_shards, index_name, shard_name, write_shards
+from segtailor.data.paired import FileDataset
 from segtailor.errors import SegtailorError, unknown
 
 SHARD_MB = 256
@@ -81,7 +81,7 @@ def pack(
         classes=list(first.classes),
         palette=list(first.palette),
         mean_color=first.mean_color,
-        licence=first.licence,
+        licence=first.license,
         encoding=kind,
         quality=plan.quality,
         size=config.size,

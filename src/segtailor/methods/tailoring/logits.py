@@ -99,6 +99,30 @@ def tailor_clean(teacher: Tensor, atoms: Atoms) -> tuple[Tensor, Tensor]:
     return tailor(teacher, atoms, trusted, atoms.outside.sum(2, keepdim=True).clamp(min=1))
 
 
+def tailored_map(logits: Tensor, target: Tensor, published: bool) -> Tensor:
+    """Return the teacher's ``logits`` (B,K,h,w) as tailored for each pixel of ``target`` (B,H,W): (B,K,H,W).
+
+    A void pixel keeps its logits; as published it is one of the others.
+
+    >>> tailored_map(torch.tensor([[[[1.0, 3.0, -4.0]]]]), torch.tensor([[[0, 0, 255]]]), published=False).tolist()
+    [[[[2.0, 3.0, -4.0]]]]
+    """
+    classes, size, (height, width) = logits.shape[1], logits.shape[2:], target.shape[1:]
+    flat = full_precision(logits).flatten(2)
+    atoms = count_atoms(target, classes, (size[0], size[1]), with_void=published)
+    if published:
+        raised, capped = tailor(flat, atoms, atoms.inside * (flat > 0), height * width)
+    else:
+        raised, capped = tailor_clean(flat, atoms)
+    row = torch.arange(height, device=target.device) * size[0] // height
+    column = torch.arange(width, device=target.device) * size[1] // width
+    cell = row.unsqueeze(1) * size[1] + column
+    label = target.long().unsqueeze(1)
+    inside = label == torch.arange(classes, device=target.device).view(1, -1, 1, 1)
+    tailored = torch.where(inside, raised[:, :, cell], capped[:, :, cell])
+    return tailored if published else torch.where(label < classes, tailored, flat[:, :, cell])
+
+
 def clean_terms(student: Tensor, teacher: Tensor, target: Tensor, temperature: float) -> LogitTerms:
     """Return the three mended terms: only the teacher is tailored, and void is left out everywhere.
 

@@ -9,7 +9,7 @@ from segtailor.report.comparison.heat import Heat, heat, mean_gain
 from segtailor.report.comparison.plot import Curve, Plot, draw, height
 from segtailor.report.comparison.series import Quad
 from segtailor.report.comparison.source import Source
-from segtailor.report.quantities import percent, points
+from segtailor.results.formatting import percent, points
 
 Band = tuple[int, int | None]
 """Pixels above the first and up to the second away from another label."""
@@ -50,7 +50,7 @@ def boundary_gains(source: Source) -> BoundaryGains | None:
     by_arm = {arm: [gains.get(band) for band in bands] for arm, gains in found.items()}
     rows = [[sum(gains) / len(gains) if gains else None for gains in row] for row in by_arm.values()]
     measured = [rows for rows in alone.values() if rows]
-    teacher = _rows((source.comparison.teacher or {}).get("boundary"))
+    teacher = _rows(source.comparison.teacher.boundary if source.comparison.teacher else None)
     return BoundaryGains(
         _plot(bands, by_arm),
         [_name(band) for band in bands],

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from segtailor.report.comparison.heat import Heat, heat, mean_gain
 from segtailor.report.comparison.source import Source
-from segtailor.report.quantities import percent
+from segtailor.results.formatting import percent
 
 
 @dataclass

@@ -8,7 +8,7 @@ from itertools import pairwise
 from segtailor.report.comparison.plot import Curve, Plot, draw, height
 from segtailor.report.comparison.series import Series, arm_series, scores
 from segtailor.report.comparison.source import Source
-from segtailor.report.quantities import percent
+from segtailor.results.formatting import percent
 
 CLIMB = 0.2
 """Share of the steps whose steep climb may leave the plots at the bottom: what follows would be a flat line."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from segtailor.comparison.leaderboard import ArmResult
-from segtailor.comparison.statistics import MIN_SEEDS
 from segtailor.report.comparison.source import Source
 from segtailor.report.page import Card
-from segtailor.report.quantities import percent, points
+from segtailor.results.formatting import percent, points
+from segtailor.results.leaderboard import ArmResult
+from segtailor.results.statistics import MIN_SEEDS
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from segtailor.report.curves import nice_ticks
-from segtailor.report.quantities import points
+from segtailor.results.formatting import points
 
 
 @dataclass

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from segtailor.comparison.bootstrap import ImageBootstrap
-from segtailor.comparison.leaderboard import ArmResult
-from segtailor.comparison.statistics import Interval, Spread
 from segtailor.report.comparison.source import Source
 from segtailor.report.curves import share
-from segtailor.report.quantities import MISSING, duration, percent, points, scaled, unit_of
+from segtailor.results.formatting import MISSING, duration, percent, points, scaled, unit_of
+from segtailor.results.leaderboard import ArmResult
+from segtailor.results.statistics import ImageBootstrap, Interval, Spread
 
 LONGEST_REASON = 120  # in the table; the page's list of problems has it whole
 Units = tuple[tuple[float, str], tuple[float, str]]
@@ -64,7 +64,7 @@ def leaderboard(source: Source) -> Table:
     arms = source.board.arms
     everything = [score for result in arms for score in result.scores.values()]
     low, high = (min(everything), max(everything)) if everything else (0.0, 1.0)
-    teacher = source.comparison.teacher or {}
+    teacher: Any = source.comparison.teacher or {}
     parameters = unit_of([teacher.get("parameters"), *(result.parameters for result in arms)])
     costs = unit_of([teacher.get("multiply_adds"), *(result.multiply_adds for result in arms)])
     rows = [_row(source, result, (low, high), (parameters, costs)) for result in arms]

@@ -7,7 +7,6 @@ from typing import Any
 import yaml
 
 from segtailor._version import __version__
-from segtailor.comparison.notes import header, remarks
 from segtailor.report.comparison.boundary import boundary_gains
 from segtailor.report.comparison.classes import class_gains
 from segtailor.report.comparison.curves import score_curves
@@ -18,6 +17,7 @@ from segtailor.report.comparison.ranks import rank_plot
 from segtailor.report.comparison.scatter import cost_plots
 from segtailor.report.comparison.source import Source
 from segtailor.report.comparison.terms import tailoring_terms
+from segtailor.results.tables import header, remarks
 
 READING = (
     "Curves: the line is the mean over the seeds that have finished, the band reaches from the lowest to the highest "

@@ -7,7 +7,7 @@ from typing import Any
 
 from segtailor.report.comparison.source import Source
 from segtailor.report.pictures import WIDTHS, Picture, read_picture
-from segtailor.report.quantities import percent
+from segtailor.results.formatting import percent
 
 SAMPLE_BUDGET = 2_700_000  # bytes of data URIs; with all else the page stays below 5 MB
 TAILORING_BUDGET = 700_000

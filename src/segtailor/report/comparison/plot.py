@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from segtailor.report.comparison.series import Quad
 from segtailor.report.curves import Mark, Point, moving_average, nice_ticks, share, svg_path
-from segtailor.report.quantities import compact
+from segtailor.results.formatting import compact
 
 
 @dataclass

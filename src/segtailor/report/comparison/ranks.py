@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from segtailor.comparison.statistics import ranks
 from segtailor.report.comparison.source import Source
+from segtailor.results.statistics import ranks
 
 
 @dataclass

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from segtailor.comparison.leaderboard import ArmResult
 from segtailor.report.comparison.labels import place_labels
 from segtailor.report.comparison.source import Source
 from segtailor.report.curves import Mark, nice_ticks, share
-from segtailor.report.quantities import compact, duration, points
+from segtailor.results.formatting import compact, duration, points
+from segtailor.results.leaderboard import ArmResult
 
 # plots in pixels for which labels are placed: names on a wide page, numbers on a narrow one
 WIDE, NARROW = (470.0, 320.0), (270.0, 250.0)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segtailor.comparison import Comparison, Leaderboard, read_comparison, summarise
-from segtailor.comparison.leaderboard import ArmResult
-from segtailor.comparison.statistics import MIN_SEEDS
 from segtailor.engine.logging import read_metrics
 from segtailor.files import Color
 from segtailor.report.read import Records
+from segtailor.results.leaderboard import ArmResult, Leaderboard, summarise
+from segtailor.results.model import Comparison, read_comparison
+from segtailor.results.statistics import MIN_SEEDS
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Source:
         count = len(self.comparison.classes)
         if len(given) >= count:
             return given[:count]
-        from segtailor.data.palette import distinct_colors
+        from segtailor.data.classes_file import distinct_colors
 
         return list(distinct_colors(count))
 

@@ -1,0 +1,137 @@
+"""Benchmark data sets: what their publishers state, and opening a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from segtailor.config import DataConfig
+from segtailor.data.classes_file import ClassesFile, read_classes
+from segtailor.data.masks import index_values
+from segtailor.data.paired import FileDataset, MaskValues
+from segtailor.data.pairing import Pair, require_folder
+from segtailor.errors import SegtailorError, unknown
+
+TABLES = Path(__file__).parent / "classes"
+# Fields that describe images of a user's own.
+OWN_FIELDS = ("classes", "splits", "masks", "annotations")
+
+
+class Variant(NamedTuple):
+    """One form of a data set: the classes of ``classes/TABLE.yaml``, and its splits with the published image counts.
+
+    ``without`` names labels of the table that are no classes: their mask values are void, or, unless
+    ``without_is_void``, errors.
+    """
+
+    name: str
+    table: str
+    splits: Mapping[str, int]
+    without: tuple[str, ...] = ()
+    without_is_void: bool = True
+
+    @property
+    def described(self) -> ClassesFile:
+        """The classes, their colors and mask values."""
+        return _read_table(self.table, self.without, self.without_is_void)
+
+    @property
+    def classes(self) -> list[str]:
+        """The class names."""
+        return self.described.classes
+
+
+@cache
+def _read_table(table: str, without: tuple[str, ...], void: bool) -> ClassesFile:
+    whole = read_classes(TABLES / f"{table}.yaml")
+    return whole.without(without, void) if without else whole
+
+
+class BenchmarkDataset(NamedTuple):
+    """A data set that segtailor knows: ``variants`` begin with the default; ``root`` is where it lies by default."""
+
+    name: str
+    title: str
+    license: str
+    root: Path
+    variants: tuple[Variant, ...]
+
+    def variant(self, config: DataConfig) -> Variant:
+        """Return the variant that ``config`` asks for; raises ``SegtailorError`` for one that there is not.
+
+        So it does for fields that only describe images of a user's own.
+        """
+        given = [f"data.{field}" for field in OWN_FIELDS if getattr(config, field) is not None]
+        if given:
+            say, them = ("describes", "it") if len(given) == 1 else ("describe", "them")
+            raise SegtailorError(
+                f"{' and '.join(given)} {say} images of your own, but {self.name} is a known data set; leave {them} "
+                "out, or set data.name: folder"
+            )
+        if config.variant is None:
+            return self.variants[0]
+        found = next((variant for variant in self.variants if variant.name == config.variant), None)
+        if found is None and len(self.variants) == 1:
+            raise SegtailorError(f"{self.name} has no variants; leave data.variant out ('{config.variant}')")
+        if found is None:
+            raise unknown(f"variant of {self.name}", config.variant, [variant.name for variant in self.variants])
+        return found
+
+    def require_split(self, variant: Variant, split: str, hint: str = "") -> None:
+        """Raise ``SegtailorError`` when ``variant`` has no ``split``."""
+        if split not in variant.splits:
+            where = self.name if len(self.variants) == 1 else f"{self.name} ({variant.name})"
+            raise unknown(f"split of {where}", split, variant.splits, hint)
+
+    def find_root(self, config: DataConfig, inner: Sequence[str], hint: str) -> Path:
+        """Return ``config.root`` or the default one, or the first of the folders ``inner`` in it that is there."""
+        root = require_folder(config.root or self.root, hint)
+        return next((root / name for name in inner if (root / name).is_dir()), root)
+
+    def values(self, config: DataConfig, variant: Variant) -> MaskValues:
+        """Return what the masks of ``variant`` hold, unless ``config`` says otherwise."""
+        described = variant.described
+        if config.values is None and config.void is None and not config.reduce_zero_label:
+            hint = "set data.values, data.void or data.reduce_zero_label if your masks differ from those published"
+            numbers = described.class_values()
+            return MaskValues({number: index for index, number in enumerate(numbers)}, described.void, hint)
+        return index_values(config, described, self.name)
+
+    def open(
+        self,
+        pairs: Sequence[Pair],
+        config: DataConfig,
+        variant: Variant,
+        split: str,
+        training: bool,
+        values: MaskValues | None = None,
+        read_mask: Callable[[Pair], NDArray[Any]] | None = None,
+    ) -> FileDataset:
+        """Return ``pairs`` as the ``split`` of ``variant``; ``values`` are those of :meth:`values` by default."""
+        described = variant.described
+        return FileDataset(
+            pairs,
+            read_mask=read_mask,
+            expected=variant.splits.get(split),
+            name=self.name,
+            split=split,
+            classes=tuple(described.classes),
+            palette=described.colors(),
+            mean_color=described.mean_color,
+            license=self.license,
+            values=values or self.values(config, variant),
+            size=config.size,
+            training=training,
+        )
+
+
+def first_folder(root: Path, names: Sequence[str], hint: str) -> Path:
+    """Return the first of the folders ``names`` under ``root`` that is there; raises ``SegtailorError`` without any."""
+    found = next((root / name for name in names if (root / name).is_dir()), None)
+    if found is None:
+        raise SegtailorError(f"no such folder: {' or '.join(str(root / name) for name in names)}; {hint}")
+    return found

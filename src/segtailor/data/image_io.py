@@ -1,0 +1,208 @@
+"""Reading image and mask files, and resizing them."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
+
+from segtailor.errors import SegtailorError
+from segtailor.files import Size
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"})
+MASK_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm"})
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
+# torchvision decodes JPEG 1.6 times as fast as Pillow, and both refuse a truncated file. It decodes PNG no faster, and
+# a damaged one can end the process (a segmentation fault in 0.29), so everything else is Pillow's.
+JPEG_SUFFIXES, JPEG_START = frozenset({".jpg", ".jpeg"}), b"\xff\xd8"
+# Modes whose pixels are the stored numbers: grey, palette index, 16 and 32 bit.
+INDEX_MODES = frozenset({"L", "P", "1", "I", "I;16", "I;16B", "I;16L"})
+# EXIF's note on how the camera was held, and its values that exchange height and width.
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
+
+Source = Path | bytes
+"""A file, or the content of one."""
+
+
+class UnreadableFile(Exception):  # noqa: N818
+    """A file that cannot be decoded; the message is a short reason without the path."""
+
+
+def read_image(source: Source) -> Tensor:
+    """Return the image in ``source`` as RGB uint8 (3,H,W); raises ``UnreadableFile``.
+
+    The pixels are those stored: notes on orientation are not applied (see :func:`turn_upright`).
+    """
+    try:
+        encoded = _jpeg(source)
+        if encoded is not None:
+            return decode_jpeg(encoded, mode=ImageReadMode.RGB)  # type: ignore[no-any-return]
+        with Image.open(_opened(source), formats=FORMATS) as file:
+            if file.mode.startswith("I;16"):  # Pillow would clip: the high byte is the 8-bit image
+                high = (np.array(file) >> 8).astype(np.uint8)
+                return torch.from_numpy(high).expand(3, *high.shape)
+            return torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1)
+    except (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableFile(_reason(source, error)) from error
+
+
+def read_mask(source: Source) -> NDArray[Any]:
+    """Return the numbers stored in the mask in ``source`` (H,W): palette files give indices, not colours.
+
+    The result is uint8, or int32 where the file holds more than a byte. Raises ``UnreadableFile``, also for a mask of
+    colours and for a JPEG, whose values are not those that were saved.
+    """
+    with open_mask(source) as file:
+        if file.mode not in INDEX_MODES:
+            hint = ": set data.masks: color if its colours are the classes" if file.mode in ("RGB", "RGBA") else ""
+            raise UnreadableFile(f"a mask holds one class index a pixel, but its mode is {file.mode}{hint}")
+        mask = np.array(file)
+    return narrow(mask)
+
+
+def narrow(mask: NDArray[Any]) -> NDArray[Any]:
+    """Return whole numbers ``mask`` as uint8 where they fit, else as int32."""
+    if mask.dtype == np.uint8 or mask.dtype == np.bool_:
+        return mask.astype(np.uint8, copy=False)
+    wide = mask.astype(np.int32)
+    return wide.astype(np.uint8) if wide.min(initial=0) >= 0 and wide.max(initial=0) <= 255 else wide
+
+
+@contextmanager
+def open_mask(source: Source) -> Iterator[Image.Image]:
+    """Open the mask in ``source`` for decoding; raises ``UnreadableFile``, also for a JPEG and while decoding."""
+    try:
+        with Image.open(_opened(source), formats=FORMATS) as file:
+            if file.format == "JPEG":
+                raise UnreadableFile("a mask must not be a JPEG, which changes its values")
+            yield file
+    except (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableFile(_reason(source, error)) from error
+
+
+def turn_upright(image: Tensor, source: Source, size: Size) -> Tensor:
+    """Return ``image`` (3,H,W) of ``source`` turned as its EXIF note says where only then it has its mask's ``size``.
+
+    Annotation tools show a photo upright, so its mask is upright, too; masks made from the stored pixels are not. The
+    mask's size tells which it is. Nothing is read again unless height and width are exchanged.
+    """
+    height, width = image.shape[-2:]
+    if height == width or (width, height) != size:
+        return image
+    orientation = read_orientation(source)
+    if orientation not in SIDEWAYS:
+        return image
+    turned = image.transpose(-2, -1)
+    flips = {5: (), 6: (-1,), 7: (-2, -1), 8: (-2,)}[orientation]
+    return turned.flip(flips).contiguous()
+
+
+def read_orientation(source: Source) -> int:
+    """Return the EXIF orientation of the image in ``source``: 1 is upright, and what it is without a note."""
+    try:
+        with Image.open(_opened(source), formats=FORMATS) as file:
+            return int(file.getexif().get(ORIENTATION, 1))
+    except (OSError, RuntimeError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
+        return 1
+
+
+def _opened(source: Source) -> Path | BytesIO:
+    return BytesIO(source) if isinstance(source, bytes) else source
+
+
+def _jpeg(source: Source) -> Tensor | None:
+    # files of other kinds go by a JPEG's suffix, too
+    if isinstance(source, bytes):
+        return torch.frombuffer(bytearray(source), dtype=torch.uint8) if source.startswith(JPEG_START) else None
+    if source.suffix.lower() not in JPEG_SUFFIXES:
+        return None
+    encoded = read_file(str(source))
+    return encoded if bytes(encoded[:2].tolist()) == JPEG_START else None
+
+
+def resize_image(image: Tensor, size: Size) -> Tensor:
+    """Return ``image`` (3,H,W) at ``size``, bilinear and antialiased."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+
+
+def resize_mask(mask: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+    """Return ``mask`` (H,W) at ``size``, nearest at pixel centres (torch's ``nearest-exact``)."""
+    if mask.shape == size:
+        return mask
+    rows, columns = (nearest(0, out, out, old) for out, old in zip(size, mask.shape, strict=True))
+    return mask[rows][:, columns]
+
+
+def nearest(first: int, count: int, out: int, old: int) -> NDArray[np.int64]:
+    """Return the source indices of outputs ``first .. first + count`` when ``old`` pixels become ``out``.
+
+    ``floor((i + 0.5) * old / out)`` in 32-bit floats, as torch's ``nearest-exact`` computes it.
+    """
+    scale = np.float32(old) / np.float32(out)
+    centres = np.arange(first, first + count, dtype=np.float32) + np.float32(0.5)
+    return np.minimum((centres * scale).astype(np.int64), old - 1)
+
+
+def _reason(source: Source, error: BaseException) -> str:
+    # the decoders' own messages are long and name their source files
+    try:
+        with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+            if not file.read(1):
+                return "the file is empty"
+    except FileNotFoundError:
+        return "no such file"
+    except OSError as problem:
+        return f"cannot be opened: {problem.strerror}"
+    text = str(error).lower() if isinstance(source, bytes) else str(error).replace(str(source), "").lower()
+    if any(word in text for word in ("truncated", "premature", "out of bound read", "incomplete")):
+        return "truncated"
+    return "not a readable image"
+
+
+def unreadable(path: Path, error: UnreadableFile) -> SegtailorError:
+    """Build the error for one unreadable file."""
+    return SegtailorError(f"cannot read {path}: {error}; mend or remove the file and run again")
+
+
+def require_scipy() -> None:
+    """Raise ``SegtailorError`` when MATLAB files cannot be read."""
+    try:
+        import scipy.io
+    except ImportError:
+        raise SegtailorError(
+            'reading masks that are MATLAB files needs the extra data: pip install "segtailor[data]"'
+        ) from None
+    del scipy
+
+
+def read_mat(path: Path, key: str) -> NDArray[Any]:
+    """Return the whole numbers of the variable ``key`` (H,W) of a MATLAB file; raises ``UnreadableFile``."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    damaged = (OSError, ValueError, TypeError, IndexError, NotImplementedError, EOFError, zlib.error, struct.error)
+    try:
+        mask = np.asarray(loadmat(path, variable_names=[key])[key])
+    except FileNotFoundError as error:
+        raise UnreadableFile("no such file") from error
+    except KeyError as error:
+        raise UnreadableFile(f"the MATLAB file holds no '{key}'") from error
+    except (MatReadError, *damaged) as error:
+        raise UnreadableFile("not a readable MATLAB file") from error
+    if mask.ndim != 2 or mask.dtype.kind not in "iub":
+        raise UnreadableFile(f"'{key}' holds no whole numbers by height and width")
+    return narrow(mask)

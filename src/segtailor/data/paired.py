@@ -1,0 +1,180 @@
+"""Data sets of images with masks: decoding, checks and resizing that all readers share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from typing_extensions import Unpack
+
+from segtailor.data.base import MAX_CLASSES, Sample, SegmentationDataset, check_classes, some
+from segtailor.data.image_io import (
+    UnreadableFile,
+    read_image,
+    read_mask,
+    resize_image,
+    resize_mask,
+    turn_upright,
+    unreadable,
+)
+from segtailor.data.pairing import Pair
+from segtailor.errors import SegtailorError
+from segtailor.files import VOID, Color, Size
+
+
+class MaskValues:
+    """What each number stored in a mask means: a class, void, or nothing (an error).
+
+    ``classes`` maps stored values to class indices, ``void`` lists the stored values that are ignored; 255 always is,
+    unless ``classes`` names it. ``hint`` says in an error where a user mends this.
+    """
+
+    def __init__(self, classes: Mapping[int, int], void: Iterable[int] = (), hint: str = "") -> None:
+        self.classes, self.void, self.hint = dict(classes), frozenset(void), hint
+        self.target = np.full(256, VOID, np.uint8)
+        self.known = np.zeros(256, np.bool_)
+        self.known[[VOID, *self.void]] = True
+        for value, index in self.classes.items():
+            self.target[value], self.known[value] = index, True
+        self._all_known = bool(self.known.all())
+
+    def to_target(self, mask: NDArray[Any]) -> NDArray[np.uint8] | None:
+        """Return the target of ``mask`` (H,W); None when it holds a value that means nothing."""
+        if mask.dtype != np.uint8 or not (self._all_known or self.known.take(mask).all()):
+            return None
+        return self.target.take(mask)
+
+    def unknown(self, mask: NDArray[Any]) -> dict[int, int]:
+        """Return value -> count of pixels for the values of ``mask`` that mean nothing."""
+        if mask.dtype != np.uint8:
+            values, counts = np.unique(mask, return_counts=True)
+        else:
+            counts = np.bincount(mask.ravel(), minlength=256)
+            values = np.flatnonzero(counts)
+            counts = counts[values]
+        pairs = zip(values.tolist(), counts.tolist(), strict=True)
+        return {value: count for value, count in pairs if not (0 <= value <= 255 and self.known[value])}
+
+    def describe(self, value: int) -> str:
+        """Return ``value`` as an error names it."""
+        return str(value)
+
+
+class Raw(NamedTuple):
+    """What the storage holds: an image (3,H,W), the numbers in its mask (H,W), a name, and where both lie."""
+
+    image: Tensor
+    mask: NDArray[Any]
+    name: str
+    image_at: str
+    mask_at: str
+
+
+class Description(TypedDict):
+    """What a data set says of itself, and how its samples are read.
+
+    ``size`` (height, width) is what images are resized to, None for their own; masks follow when ``training``.
+    """
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    palette: tuple[Color, ...]
+    mean_color: Color
+    license: str
+    values: MaskValues
+    size: Size | None
+    training: bool
+
+
+class MaskDataset(SegmentationDataset):
+    """Images with masks of numbers that ``values`` gives a meaning, wherever they are stored.
+
+    Those of a ``streamed`` data set come one after the other, while training asks for them.
+    """
+
+    streamed = False
+
+    def __init__(self, **described: Unpack[Description]) -> None:
+        check_classes(described["name"], described["classes"])
+        assert len(described["classes"]) == len(described["palette"]) <= MAX_CLASSES
+        self.name, self.split, self.license = described["name"], described["split"], described["license"]
+        self.classes, self.palette = described["classes"], described["palette"]
+        self.mean_color, self.values = described["mean_color"], described["values"]
+        self.size, self.training = described["size"], described["training"]
+
+    @abstractmethod
+    def read(self, index: int) -> Raw:
+        """Return what is stored as sample ``index``; raises ``SegtailorError`` when it cannot be decoded."""
+
+    def __getitem__(self, index: int, /) -> Sample:
+        """Return sample ``index``; raises ``SegtailorError`` for unreadable files, other sizes and unknown values."""
+        image, mask, name, image_at, mask_at = self.read(index)
+        if tuple(image.shape[-2:]) != mask.shape:
+            raise SegtailorError(f"{image_at} is {shape(image.shape)}, but its mask {mask_at} is {shape(mask.shape)}")
+        target = self.values.to_target(mask)
+        if target is None:
+            unknown = self.values.unknown(mask)
+            common = sorted(unknown, key=lambda value: -unknown[value])
+            named = some([f"{self.values.describe(value)} ({unknown[value]} pixels)" for value in common])
+            raise SegtailorError(
+                f"{mask_at} holds the value{'' if len(unknown) == 1 else 's'} {named}: none of the {self.num_classes} "
+                f"classes and not void{'; ' if self.values.hint else ''}{self.values.hint}"
+            )
+        if self.size is not None:
+            image = resize_image(image, self.size)
+            if self.training:
+                target = resize_mask(target, self.size)
+        return Sample(image, torch.from_numpy(target), name)
+
+
+class FileDataset(MaskDataset):
+    """Pairs of an image and a mask file, read when asked for.
+
+    ``read_mask`` turns a pair into the numbers that ``values`` explains (H,W) and raises ``UnreadableFile``: by default
+    the mask file's own. ``expected`` is the number of pairs that the data set's publishers state, None where nobody
+    does; any number is read. The other keywords are those of :class:`Description`.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        read_mask: Callable[[Pair], NDArray[Any]] | None = None,
+        expected: int | None = None,
+        **described: Unpack[Description],
+    ) -> None:
+        super().__init__(**described)
+        self.pairs, self.expected = tuple(pairs), expected
+        self.read_mask = read_mask or read_index_mask
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def read(self, index: int) -> Raw:
+        """Return what the files of pair ``index`` hold; a photo is turned upright where its mask is."""
+        pair = self.pairs[index]
+        path = pair.image
+        try:
+            image = read_image(path)
+            path = pair.mask
+            mask = self.read_mask(pair)
+        except UnreadableFile as error:
+            raise unreadable(path, error) from error
+        image = turn_upright(image, pair.image, mask.shape)
+        return Raw(image, mask, pair.name, str(pair.image), str(pair.mask))
+
+
+def read_index_mask(pair: Pair) -> NDArray[Any]:
+    """Return the numbers that the mask file of ``pair`` holds (H,W)."""
+    return read_mask(pair.mask)
+
+
+def shape(sizes: Sequence[int]) -> str:
+    """Return the last two of ``sizes`` as 'height x width'."""
+    return f"{sizes[-2]} x {sizes[-1]}"

@@ -1,0 +1,222 @@
+"""Which mask belongs to which image, checked from the file names when a data set is opened."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from segtailor.data.base import some
+from segtailor.data.image_io import IMAGE_SUFFIXES, MASK_SUFFIXES
+from segtailor.errors import SegtailorError
+
+NO_MASK, NO_IMAGE = "image without a mask", "mask without an image"
+TWICE, NO_CLASS = "several files of one name", "mask that names no class"
+MISSING_IMAGE, MISSING_MASK = "listed image is missing", "listed mask is missing"
+NOT_AN_IMAGE = "not an image"
+
+MissingFiles = dict[str, list[str]]
+"""Paths, or listed names, by what is wrong with them."""
+
+_found: ContextVar[MissingFiles | None] = ContextVar("unpaired", default=None)
+
+
+@contextmanager
+def collect_missing() -> Iterator[MissingFiles]:
+    """Let listings go on without the files that they cannot use while the block runs; it yields what they left out."""
+    found: MissingFiles = {}
+    token = _found.set(found)
+    try:
+        yield found
+    finally:
+        _found.reset(token)
+
+
+def collecting() -> bool:
+    """Return whether listings go on without the files that they cannot use."""
+    return _found.get() is not None
+
+
+def record_missing(files: Mapping[str, Iterable[Path | str]]) -> bool:
+    """Note ``files`` by what is wrong with them and return True; False when a listing must raise instead."""
+    found = _found.get()
+    if found is None:
+        return False
+    for problem, paths in files.items():
+        if listed := [str(path) for path in paths]:
+            found.setdefault(problem, []).extend(listed)
+    return True
+
+
+class Pair(NamedTuple):
+    """An image file, its mask file, and the name that both go by."""
+
+    image: Path
+    mask: Path
+    name: str
+
+
+def require_folder(folder: Path, hint: str) -> Path:
+    """Return ``folder``; raises ``SegtailorError`` when it is missing."""
+    if not folder.is_dir():
+        raise SegtailorError(f"no such folder: {folder}; {hint}")
+    return folder
+
+
+def pair_folders(
+    images: Path,
+    masks: Path,
+    where: str,
+    image_key: Callable[[str], str | None] = lambda stem: stem,
+    mask_key: Callable[[str], str | None] = lambda stem: stem,
+) -> tuple[Pair, ...]:
+    """Pair the files below ``images`` and ``masks`` by path without suffix, sorted by name.
+
+    ``image_key`` and ``mask_key`` turn that path (with ``/``) into the common name; None passes a file over. Raises
+    ``SegtailorError`` for images without mask, masks without image, and two files of one name.
+    """
+    found_images = files_by_key(images, IMAGE_SUFFIXES, image_key, where)
+    # a JPEG is listed as well, so that a folder of JPEG masks is called that when it is read
+    found_masks = files_by_key(masks, MASK_SUFFIXES | {".jpg", ".jpeg"}, mask_key, where)
+    if not found_images and not found_masks:
+        raise SegtailorError(f"no images in {images} and no masks in {masks} ({where}); check data.root and the layout")
+    no_mask = sorted(found_images.keys() - found_masks.keys())
+    no_image = sorted(found_masks.keys() - found_images.keys())
+    problems = []
+    if no_mask:
+        problems.append(f"{_count(no_mask, 'image')} without a mask: {some(no_mask)}")
+    if no_image:
+        problems.append(f"{_count(no_image, 'mask')} without an image: {some(no_image)}")
+    both = sorted(found_images.keys() & found_masks.keys())
+    unpaired = {NO_MASK: [found_images[key] for key in no_mask], NO_IMAGE: [found_masks[key] for key in no_image]}
+    if problems and not (both and record_missing(unpaired)):
+        raise SegtailorError(f"{where}: {'; '.join(problems)}; add or remove files in {images} and {masks}")
+    if collecting():
+        record_missing({NOT_AN_IMAGE: other_files(images)})
+    return tuple(Pair(found_images[key], found_masks[key], key) for key in both)
+
+
+def other_files(images: Path) -> list[Path]:
+    """Return the files below ``images`` that no listing takes for an image, sorted; hidden ones not counted."""
+    found = (path for path in images.rglob("*") if path.suffix.lower() not in IMAGE_SUFFIXES)
+    return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
+
+
+def files_by_key(
+    folder: Path, suffixes: frozenset[str], key_of: Callable[[str], str | None], where: str
+) -> dict[str, Path]:
+    """Return the files below ``folder`` by what ``key_of`` makes of their path without suffix (with ``/``).
+
+    Hidden files, other suffixes and files whose key is None are passed over; two files of one key are an error.
+    """
+    found: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in folder.rglob("*"):
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+            continue
+        key = key_of(path.relative_to(folder).with_suffix("").as_posix())
+        if key is None:
+            continue
+        found[key].append(path)
+    repeated = sorted(key for key, paths in found.items() if len(paths) > 1)
+    if repeated and not record_missing({TWICE: (path for key in repeated for path in sorted(found[key]))}):
+        raise SegtailorError(f"{where}: {len(repeated)} names stand for several files in {folder}: {some(repeated)}")
+    return {key: min(paths) for key, paths in found.items()}
+
+
+def pair_list(path: Path, root: Path, where: str) -> tuple[Pair, ...]:
+    """Read a list file with one ``image mask`` pair a line (blanks or a tab between), in its order.
+
+    Paths are under ``root``; leading folders that ``root`` already stands for, as in ``/SegNet/CamVid/train/x.png``,
+    are dropped. Empty lines and lines that begin with ``#`` are passed over. Raises ``SegtailorError`` for a line that
+    is no pair and for files that are missing.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise SegtailorError(f"no such file: {path} (the list of {where})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SegtailorError(f"cannot read {path} (the list of {where}): {type(error).__name__}") from error
+    pairs: list[Pair] = []
+    missing: dict[str, list[str]] = {"image": [], "mask": []}
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        fields = [field.strip() for field in text.split("\t")] if "\t" in text else text.split()
+        if len(fields) != 2:
+            raise SegtailorError(f"{path}, line {number}: expected 'image mask', found {len(fields)} fields")
+        found: list[Path | None] = []
+        for kind, field in zip(missing, fields, strict=True):
+            file = _under(root, field)
+            if file is None:
+                missing[kind].append(field)
+            found.append(file)
+        if found[0] is not None and found[1] is not None:
+            pairs.append(Pair(found[0], found[1], _name(fields[0])))
+    problems = [f"{_count(names, kind)} missing: {some(names)}" for kind, names in missing.items() if names]
+    if problems and not (pairs and record_missing({MISSING_IMAGE: missing["image"], MISSING_MASK: missing["mask"]})):
+        raise SegtailorError(f"{where}: of the files listed in {path}, {'; '.join(problems)}; looked under {root}")
+    if not pairs:
+        raise SegtailorError(f"{path} (the list of {where}) names no files")
+    return tuple(pairs)
+
+
+def _under(root: Path, text: str) -> Path | None:
+    parts = PurePosixPath(text.replace("\\", "/")).parts
+    candidates = [Path(text)] if Path(text).is_absolute() else []
+    candidates += [root.joinpath(*parts[start:]) for start in range(len(parts)) if parts[start] != "/"]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _name(text: str) -> str:
+    return PurePosixPath(text.replace("\\", "/")).stem
+
+
+def _count(names: list[str], kind: str) -> str:
+    return f"{len(names)} {kind}{'' if len(names) == 1 else 's'}"
+
+
+def read_ids(path: Path, where: str) -> list[str]:
+    """Return the first word of each line of the list at ``path``; raises ``SegtailorError`` when it names nothing."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise SegtailorError(f"no such file: {path} (the list of {where}); check data.root") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SegtailorError(f"cannot read {path} (the list of {where}): {type(error).__name__}") from error
+    ids = [line.split()[0] for line in lines if line.strip()]
+    if not ids:
+        raise SegtailorError(f"{path} (the list of {where}) names no images")
+    return ids
+
+
+def files_by_stem(folders: Iterable[Path], suffixes: Sequence[str]) -> dict[str, Path]:
+    """Return the files in ``folders`` by name without suffix; earlier folders, then earlier suffixes, come first."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            continue
+        names = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)
+        for path in sorted(names, key=lambda path: suffixes.index(path.suffix.lower())):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def pair_ids(ids: Sequence[str], images: dict[str, Path], masks: dict[str, Path], where: str) -> tuple[Pair, ...]:
+    """Return image and mask of each of ``ids``, in their order; ``where`` names split and folders in errors.
+
+    Raises ``SegtailorError`` for images and masks that are missing.
+    """
+    problems = []
+    unpaired = {MISSING_IMAGE: [name for name in ids if name not in images],
+                MISSING_MASK: [name for name in ids if name not in masks]}  # fmt: skip
+    for kind, missing in zip(("image", "mask"), unpaired.values(), strict=True):
+        if missing:
+            problems.append(f"{len(missing)} {kind}{'' if len(missing) == 1 else 's'} missing: {some(missing)}")
+    both = [name for name in ids if name in images and name in masks]
+    if problems and not (both and record_missing(unpaired)):
+        raise SegtailorError(f"{where}: of {len(ids)} listed names, {'; '.join(problems)}; check data.root")
+    return tuple(Pair(images[name], masks[name], name) for name in both)

@@ -1,0 +1,194 @@
+"""Images without masks, which the teacher labels during training: the folder, its checks, their rows of a batch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from segtailor.config import UnlabelledConfig
+from segtailor.data.base import Sample, SegmentationDataset, some
+from segtailor.data.image_io import IMAGE_SUFFIXES, UnreadableFile, read_image, resize_image, unreadable
+from segtailor.data.paired import FileDataset
+from segtailor.data.subset import evenly
+from segtailor.errors import SegtailorError
+from segtailor.files import Color, Size
+
+WHERE = "data.unlabelled.images"
+
+
+class UnlabelledImages:
+    """The image files of a folder; ``images[i]`` is a sample whose target (H,W) is 0 at every pixel.
+
+    Images are resized to ``size`` (height, width) where it is given. ``mean_color`` is what they are padded with.
+    """
+
+    def __init__(self, folder: Path, paths: Sequence[Path], size: Size | None, mean_color: Color) -> None:
+        self.folder, self.paths = folder, tuple(paths)
+        self.size, self.mean_color = size, mean_color
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        """Return image ``index``; raises ``SegtailorError`` when its file is unreadable."""
+        path = self.paths[index]
+        try:
+            image = read_image(path)
+        except UnreadableFile as error:
+            raise unreadable(path, error) from error
+        if self.size is not None:
+            image = resize_image(image, self.size)
+        name = path.relative_to(self.folder).with_suffix("").as_posix()
+        return Sample(image, torch.zeros(image.shape[-2:], dtype=torch.uint8), name)
+
+    def order(self, epoch: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return the order in which training shows all images in ``epoch``; a function of its arguments alone."""
+        del epoch
+        return rng.permutation(len(self))
+
+
+class Mix(NamedTuple):
+    """Which rows of a global batch of ``batch`` are unlabelled: ``unlabelled`` of them, spread evenly.
+
+    >>> [Mix(6, 2).place(row) for row in range(6)]
+    [(False, 0), (False, 1), (True, 0), (False, 2), (False, 3), (True, 1)]
+    """
+
+    batch: int
+    unlabelled: int = 0
+
+    @property
+    def labelled(self) -> int:
+        """The number of labelled rows."""
+        return self.batch - self.unlabelled
+
+    def place(self, row: int) -> tuple[bool, int]:
+        """Return whether ``row`` is unlabelled, and how many rows of its kind come before it."""
+        before = row * self.unlabelled // self.batch
+        if (row + 1) * self.unlabelled // self.batch > before:
+            return True, before
+        return False, row - before
+
+    def fewest_labelled(self, rows: int) -> int:
+        """Return how many labelled rows there are at least in any ``rows`` rows that follow one another in a part."""
+        parts = range(0, self.batch, rows)
+        return min(sum(not self.place(row)[0] for row in range(first, first + rows)) for first in parts)
+
+
+def mix_of(config: UnlabelledConfig | None, batch: int) -> Mix:
+    """Return the rows of a global batch: at least one of each kind where ``config`` asks for unlabelled images.
+
+    Raises ``SegtailorError`` for a batch that has no room for two kinds.
+    """
+    if config is None:
+        return Mix(batch)
+    if batch < 2:
+        raise SegtailorError(
+            f"train.batch {batch} has no room for labelled and unlabelled images; set it to at least 2, or remove "
+            "data.unlabelled"
+        )
+    return Mix(batch, min(max(round(config.share * batch), 1), batch - 1))
+
+
+def open_unlabelled(config: UnlabelledConfig, size: Size | None, mean_color: Color) -> UnlabelledImages:
+    """Return the images of ``config``, sorted by path, ``config.limit`` of them evenly chosen; nothing is read yet.
+
+    Raises ``SegtailorError`` for a folder that is missing or holds no image, and for a limit above their number.
+    """
+    folder = config.images
+    if not folder.is_dir():
+        raise SegtailorError(f"no such folder: {folder}; set {WHERE} to the folder that holds your unlabelled images")
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != ".")
+    paths = sorted(path for path in found if path.is_file())
+    if not paths:
+        raise SegtailorError(f"no images in {folder} ({WHERE}); their names end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    if config.limit is not None and config.limit > len(paths):
+        raise SegtailorError(
+            f"data.unlabelled.limit asks for {config.limit} images, but {folder} holds {len(paths)}; lower it or leave "
+            "it out"
+        )
+    if config.limit is not None:
+        paths = [paths[index] for index in evenly(len(paths), config.limit)]
+    return UnlabelledImages(folder, paths, size, mean_color)
+
+
+def check_unlabelled(images: UnlabelledImages, threads: int | None = None) -> None:
+    """Decode every image in ``threads`` (default: one a core, at most 16); unreadable ones raise one SegtailorError."""
+    with ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1)) as pool:
+        bad = [text for text in pool.map(_problem, images.paths) if text]
+    if bad:
+        files = f"{len(bad)} file{'' if len(bad) == 1 else 's'}"
+        raise SegtailorError(
+            f"{images.folder} ({WHERE}), {len(images)} images checked: {files} cannot be read: {some(bad)}; mend or "
+            "remove these files and run again"
+        )
+
+
+def _problem(path: Path) -> str | None:
+    try:
+        read_image(path)
+    except UnreadableFile as error:
+        return f"{path} ({error})"
+    return None
+
+
+def check_apart(images: UnlabelledImages, val: SegmentationDataset) -> str | None:
+    """Return a warning, on one line, about images that go by the name of a validation image; None without any.
+
+    Files are compared; a validation set that is no files passes. Raises ``SegtailorError`` for images that are
+    validation images, byte for byte.
+    """
+    if not isinstance(val, FileDataset):
+        return None
+    scored = {pair.image for pair in val.pairs}
+    same = _same_content(images.paths, scored)
+    if same:
+        raise SegtailorError(
+            f"{_count(same)} of {images.folder} ({WHERE}) {'is a' if len(same) == 1 else 'are'} validation "
+            f"image{'' if len(same) == 1 else 's'}: {some(same)}; remove them there, or the score is of images that "
+            "the student learnt from"
+        )
+    stems = {path.stem for path in scored}
+    named = [path.name for path in images.paths if path.stem in stems]
+    if not named:
+        return None
+    return (
+        f"{_count(named)} of {images.folder} ({WHERE}) {'has' if len(named) == 1 else 'have'} the name of a validation "
+        f"image: {some(named)}; should they show the same scenes, the score is of images that the student learnt from"
+    )
+
+
+def _same_content(paths: Iterable[Path], others: Iterable[Path]) -> list[str]:
+    """Return the names of ``paths`` whose content is that of one of ``others``; only equal lengths are read."""
+    by_length: dict[int, list[Path]] = defaultdict(list)
+    for path in others:
+        if path.is_file():
+            by_length[path.stat().st_size].append(path)
+    digests: dict[int, set[bytes]] = {}
+    same = []
+    for path in paths:
+        length = path.stat().st_size
+        if length not in by_length:
+            continue
+        if length not in digests:
+            digests[length] = {_digest(other) for other in by_length[length]}
+        if _digest(path) in digests[length]:
+            same.append(path.name)
+    return same
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
+
+
+def _count(names: Sequence[str]) -> str:
+    return f"{len(names)} image{'' if len(names) == 1 else 's'}"

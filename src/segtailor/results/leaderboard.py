@@ -1,0 +1,172 @@
+"""Every arm's figures: what it gains over the student alone, how sure that is, and what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from segtailor.results.model import Comparison, Outcome
+from segtailor.results.statistics import (
+    MIN_SEEDS,
+    RESAMPLES,
+    ImageBootstrap,
+    Interval,
+    Spread,
+    average_ranks,
+    bootstrap_difference,
+    gap_closed,
+    holm,
+    paired_differences,
+    spread,
+    t_interval,
+    t_test,
+    verdict,
+)
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm over its finished seeds; scores and differences in [0, 1], of the last checkpoint unless named best.
+
+    ``differences`` are to the baseline, ``to_best_other`` to the other arm of the highest mean, both seed by seed;
+    ``over_seeds`` is the t interval of their mean, ``over_images`` the paired bootstrap of the images. ``p`` is the
+    t test's value and ``p_holm`` the same corrected for all arms tested; both only from 5 paired seeds on.
+    ``rank`` is the mean over the seeds that every arm with a result has finished. Times are means over seeds in
+    seconds, ``peak_bytes`` is the highest of the seeds.
+    """
+
+    arm: str
+    scores: dict[int, float]
+    last: Spread | None
+    best: Spread | None
+    failed: dict[int, str] = field(default_factory=dict)
+    unfinished: tuple[int, ...] = ()
+    damaged: tuple[int, ...] = ()
+    differences: dict[int, float] = field(default_factory=dict)
+    difference: Spread | None = None
+    over_seeds: Interval | None = None
+    over_images: ImageBootstrap | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    verdict: str = "no result"
+    rank: float | None = None
+    gap_closed: float | None = None
+    best_other: str | None = None
+    to_best_other: dict[int, float] = field(default_factory=dict)
+    seconds_shared: float | None = None
+    seconds_alone: float | None = None
+    stage_seconds: float | None = None
+    peak_bytes: int | None = None
+    parameters: int | None = None
+    multiply_adds: int | None = None
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """All arms of a comparison, highest mean of the last checkpoints first, arms without a result at the end.
+
+    ``tested`` counts the arms whose p values Holm's correction took together; ``rank_seeds`` are the seeds ranked.
+    """
+
+    comparison: Comparison
+    arms: tuple[ArmResult, ...]
+    tested: int
+    rank_seeds: tuple[int, ...]
+
+    def __getitem__(self, arm: str) -> ArmResult:
+        """Return the result of the arm of this name."""
+        return next(result for result in self.arms if result.arm == arm)
+
+
+def summarise(comparison: Comparison, resamples: int = RESAMPLES, seed: int = 0) -> Leaderboard:
+    """Return the figures of every arm; ``resamples`` and ``seed`` are the bootstrap's."""
+    runs = {arm: comparison.finished(arm) for arm in comparison.arms}
+    results = {arm: _arm(comparison, arm, runs, resamples, seed) for arm in comparison.arms}
+    p_values = {arm: result.p for arm, result in results.items() if result.p is not None}
+    for arm, p in zip(p_values, holm(list(p_values.values())), strict=True):
+        results[arm] = replace(results[arm], p_holm=p, verdict=verdict(len(results[arm].differences), p))
+    ranked = [arm for arm in comparison.arms if runs[arm]]
+    rank_seeds = tuple(seed for seed in comparison.seeds if ranked and all(seed in runs[arm] for arm in ranked))
+    if rank_seeds:
+        places = average_ranks([[runs[arm][seed].miou for arm in ranked] for seed in rank_seeds])
+        for arm, place in zip(ranked, places, strict=True):
+            results[arm] = replace(results[arm], rank=place)
+    ordered = sorted(results.values(), key=lambda result: -result.last.mean if result.last else 1.0)
+    return Leaderboard(comparison, tuple(ordered), len(p_values), rank_seeds)
+
+
+def _arm(comparison: Comparison, arm: str, runs: dict[str, dict[int, Outcome]], resamples: int, seed: int) -> ArmResult:
+    own = list(runs[arm].values())
+    scores = _scores(runs[arm])
+    baseline = comparison.baseline
+    result = ArmResult(
+        arm=arm,
+        scores=scores,
+        last=spread(list(scores.values())),
+        best=spread([run.best_miou for run in own]),
+        failed={run.seed: run.reason for run in comparison.with_status(arm, "failed")},
+        unfinished=tuple(run.seed for run in comparison.with_status(arm, "running", "missing")),
+        damaged=tuple(run.seed for run in comparison.with_status(arm, "damaged")),
+        verdict="no result" if not own else "baseline" if arm == baseline else "no baseline",
+        seconds_shared=_mean([run.seconds_shared for run in own]),
+        seconds_alone=_mean([run.seconds_alone for run in own]),
+        stage_seconds=_mean([run.stage_seconds for run in own]),
+        peak_bytes=max((run.peak_bytes for run in own if run.peak_bytes is not None), default=None),
+        parameters=own[0].parameters if own else None,
+        multiply_adds=own[0].multiply_adds if own else None,
+    )
+    best_other = _best_other(arm, runs)
+    if best_other is not None:
+        differences = paired_differences(scores, _scores(runs[best_other]))
+        result = replace(result, best_other=best_other, to_best_other=differences)
+    if baseline is None or arm == baseline or not own:
+        return result
+    alone, teacher = _scores(runs[baseline]), comparison.teacher_miou
+    differences = paired_differences(scores, alone)
+    values = list(differences.values())
+    enough = len(values) >= MIN_SEEDS
+    return replace(
+        result,
+        differences=differences,
+        difference=spread(values),
+        over_seeds=t_interval(values),
+        over_images=_over_images(runs[arm], runs[baseline], resamples, seed),
+        p=t_test(values) if enough else None,
+        verdict=verdict(len(values), None),
+        gap_closed=gap_closed(scores, alone, teacher) if teacher is not None else None,
+    )
+
+
+def _best_other(arm: str, runs: dict[str, dict[int, Outcome]]) -> str | None:
+    """Return the other arm of the highest mean among those that share the most seeds with this one.
+
+    The most seeds first: an arm with one lucky seed is not the best.
+    """
+    shared = {other: len(runs[arm].keys() & runs[other].keys()) for other in runs if other != arm}
+    most = max(shared.values(), default=0)
+    if most == 0:
+        return None
+    others = [other for other, count in shared.items() if count == most]
+    return max(others, key=lambda other: float(np.mean(list(_scores(runs[other]).values()))))
+
+
+def _over_images(
+    arm: dict[int, Outcome], alone: dict[int, Outcome], resamples: int, seed: int
+) -> ImageBootstrap | None:
+    """Bootstrap over all paired seeds; None when one of their runs has no counts of single images, or one image."""
+    pairs = [(arm[key].images, alone[key].images) for key in sorted(arm.keys() & alone.keys())]
+    ours = [mine for mine, _ in pairs if mine is not None]
+    theirs = [other for _, other in pairs if other is not None]
+    if not pairs or len(ours) < len(pairs) or len(theirs) < len(pairs) or ours[0].images < 2:
+        return None
+    return bootstrap_difference(ours, theirs, resamples, seed)
+
+
+def _scores(runs: dict[int, Outcome]) -> dict[int, float]:
+    return {seed: run.miou for seed, run in runs.items()}
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None

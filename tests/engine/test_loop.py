@@ -1,0 +1,102 @@
+"""Arms in lockstep: one that fails stops no other, and is trained on alone later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from segtailor.config import DataConfig, EvaluateConfig, TrainConfig
+from segtailor.data import create_dataset
+from segtailor.engine.arm import Arm, Progress
+from segtailor.engine.distiller import Distiller
+from segtailor.engine.launch import launch
+from segtailor.engine.loop import Task, Trained, fit_together
+from segtailor.models import create_model
+from tiny import TINY_DATA, TINY_MODEL
+
+TRAIN = TrainConfig(steps=4, batch=4, threads=1, log_every=2, checkpoint_every=1)
+
+
+def trained(folder: Path, names: Sequence[str], keep_going: bool = True) -> dict[str, Trained]:
+    """Train a student alone for each of ``names``, all in lockstep."""
+    data = DataConfig(**{**TINY_DATA, "length": 8})
+    train, val = (create_dataset(data, split, training=split == "train") for split in ("train", "val"))
+    entries = []
+    for name in names:
+        torch.manual_seed(len(name))
+        learner, evaluate = Distiller(create_model(TINY_MODEL, 9), {}), EvaluateConfig(every=4, batch=8)
+        entries.append((learner, Task(name, folder / name, train, val, data, TRAIN, evaluate)))
+    results = fit_together(launch(TRAIN), entries, None, keep_going)
+    return dict(zip(names, results, strict=True))
+
+
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, name: str, step: int) -> None:
+    finish = Arm.finish
+
+    def finish_or_fail(self: Arm, now: int) -> None:
+        if self.task.label == name and now == step:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finish(self, now)
+
+    monkeypatch.setattr(Arm, "finish", finish_or_fail)
+
+
+def weights(result: Trained) -> dict[str, Tensor]:
+    return dict(result.student.state_dict())
+
+
+def test_an_arm_without_memory_is_dropped_and_trained_on_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = trained(tmp_path / "whole", ["a", "bb"])
+    with monkeypatch.context() as patched:
+        short_of_memory(patched, "bb", 3)
+        parts = trained(tmp_path / "parts", ["a", "bb"])
+    assert parts["bb"].problem == "out of memory"
+    assert parts["bb"].score is None
+    assert parts["a"].problem is None
+    again = trained(tmp_path / "parts", ["bb"])
+    assert again["bb"].problem is None
+    torch.testing.assert_close(weights(parts["a"]), weights(expected["a"]), rtol=0, atol=0)
+    torch.testing.assert_close(weights(again["bb"]), weights(expected["bb"]), rtol=0, atol=0)
+
+
+def test_an_arm_that_is_dropped_keeps_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped: list[Arm] = []
+    drop = Arm.drop
+
+    def noted(self: Arm) -> None:
+        drop(self)
+        dropped.append(self)
+
+    monkeypatch.setattr(Arm, "drop", noted)
+    short_of_memory(monkeypatch, "bb", 2)
+    trained(tmp_path, ["a", "bb"])
+    (arm,) = dropped
+    assert not arm.optimizer.state
+    assert all(parameter.grad is None for parameter in arm.learner.parameters())
+
+
+def test_a_run_by_itself_ends_where_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short_of_memory(monkeypatch, "a", 2)
+    with pytest.raises(torch.OutOfMemoryError):
+        trained(tmp_path, ["a"], keep_going=False)
+
+
+def test_memory_is_measured_on_a_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's own counters are read where the step is logged; the bytes that others hold are taken off."""
+    assert trained(tmp_path, ["a"])["a"].peak_bytes is None
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 1000)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 5000)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    fabric, task = SimpleNamespace(device=torch.device("cuda")), SimpleNamespace(train=TRAIN)
+    arm: Any = SimpleNamespace(fabric=fabric, task=task, state=Progress(), _held=lambda: 600)
+    with Arm.measured(arm, 1):
+        assert arm.state.peak_bytes == 0
+    with Arm.measured(arm, 2):
+        pass
+    assert arm.state.peak_bytes == 4600

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evaluation.fakes import TinyData, TinyModel
+from segtailor.methods import METHODS, check_options
+from segtailor.models.teacher import Teacher
+from segtailor.report.tailored import write_tailored
+
+SIZES = [(8, 10), (7, 9), (8, 10)]
+
+
+def _altered(method="kt", **options):
+    return partial(METHODS[method].altered_logits, check_options(method, options))
+
+
+def _draw(folder, *arms, count=2):
+    return write_tailored(folder, TinyData(SIZES, num_classes=4), Teacher(TinyModel(4)), arms, count)
+
+
+@pytest.mark.parametrize("options", [{}, {"kd": 2.0, "ft": 0}])
+def test_nothing_is_drawn_where_no_arm_alters_the_logits(tmp_path, options):
+    assert _draw(tmp_path, ("kt", _altered(**options)), ("kd", _altered("kd"))) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [{"lt_all": 1}, {"lt_class": 1}, {"lt_nonclass": 1}, {"variant": "published"}])
+def test_the_first_arm_that_alters_them_is_drawn(tmp_path, options):
+    entries = _draw(tmp_path, ("plain", _altered()), ("tailored", _altered(**options)))
+    assert [(entry["name"], entry["arm"]) for entry in entries] == [("image 0", "tailored"), ("image 2", "tailored")]
+    assert set(entries[0]["pictures"]) == {"image", "before", "after", "difference"}
+    assert {Image.open(tmp_path / path).size for path in entries[0]["pictures"].values()} == {(10, 8)}
+    before, after = (np.asarray(Image.open(tmp_path / entries[0]["pictures"][what])) for what in ("before", "after"))
+    assert (before != after).any()
+
+
+@pytest.mark.parametrize("variant", ["clean", "published"])
+def test_tailored_logits_are_raised_inside_a_class_and_capped_outside(variant):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 5, generator=generator)
+    target = torch.randint(0, 3, (2, 8, 10), generator=generator, dtype=torch.uint8)
+    target[:, :2] = 255
+    after = _altered(variant=variant, lt_all=1.0)(logits, target)
+    before = logits.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    for label in range(3):
+        inside = target == label
+        outside = (target != label) & ((target != 255) | (variant == "published"))
+        assert (after[:, label] >= before[:, label])[inside].all()
+        assert (after[:, label] <= before[:, label])[outside].all()
+        for image in range(2):
+            rest = before[image, label][outside[image]]
+            cap = rest.sum() / (80 if variant == "published" else len(rest))
+            torch.testing.assert_close(after[image, label][outside[image]], rest.clamp(max=cap))
+    kept = (after == before).permute(0, 2, 3, 1)[target == 255].all()
+    assert bool(kept) == (variant == "clean")
