@@ -8,7 +8,7 @@ Published figures are in columns that say so; parameters and costs are computed.
 from __future__ import annotations
 
 from segtailor.models import create_model
-from segtailor.models.profile import count_multiply_adds, count_parameters, published_multiply_adds
+from segtailor.models.inspect import count_multiply_adds, count_parameters, published_multiply_adds
 
 SIZE = (512, 1024)
 CLASSES = 19

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -25,6 +25,15 @@ class Strict(BaseModel):
     """A section of a recipe: unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
+    removed: ClassVar[frozenset[str]] = frozenset()
+    """Keys of earlier versions; their resolved recipes hold them unset, which is accepted."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pass_over_removed(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {key: value for key, value in values.items() if value not in (None, False) or key not in cls.removed}
 
 
 class OptimizerConfig(Strict):
@@ -113,6 +122,7 @@ class UnlabelledConfig(Strict):
 class DataConfig(Strict):
     """Which images and masks, at what size, and how training windows are drawn."""
 
+    removed = frozenset({"streaming"})
     name: str = Field("toy", description="data set: see `segtailor data ls`; `folder` for your own")
     variant: str | None = Field(None, description="which form of the data set, where it has several")
     root: Path | None = Field(None, description="folder that holds the data set")
@@ -136,7 +146,6 @@ class DataConfig(Strict):
     config: str | None = Field(None, description="configuration of a Hugging Face data set (hf)")
     image_column: str = Field("image", description="column of images (hf, csv)")
     mask_column: str = Field("mask", description="column of masks (hf, csv)")
-    streaming: bool = Field(False, description="read a Hugging Face data set without downloading it first (hf)")
     annotations: Path | None = Field(
         None, description="the table or JSON that names images and masks (csv, coco-json); {split} stands for the split"
     )

@@ -19,6 +19,7 @@ from segtailor.data import (
 )
 from segtailor.data.base import check_classes
 from segtailor.errors import SegtailorError
+from segtailor.recipes import DataSection, validate
 
 DOCS = Path(__file__).parents[2] / "docs" / "data-sets.md"
 VARIANTS = [(known, variant) for known in BENCHMARKS.values() for variant in known.variants]
@@ -116,3 +117,9 @@ def voc_color(label):
 def test_colours_by_the_rule_of_voc(name, variant, first):
     colors = BENCHMARKS[name].variants[variant].described.colors()
     assert colors == tuple(voc_color(label) for label in range(first, first + len(colors)))
+
+
+def test_the_key_streaming_is_gone_but_older_recipes_that_left_it_unset_are_read():
+    assert validate(DataConfig, {"name": "toy", "streaming": False}, "recipe") == DataConfig(name="toy")
+    with pytest.raises(SegtailorError, match=r"'data\.streaming' was removed; leave it out: the data set is down"):
+        validate(DataSection, {"data": {"name": "hf", "streaming": True}}, "recipe")

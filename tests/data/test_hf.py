@@ -9,14 +9,12 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from segtailor.config import DataConfig
-from segtailor.data import VOID, create_dataset, hf, stream
+from segtailor.data import VOID, create_dataset
 from segtailor.data.check import check_files
 from segtailor.data.hf import slice_rows
-from segtailor.data.loader import train_batches
 from segtailor.errors import SegtailorError
 
 from .fake_hub import FakeHub
@@ -79,12 +77,11 @@ def test_images_and_masks_of_a_folder_of_parquet_files(tmp_path):
 
 
 @pytest.mark.parametrize("several", [True, False])
-@pytest.mark.parametrize("streaming", [True, False])
-def test_folders_that_save_to_disk_wrote(tmp_path, cache, several, streaming):
+def test_folders_that_save_to_disk_wrote(tmp_path, cache, several):
     data = make(make_rows())
     (datasets.DatasetDict(train=data, val=data) if several else data).save_to_disk(tmp_path / "saved")
     (tmp_path / "saved" / "names.yaml").write_text("classes: [road, car]")
-    data = open_split(tmp_path / "saved", streaming=streaming)
+    data = open_split(tmp_path / "saved")
     assert data[3].target.tolist() == TARGET
     assert not list(cache.iterdir())  # read in place
     with pytest.raises(SegtailorError, match=r"unknown split of .*saved 'test'; nearest: "):
@@ -100,7 +97,11 @@ def test_class_names_of_the_features_and_masks_that_are_arrays(tmp_path):
     assert data[0].target.tolist() == grid
     write_parquet(tmp_path / "b", make_rows(mask=TARGET), mask_feature=datasets.Array2D(SIZE, "int32"))
     assert open_split(tmp_path / "b")[0].target.tolist() == TARGET
-    assert open_split(tmp_path / "b", streaming=True)[0].target.tolist() == TARGET
+    write_parquet(tmp_path / "c", make_rows(mask=[TARGET]), mask_feature=datasets.Array3D((1, *SIZE), "int32"))
+    assert open_split(tmp_path / "c")[0].target.tolist() == TARGET
+    write_parquet(tmp_path / "d", make_rows(mask=[TARGET] * 2), mask_feature=datasets.Array3D((2, *SIZE), "int32"))
+    with pytest.raises(SegtailorError, match=r"cannot read mask 0 of .*: it has the shape \(2, 2, 3\), not \(height"):
+        open_split(tmp_path / "d")[0]
 
 
 def test_class_names_of_id2label(tmp_path):
@@ -164,8 +165,7 @@ def test_a_folder_of_image_files_with_a_table(tmp_path):
     line = {"image_file_name": "files/a.png", "mask_file_name": "files/a_mask.png"}
     (tmp_path / "train/metadata.jsonl").write_text(json.dumps(line) + "\n")
     (tmp_path / "names.yaml").write_text("classes: [road, car]")
-    for streaming in (False, True):
-        assert open_split(tmp_path, streaming=streaming)[0].target.tolist() == TARGET
+    assert open_split(tmp_path)[0].target.tolist() == TARGET
 
 
 def test_parts_of_splits(tmp_path):
@@ -190,85 +190,18 @@ def test_photos_are_turned_upright_where_their_masks_are(tmp_path):
     assert open_split(tmp_path / "saved")[0].image.permute(1, 2, 0).numpy().tolist() == upright.tolist()
 
 
-def test_a_stream_gives_the_same_samples_and_is_fetched_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "AHEAD", 2)
-    write_parquet(tmp_path, make_rows(40), files=3)
-    whole, streamed = open_split(tmp_path), open_split(tmp_path, streaming=True)
-    assert len(streamed) == 40
-    assert torch.equal(streamed[4].image, whole[4].image)
-    assert streamed.rows.count() <= 8  # 0 to 4, two ahead, and one under way
-    for index in (39, 0, 17):
-        assert torch.equal(streamed[index].image, whole[index].image)
-        assert torch.equal(streamed[index].target, whole[index].target)
-    again = open_split(tmp_path, streaming=True)
-    monkeypatch.setattr(again.rows, "start", None)  # everything is there already
-    assert again.rows.count() == 40
-    assert torch.equal(again[38].image, whole[38].image)
-
-
-def test_the_first_epoch_of_a_stream_follows_it_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(hf, "BLOCK", 8)
-    data = open_split(write_parquet(tmp_path, make_rows(20)), streaming=True)
-    first = data.order(0, np.random.default_rng(0)).tolist()
-    assert [sorted(first[start : start + 8]) for start in (0, 8, 16)] == [
-        list(range(8)),
-        list(range(8, 16)),
-        list(range(16, 20)),
-    ]
-    assert first[:8] != list(range(8))
-    later = data.order(1, np.random.default_rng(0)).tolist()
-    assert sorted(later) == list(range(20))
-    assert max(later[:8]) > 8
-
-
-def batches(data, config, **options):
-    options = {"seed": 1, "global_batch": 4, "micro_batch": 2, "steps": 12, **options}
-    return [batch.names for batch in train_batches(data, config, **options)]
-
-
-@pytest.mark.parametrize("limit", [None, 9])
-def test_training_from_a_stream_does_not_depend_on_the_workers(tmp_path, cache, monkeypatch, limit):
-    monkeypatch.setattr(hf, "BLOCK", 8)
-    monkeypatch.setattr(stream, "AHEAD", 3)
-    write_parquet(tmp_path, make_rows(20))
-    results = []
-    for workers in (0, 2):
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache / str(workers)))
-        config = DataConfig(name="hf", source=str(tmp_path), classes=tmp_path / "names.yaml", streaming=True,
-                            workers=workers, crop=(2, 2), limit=limit)  # fmt: skip
-        data = create_dataset(config, "train", True)
-        results.append(batches(data, config))
-        assert batches(data, config, start_step=6) == results[0][12:]
-    assert results[0] == results[1]
-    check_files(data)
-    assert len({name for names in results[0] for name in names}) == (limit or 20)
-
-
-def test_changed_files_are_streamed_anew(tmp_path):
-    data = open_split(write_parquet(tmp_path, make_rows(3)), streaming=True)
-    assert data[2].target.tolist() == TARGET
-    write_parquet(tmp_path, make_rows(4, png(np.zeros(SIZE))))
-    data = open_split(tmp_path, streaming=True)
-    assert len(data) == 4
-    assert data[2].target.unique().tolist() == [0]
-
-
-@pytest.mark.parametrize("streaming", [True, False])
-def test_cells_that_hold_nothing_or_no_image_are_named(tmp_path, streaming):
+def test_cells_that_hold_nothing_or_no_image_are_named(tmp_path):
     rows = make_rows(3)
     rows["mask"][1] = None
     rows["image"] = [rows["image"][0], rows["image"][1], {"bytes": b"no image at all", "path": None}]
-    data = open_split(write_parquet(tmp_path, rows), streaming=streaming)
+    data = open_split(write_parquet(tmp_path, rows))
     assert data[0].target.tolist() == TARGET
     with pytest.raises(SegtailorError, match=r"row 1 of .* has no mask"):
         data[1]
-    if streaming:
-        check_files(data)  # what has not come yet is not waited for
-    else:
-        with pytest.raises(SegtailorError, match=r"hf train, 3 rows checked: 2 cannot be used: row 1 of .*image 2 of"):
-            check_files(data)
-        with pytest.raises(SegtailorError, match=r"cannot read image 2 of .* train: not a readable image; mend"):
-            data[2]
+    with pytest.raises(SegtailorError, match=r"hf train, 3 rows checked: 2 cannot be used: row 1 of .*image 2 of"):
+        check_files(data)
+    with pytest.raises(SegtailorError, match=r"cannot read image 2 of .* train: not a readable image; fix"):
+        data[2]
 
 
 def test_what_cannot_be_opened_is_one_line(tmp_path):
@@ -300,9 +233,8 @@ HUB = """
 import json, sys
 from pathlib import Path
 from segtailor.config import DataConfig
-from segtailor.data import create_dataset, stream
+from segtailor.data import create_dataset
 from segtailor.errors import SegtailorError
-stream.AHEAD = 1
 for options in json.loads(sys.argv[1]):
     try:
         data = create_dataset(DataConfig(name="hf", **options), "train", True)
@@ -326,22 +258,13 @@ def test_a_data_set_of_the_hub(tmp_path):
     repository = write_parquet(tmp_path / "repository", make_rows(6), files=3)
     (repository / "id2label.json").write_text('{"0": "road", "1": "car"}')
     hub = FakeHub(repository, "someone/streets")
-    options = [
-        {"source": "someone/streets", "streaming": True},
-        {"source": "someone/streets"},
-        {"source": "some/other"},
-        {"source": "someone/streets", "config": "big"},
-    ]
-    streamed, whole, other, config = ask_hub(tmp_path / "home", hub.url, options)
-    assert streamed == whole == [6, ["road", "car"], 2, TARGET]
-    parts = [path for _, path, part in hub.log if part is not None]  # downloads ask for whole files
-    reads = [sum(f"train-0000{number}" in path for path in parts) for number in range(3)]
-    assert reads[1] == 2  # the footer, which tells the length, and the rows
-    assert reads[2] == 1  # the footer: rows 4 and 5 were not asked for
+    options = [{"source": "someone/streets"}, {"source": "some/other"}, {"source": "someone/streets", "config": "big"}]
+    whole, other, config = ask_hub(tmp_path / "home", hub.url, options)
+    assert whole == [6, ["road", "car"], 2, TARGET]
     assert other.startswith("cannot open the Hugging Face data set some/other: the Hub has none of this name")
     assert "set data.config" in config
     # offline: what was downloaded before is there, what was not is an error
-    offline, missing = ask_hub(tmp_path / "home", hub.url, options[1:3], HF_HUB_OFFLINE="1")
+    offline, missing = ask_hub(tmp_path / "home", hub.url, options[:2], HF_HUB_OFFLINE="1")
     assert offline == whole
     assert "some/other: the Hub cannot be reached and it is not in the cache" in missing
     hub.shutdown()

@@ -1,4 +1,4 @@
-"""Packing what is not files: rows of a Hugging Face data set, streamed too; and checking packs before training."""
+"""Packing what is not files: rows of a Hugging Face data set; and checking packs before training."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ from segtailor.data.pack.writer import pack
 from segtailor.errors import SegtailorError
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_rows_of_a_hugging_face_data_set(tmp_path, monkeypatch, streaming):
+def test_rows_of_a_hugging_face_data_set(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     from data.test_hf import write_parquet
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     datasets.disable_progress_bars()
     folder = write_parquet(tmp_path / "source", files=2)
-    source = DataConfig(
-        name="hf", source=str(folder), classes=folder / "names.yaml", streaming=streaming, val_split="validation"
-    )
+    source = DataConfig(name="hf", source=str(folder), classes=folder / "names.yaml", val_split="validation")
     part = "train[:60%]"
     manifest = pack(source, tmp_path / "out", splits=[part, "validation"], shards=2)
     assert {name: split.samples for name, split in manifest.splits.items()} == {part: 3, "validation": 5}

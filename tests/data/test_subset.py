@@ -42,11 +42,6 @@ def test_samples_that_are_no_files_are_chosen_alike():
     assert (len(data), data.classes, data.license) == (60, whole.classes, whole.license)
     assert torch.equal(data[7].image, whole[28].image)
     assert len(pickle.loads(pickle.dumps(data))) == 60
-    order = data.order(3, np.random.default_rng(0))
-    assert sorted(order) == list(range(60))
-    assert [data.indices[index] for index in order] == [
-        index for index in whole.order(3, np.random.default_rng(0)) if index % 4 == 0
-    ]
 
 
 def test_as_many_as_there_are_is_all(tmp_path):

@@ -56,6 +56,7 @@ def test_a_run_of_a_version_that_knew_fewer_settings_can_be_resumed(tmp_path: Pa
     now = TrainRecipe(model=ModelConfig(model="x")).model_dump(mode="json")
     before = copy.deepcopy(now)
     del before["data"]["reduce_zero_label"], before["evaluate"], before["train"]["precision"]
+    before["data"]["streaming"] = False  # a setting that is gone
     open_run(config(tmp_path), "a", before)
     open_run(config(tmp_path, "resume"), "a", now)
     now["data"]["reduce_zero_label"] = True

@@ -11,7 +11,7 @@ from segtailor.errors import SegtailorError
 from segtailor.methods import check_options, create_method
 from segtailor.methods.adversarial import Adversarial, Adversary
 from segtailor.methods.discriminator import Discriminator, SelfAttention, discriminator_loss
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 from .cases import CLASSES, STUDENT, TEACHER, labels, output
 from .tester import MethodTester

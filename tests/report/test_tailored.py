@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -10,28 +8,36 @@ from PIL import Image
 from evaluation.fakes import TinyData, TinyModel
 from segtailor.methods import METHODS, check_options
 from segtailor.models.teacher import Teacher
-from segtailor.report.tailored import write_tailored
+from segtailor.report.samples import write_tailored
 
+TERMS = ("lt_all", "lt_class", "lt_nonclass")
 SIZES = [(8, 10), (7, 9), (8, 10)]
 
 
 def _altered(method="kt", **options):
-    return partial(METHODS[method].altered_logits, check_options(method, options))
+    return METHODS[method].altered_logits(check_options(method, options))
 
 
 def _draw(folder, *arms, count=2):
     return write_tailored(folder, TinyData(SIZES, num_classes=4), Teacher(TinyModel(4)), arms, count)
 
 
-@pytest.mark.parametrize("options", [{}, {"kd": 2.0, "ft": 0}])
-def test_nothing_is_drawn_where_no_arm_alters_the_logits(tmp_path, options):
-    assert _draw(tmp_path, ("kt", _altered(**options)), ("kd", _altered("kd"))) == []
+@pytest.mark.parametrize(
+    ("method", "options"), [("kd", {}), ("kt", {}), ("kt", {"variant": "published", **dict.fromkeys(TERMS, 0)})]
+)
+def test_methods_that_leave_the_logits_as_they_are_say_so(method, options):
+    assert _altered(method, **options) is None
+
+
+def test_nothing_is_drawn_where_no_arm_alters_the_logits(tmp_path):
+    (tmp_path / "tailoring").mkdir()  # of an earlier attempt
+    assert _draw(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("options", [{"lt_all": 1}, {"lt_class": 1}, {"lt_nonclass": 1}, {"variant": "published"}])
+@pytest.mark.parametrize("options", [*({term: 1} for term in TERMS), {"variant": "published"}])
 def test_the_first_arm_that_alters_them_is_drawn(tmp_path, options):
-    entries = _draw(tmp_path, ("plain", _altered()), ("tailored", _altered(**options)))
+    entries = _draw(tmp_path, ("tailored", _altered(**options)), ("doubled", lambda logits, target: 2 * logits))
     assert [(entry["name"], entry["arm"]) for entry in entries] == [("image 0", "tailored"), ("image 2", "tailored")]
     assert set(entries[0]["pictures"]) == {"image", "before", "after", "difference"}
     assert {Image.open(tmp_path / path).size for path in entries[0]["pictures"].values()} == {(10, 8)}

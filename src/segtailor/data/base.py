@@ -1,12 +1,10 @@
-"""What every data set gives: samples, class names, colours and a license."""
+"""What every data set gives: samples, class names, colors and a license."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from segtailor.errors import SegtailorError
@@ -14,8 +12,6 @@ from segtailor.files import Color
 
 MAX_CLASSES = 255
 """Targets are one byte a pixel and 255 is void."""
-
-
 MEAN_COLOR: Color = (124, 116, 104)
 """The mean color of ImageNet's images."""
 
@@ -55,11 +51,6 @@ class SegmentationDataset(ABC):
     @abstractmethod
     def __getitem__(self, index: int, /) -> Sample:
         """Return sample ``index``; raises ``SegtailorError`` when its files are unreadable or do not fit together."""
-
-    def order(self, epoch: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return the order in which training shows all samples in ``epoch``; a function of its arguments alone."""
-        del epoch
-        return rng.permutation(len(self))
 
 
 def check_classes(name: str, classes: tuple[str, ...]) -> None:

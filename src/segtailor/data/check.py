@@ -28,12 +28,12 @@ def check_files(dataset: SegmentationDataset, threads: int | None = None) -> Non
 
     Raises one SegtailorError, on one line, that counts and names unreadable or truncated files, masks of another size
     than their image, and mask values that are neither class nor void. Rows of a table of images are checked one by one;
-    drawn scenes and streams, which have not come yet, pass.
+    drawn scenes pass.
     """
     threads = threads or min(16, os.cpu_count() or 1)
     if not isinstance(dataset, FileDataset):
         whole = getattr(dataset, "whole", dataset)
-        if isinstance(whole, MaskDataset) and not whole.streamed:
+        if isinstance(whole, MaskDataset):
             _check_rows(dataset, threads)
         return
     with ThreadPoolExecutor(threads) as pool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,46 +17,35 @@ from segtailor.config import DataConfig
 from segtailor.data.base import check_classes
 from segtailor.data.classes_file import ClassesFile, read_classes
 from segtailor.data.folder import describe
-from segtailor.data.hf_open import Opened, explained, open_split, require_datasets
-from segtailor.data.hf_rows import ARRAY_START, Columns, MappedRows, StreamedRows
 from segtailor.data.image_io import UnreadableFile, narrow, read_image, read_mask, turn_upright
 from segtailor.data.masks import ColorMasks, color_masks, index_values
-from segtailor.data.paired import Description, MaskDataset, Raw
-from segtailor.data.stream import Encoded, StreamCache
-from segtailor.errors import SegtailorError
+from segtailor.data.paired import Description, MaskDataset, MaskValues, Raw
+from segtailor.errors import SegtailorError, unknown
 from segtailor.recipes import validate
 
-# The first epoch of a stream shows it in its own order, shuffled within blocks of so many samples.
-BLOCK = 512
 PART = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<first>\d+%?)?:(?P<last>\d+%?)?\])?")
 ID2LABEL = "id2label.json"
 
 
-class Rows(Protocol):
-    """Images and masks as they are stored, by position."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, position: int, /) -> Encoded: ...
-
-
 class HubDataset(MaskDataset):
-    """``rows[first + i]`` for i below ``length``, decoded; ``where`` names the data set in errors.
+    """The rows ``part`` of a ``datasets.Dataset``: ``columns`` are those of images and masks, undecoded.
 
-    ``streamed`` rows come in an order, so the first epoch follows it: it is shuffled within blocks of ``BLOCK``.
+    ``source`` is the id or the folder of the data set, ``where`` names it and the split in errors.
     """
 
     def __init__(
         self,
-        rows: Rows,
+        rows: Any,
         part: range,
+        columns: tuple[str, str],
+        source: str,
         where: str,
         colors: ColorMasks | None,
-        streamed: bool,
         **described: Unpack[Description],
     ) -> None:
         super().__init__(**described)
-        self.rows, self.part, self.where, self.colors, self.streamed = rows, part, where, colors, streamed
+        self.rows, self.part, self.columns, self.colors = rows, part, columns, colors
+        self.source, self.where = source, where
 
     def __len__(self) -> int:
         return len(self.part)
@@ -67,66 +56,79 @@ class HubDataset(MaskDataset):
             raise IndexError(index)
         row = self.part[index]
         image_at, mask_at = f"image {row} of {self.where}", f"mask {row} of {self.where}"
-        encoded = self.rows[row]
+        cells = self.rows[row]
+        image_cell, mask_cell = (self._content(cells[column], row, column) for column in self.columns)
         at = image_at
         try:
-            image = read_image(encoded.image)
+            image = read_image(image_cell)
             at = mask_at
-            mask = self._read_mask(encoded.mask)
+            mask = self._mask(mask_cell)
         except UnreadableFile as error:
-            raise SegtailorError(f"cannot read {at}: {error}; mend or leave out this row") from error
-        image = turn_upright(image, encoded.image, mask.shape)
-        return Raw(image, mask, f"{self.split}-{index:06d}", image_at, mask_at)
+            raise SegtailorError(f"cannot read {at}: {error}; fix or remove this row") from error
+        return Raw(turn_upright(image, image_cell, mask.shape), mask, f"{self.split}-{index:06d}", image_at, mask_at)
 
-    def _read_mask(self, content: bytes) -> NDArray[Any]:
-        if content.startswith(ARRAY_START):
-            return narrow(np.load(io.BytesIO(content), allow_pickle=False))
-        return self.colors.read(content) if self.colors is not None else read_mask(content)
+    def _content(self, cell: Any, row: int, column: str) -> Any:
+        """Return the content of the file in ``cell``, or the numbers that it holds."""
+        content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+        if content:
+            return content
+        if path:
+            inside = Path(self.source).expanduser() / path
+            return inside.read_bytes() if inside.is_file() else _download(path, self.source)
+        raise SegtailorError(f"row {row} of {self.source} has no {column}; remove such rows")
 
-    def order(self, epoch: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return the order of training in ``epoch``: of a stream's first one, shuffled within blocks."""
-        if not self.streamed or epoch > 0:
-            return super().order(epoch, rng)
-        blocks = [np.arange(first, min(first + BLOCK, len(self))) for first in range(0, len(self), BLOCK)]
-        return np.concatenate([rng.permutation(block) for block in blocks])
+    def _mask(self, cell: Any) -> NDArray[Any]:
+        if isinstance(cell, bytes):
+            return self.colors.read(cell) if self.colors is not None else read_mask(cell)
+        try:
+            mask = narrow(np.asarray(cell, np.int32))
+        except (ValueError, TypeError, OverflowError) as error:
+            raise UnreadableFile("it is no array of numbers") from error
+        mask = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
+        if mask.ndim != 2:
+            raise UnreadableFile(f"it has the shape {mask.shape}, not (height, width)")
+        return mask
 
 
 def create_hf(config: DataConfig, split: str, training: bool) -> HubDataset:
     """Return a split of the Hugging Face data set ``config.source``; ``train[:80%]`` is a part of one.
 
     Classes come from ``config.classes``, else from the mask column's ``ClassLabel``, else from the ``id2label.json``
-    that lies with the data. With ``config.streaming`` samples come as training asks for them and are kept on disk (see
-    :class:`StreamCache`). Raises ``SegtailorError`` when the library is missing, when the source, split or column is
-    unknown or cannot be reached, and when nothing names the classes.
+    beside the data. Raises ``SegtailorError`` when the library is missing, when the source, split or column is unknown
+    or cannot be reached, and when nothing names the classes.
     """
-    datasets = require_datasets()
+    try:
+        import datasets
+    except ImportError:
+        raise SegtailorError('reading Hugging Face data sets needs the extra hf: pip install "segtailor[hf]"') from None
+    if config.source is None:
+        raise SegtailorError("the data set 'hf' needs data.source: the id of a Hugging Face data set, or a folder")
     if config.masks == "binary":
         raise SegtailorError("a column holds one mask an image, so data.masks cannot be binary; use index or color")
     matched = PART.fullmatch(split)
     if matched is None:
         raise SegtailorError(f"the split {split!r} is not of the form NAME or NAME[FIRST:LAST], as in train[:80%]")
-    opened = open_split(config, matched["name"])
-    where = f"{config.source} {matched['name']}"
-    columns = Columns(str(config.source), config.image_column, config.mask_column)
-    with explained(str(config.source)):
-        feature = (opened.rows.features or {}).get(config.mask_column)
-        selected = columns.select(datasets, opened.rows)
-    described, described_in = _classes(config, feature)
-    if described.license == ClassesFile.model_fields["license"].default and opened.license:
-        described = described.model_copy(update={"license": opened.license})
-    colors, values = None, None
+    with _explained(config.source):
+        rows, stated_license = _open(datasets, config, config.source, matched["name"])
+        feature = rows.features.get(config.mask_column)
+        rows = _select(datasets, rows, config.source, {"image": config.image_column, "mask": config.mask_column})
+    described, described_in = _classes(config, config.source, feature)
+    if "license" not in described.model_fields_set and stated_license:
+        described = described.model_copy(update={"license": stated_license})
+    colors: ColorMasks | None = None
+    values: MaskValues
     if config.masks == "color":
         colors, values = color_masks(config, described, described_in)
-    rows: Rows = MappedRows(selected, columns)
-    if opened.streamed:
-        rows = _cached(selected, columns, opened, where, Path(datasets.config.HF_DATASETS_CACHE))
+    else:
+        values = index_values(config, described, described_in)
     return HubDataset(
         rows,
         slice_rows(len(rows), matched["first"], matched["last"]),
-        where,
+        (config.image_column, config.mask_column),
+        config.source,
+        f"{config.source} {matched['name']}",
         colors,
-        opened.streamed,
-        **describe(config, described, values or index_values(config, described, described_in), split, training),
+        **describe(config, described, values, split, training),
     )
 
 
@@ -145,28 +147,65 @@ def slice_rows(length: int, first: str | None, last: str | None) -> range:
     return range(length)[bound(first, 0) : bound(last, length)]
 
 
-def _cached(rows: Any, columns: Columns, opened: Opened, where: str, cache: Path) -> StreamCache:
-    key = f"{opened.key} {columns.image} {columns.mask}"
-    folder = cache / "segtailor-streams" / hashlib.sha256(key.encode()).hexdigest()[:24]
-    return StreamCache(folder, StreamedRows(rows, columns), opened.length, f"the stream of {where}")
+def _open(datasets: Any, config: DataConfig, source: str, name: str) -> tuple[Any, str]:
+    """Return the split ``name`` of a folder of ``save_to_disk``, a folder of files or a Hub id, and its license."""
+    folder = Path(source).expanduser()
+    if (folder / "dataset_dict.json").is_file():
+        _require(name, json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"], source)
+        rows = datasets.load_from_disk(str(folder / name))
+        return rows, str(rows.info.license or "")
+    if (folder / "state.json").is_file():
+        rows = datasets.load_from_disk(str(folder))
+        _require(name, [str(rows.split or "train")], source)
+        return rows, str(rows.info.license or "")
+    if folder.is_file():
+        raise SegtailorError(f"data.source is the file {folder}; set it to the folder of the data set")
+    if not folder.is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source):
+        raise SegtailorError(f"no such folder: {folder}; set data.source to a folder or to the id of a data set")
+    builder = datasets.load_dataset_builder(str(folder) if folder.is_dir() else source, config.config)
+    if known := builder.info.splits or getattr(builder.config, "data_files", None):
+        _require(name, known, source)
+    builder.download_and_prepare()
+    return builder.as_dataset(split=name), str(builder.info.license or "")
 
 
-def _classes(config: DataConfig, feature: Any) -> tuple[ClassesFile, str]:
+def _require(name: str, splits: Iterable[str], source: str) -> None:
+    if name not in (known := [str(split) for split in splits]):
+        raise unknown(f"split of {source}", name, known, "Set data.train_split and data.val_split to splits it has")
+
+
+def _select(datasets: Any, rows: Any, source: str, columns: dict[str, str]) -> Any:
+    """Return ``rows`` with the ``columns`` of images and masks only, files not decoded."""
+    for kind, name in columns.items():
+        if name not in rows.column_names:
+            raise unknown(f"column of {source}", name, rows.column_names, f"Set data.{kind}_column")
+        feature = rows.features[name]
+        if isinstance(feature, datasets.Image) or str(getattr(feature, "dtype", None)).endswith(("string", "binary")):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+        # masks may be lists or arrays, of whichever class this version of the library has for them
+        elif kind == "image" or not (
+            isinstance(feature, list) or hasattr(feature, "feature") or hasattr(feature, "shape")
+        ):
+            raise SegtailorError(f"the column {name} of {source} holds {feature}, no images; set data.{kind}_column")
+    return rows.select_columns(list(columns.values())).with_format(None)
+
+
+def _classes(config: DataConfig, source: str, feature: Any) -> tuple[ClassesFile, str]:
     if config.classes is not None:
         return read_classes(config.classes), str(config.classes)
-    where = f"the mask column of {config.source}"
+    where = f"the mask column of {source}"
     while feature is not None:
         if names := getattr(feature, "names", None):
             check_classes(where, tuple(names))
             return validate(ClassesFile, {"classes": list(names)}, where), where
         feature = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", None)
-    found = _id2label(str(config.source))
+    found = _id2label(source)
     if found is None:
         raise SegtailorError(
-            f"{config.source} does not name its classes; write them in a YAML ('classes: [road, car]') and set "
-            "data.classes to it"
+            f"{source} does not name its classes; write them in a YAML ('classes: [road, car]') and set data.classes "
+            "to it"
         )
-    where = f"{ID2LABEL} of {config.source}"
+    where = f"{ID2LABEL} of {source}"
     try:
         names_of = {int(value): str(name) for value, name in json.loads(found).items()}
     except (ValueError, AttributeError) as error:
@@ -185,5 +224,32 @@ def _id2label(source: str) -> str | None:
 
     try:
         return Path(hf_hub_download(source, ID2LABEL, repo_type="dataset")).read_text(encoding="utf-8")
-    except Exception:  # it is not there, or not within reach: the classes must be named elsewhere
+    except Exception:  # not there, or out of reach: the classes must be named elsewhere
         return None
+
+
+def _download(path: str, source: str) -> bytes:
+    import fsspec
+
+    with _explained(f"{source} (file {path})"), fsspec.open(path) as file:
+        return bytes(file.read())
+
+
+@contextmanager
+def _explained(source: str) -> Iterator[None]:
+    """Turn what the libraries raise for ``source`` into a ``SegtailorError`` of one line."""
+    try:
+        yield
+    except (SegtailorError, MemoryError):
+        raise
+    except Exception as error:  # of datasets, huggingface_hub, httpx, pyarrow, fsspec: whatever it is, one line
+        text, kind = " ".join(str(error).split())[:300], type(error).__name__
+        if "gated" in text.lower():
+            text = "it is gated: accept its terms on the Hub and log in with `hf auth login`"
+        elif kind in ("DatasetNotFoundError", "RepositoryNotFoundError"):
+            text = "the Hub has none of this name, or it is private: correct data.source or log in with `hf auth login`"
+        elif isinstance(error, ConnectionError) or kind in ("OfflineModeIsEnabled", "LocalEntryNotFoundError"):
+            text = "the Hub cannot be reached and it is not in the cache; load it once online or give a folder"
+        elif "config" in text.lower():
+            text = f"{text}; set data.config"
+        raise SegtailorError(f"cannot open the Hugging Face data set {source}: {text or kind}") from error

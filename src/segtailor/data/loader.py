@@ -10,7 +10,6 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -107,9 +106,6 @@ class Images(Protocol):
 
     def __getitem__(self, index: int, /) -> Sample: ...
 
-    def order(self, epoch: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return the order in which all of them are shown in ``epoch``."""
-
 
 class Stream:
     """An endless stream: position p is sample ``order[p % len]`` of epoch ``p // len``, augmented."""
@@ -125,7 +121,7 @@ class Stream:
         epoch, place = divmod(position, len(self.images))
         if epoch != self._epoch:
             rng = np.random.default_rng((self.seed, for_order, epoch))
-            self._epoch, self._order = epoch, self.images.order(epoch, rng)
+            self._epoch, self._order = epoch, rng.permutation(len(self.images))
         sample = self.images[int(self._order[place])]
         rng = np.random.default_rng((self.seed, for_sample, position))
         return augment(sample, rng, self.crop, self.config.scale, self.config.flip, self.images.mean_color)

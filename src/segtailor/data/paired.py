@@ -93,12 +93,7 @@ class Description(TypedDict):
 
 
 class MaskDataset(SegmentationDataset):
-    """Images with masks of numbers that ``values`` gives a meaning, wherever they are stored.
-
-    Those of a ``streamed`` data set come one after the other, while training asks for them.
-    """
-
-    streamed = False
+    """Images with masks of numbers that ``values`` gives a meaning, wherever they are stored."""
 
     def __init__(self, **described: Unpack[Description]) -> None:
         check_classes(described["name"], described["classes"])

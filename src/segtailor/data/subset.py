@@ -5,9 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from segtailor.data.base import Sample, SegmentationDataset
 from segtailor.data.paired import FileDataset
 from segtailor.errors import SegtailorError
@@ -46,7 +43,7 @@ class Subset(SegmentationDataset):
     """The samples of ``whole`` at ``indices``, which ascend."""
 
     def __init__(self, whole: SegmentationDataset, indices: Sequence[int]) -> None:
-        self.whole, self.indices = whole, np.array(indices, np.int64)
+        self.whole, self.indices = whole, tuple(indices)
         self.name, self.split, self.license = whole.name, whole.split, whole.license
         self.classes, self.palette, self.mean_color = whole.classes, whole.palette, whole.mean_color
 
@@ -55,9 +52,4 @@ class Subset(SegmentationDataset):
 
     def __getitem__(self, index: int, /) -> Sample:
         """Return sample ``index`` of those chosen."""
-        return self.whole[int(self.indices[index])]
-
-    def order(self, epoch: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return the order of the whole, without the samples that were not chosen."""
-        order = self.whole.order(epoch, rng)
-        return np.searchsorted(self.indices, order[np.isin(order, self.indices)])
+        return self.whole[self.indices[index]]

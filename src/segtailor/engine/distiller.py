@@ -12,8 +12,7 @@ from segtailor.engine.unlabelled import Handout, Reading, reading_of
 from segtailor.losses import cross_entropy
 from segtailor.methods.base import Method
 from segtailor.methods.stage import Opponent
-from segtailor.models.network import Network
-from segtailor.models.output import SegOutput
+from segtailor.models.network import Network, SegOutput
 from segtailor.models.teacher import Teacher
 
 

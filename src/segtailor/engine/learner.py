@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segtailor.engine.unlabelled import Handout, Reading
 from segtailor.methods.stage import Lesson, Opponent
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 from segtailor.models.teacher import Teacher
 
 Taught = Mapping[str, SegOutput]

@@ -17,7 +17,7 @@ from segtailor.errors import SegtailorError
 from segtailor.files import VOID
 from segtailor.losses import full_precision, global_batch
 from segtailor.methods.base import Method
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 from segtailor.models.teacher import Teacher
 
 Reading = Literal["every pixel", "confident pixels", "labelled images"]

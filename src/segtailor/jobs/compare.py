@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,8 +37,7 @@ from segtailor.methods import METHODS, check_options
 from segtailor.models import load_model
 from segtailor.recipes import load_recipe
 from segtailor.report import write_report
-from segtailor.report.samples import write_samples
-from segtailor.report.tailored import write_tailored
+from segtailor.report.samples import write_samples, write_tailored
 from segtailor.results.leaderboard import Leaderboard
 from segtailor.results.model import read_comparison
 from segtailor.results.tables import write_tables
@@ -169,9 +167,10 @@ def _illustrate(ground: Ground, names: Sequence[str], seed: int) -> None:
     tailoring = []
     if ground.teacher is not None:
         altered = [
-            (name, partial(METHODS[method.name].altered_logits, check_options(method.name, method.options())))
+            (name, alter)
             for name, arm in recipe.arms.items()
             for method in arm.method
+            if (alter := METHODS[method.name].altered_logits(check_options(method.name, method.options()))) is not None
         ]
         tailoring = write_tailored(ground.folder, ground.val, ground.teacher, altered, recipe.evaluate.samples)
     plan = json.loads(path.read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from segtailor.losses import full_precision, standardise, to_grid, valid_counts
 from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions
 from segtailor.methods.discriminator import Discriminator, discriminator_loss
 from segtailor.methods.stage import Opponent
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from segtailor.errors import SegtailorError
 from segtailor.losses import full_precision, global_count, pixel_kl, pixel_mean, recomputed, to_grid, valid_counts
 from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, read_tap, width_of
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 CODE = "Af-DCD's code"
 OUTSIDE = -1e30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from segtailor.config import ModelConfig
 from segtailor.errors import SegtailorError, unknown
 from segtailor.methods.stage import Opponent, Stage
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 from segtailor.models.teacher import Teacher
 
 Channels = dict[str, int]
@@ -97,10 +98,11 @@ class Method(nn.Module):
         return None
 
     @classmethod
-    def altered_logits(cls, options: MethodOptions, logits: Tensor, target: Tensor) -> Tensor | None:
-        """Return the teacher's ``logits`` (B,K,h,w) as the student is to learn them, at label size (B,K,H,W).
+    def altered_logits(cls, options: MethodOptions) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """Return what this method with ``options`` makes of the teacher's logits, for the pictures in a report.
 
-        For the pictures in a comparison's report; None (the default) where ``options`` leave the logits as they are.
+        A function of logits (B,K,h,w) and target (B,H,W) to logits (B,K,H,W); None (the default) where the student
+        learns them as they are.
         """
         return None
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from segtailor.losses import full_precision, global_count, nearest_labels, to_grid
 from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, read_tap, width_of
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 
 class ClassVariationOptions(VariantOptions):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from segtailor.methods.tailoring.linear import linear_matching
 from segtailor.methods.tailoring.logits import tailored_map
 from segtailor.methods.tailoring.options import DECODER, KnowledgeTailoringOptions
 from segtailor.methods.tailoring.recombination import FeatureTailoring
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 
 class KnowledgeTailoring(Method):
@@ -105,12 +107,11 @@ class KnowledgeTailoring(Method):
         self.minimal_at_teacher = frozenset(term for term in minimal if getattr(options, term))
 
     @classmethod
-    def altered_logits(cls, options: MethodOptions, logits: Tensor, target: Tensor) -> Tensor | None:
-        """Return the tailored logits; None where no term of logit tailoring has a weight."""
+    def altered_logits(cls, options: MethodOptions) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """Return the tailoring of logits; None where no term of it has a weight."""
         assert isinstance(options, KnowledgeTailoringOptions)
-        if not (options.lt_all or options.lt_class or options.lt_nonclass):
-            return None
-        return tailored_map(logits, target, published=options.variant == "published")
+        tailored = options.lt_all or options.lt_class or options.lt_nonclass
+        return partial(tailored_map, published=options.variant == "published") if tailored else None
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
         """Return the terms whose weight is not 0."""

@@ -12,9 +12,9 @@ from segtailor.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from segtailor.errors import SegtailorError
 from segtailor.methods.assistance import AssistanceStage
 from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions
-from segtailor.models.create import create_model
 from segtailor.models.label_assisted import Codes, LabelAssistedTeacher, add_label_plane
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
+from segtailor.models.segmenter import create_model
 from segtailor.models.teacher import Teacher
 
 

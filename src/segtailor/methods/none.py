@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from segtailor.methods.base import Method
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 
 class NoDistillation(Method):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from segtailor.config import OptimizerConfig, ScheduleConfig
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 from segtailor.models.teacher import Teacher
 
 

@@ -1,7 +1,9 @@
-"""What a run folder holds, finished or still going."""
+"""What the folder of a run or of a comparison holds, finished or still going."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,10 @@ import yaml
 
 from segtailor.engine.logging import read_metrics
 from segtailor.errors import SegtailorError
-from segtailor.results.model import Row, RunResults, read_results
+from segtailor.files import Color
+from segtailor.results.leaderboard import ArmResult, Leaderboard, summarise
+from segtailor.results.model import Comparison, Row, RunResults, arm_folder, read_comparison, read_results
+from segtailor.results.statistics import MIN_SEEDS
 
 Records = list[dict[str, Any]]
 
@@ -87,7 +92,7 @@ def read_run(folder: Path) -> Run:
         run.finished, run.results = True, read_results(folder)
     if recipe_path.exists():
         run.recipe_text = recipe_path.read_text(encoding="utf-8")
-        run.recipe = _mapping(run.recipe_text)
+        run.recipe = _yaml_mapping(run.recipe_text)
     paths = run.results.curves or {run.main: "metrics.jsonl", "alone": "baseline/metrics.jsonl"}
     for role in sorted(paths, key=_order):
         records = read_metrics(folder / paths[role])  # an absolute path stays what it is
@@ -96,12 +101,90 @@ def read_run(folder: Path) -> Run:
     return run
 
 
-def _mapping(text: str) -> dict[str, Any]:
+@dataclass
+class Source:
+    """A comparison for the page, with ``records``, the metrics by arm and seed."""
+
+    comparison: Comparison
+    board: Leaderboard
+    records: dict[str, dict[int, Records]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def baseline(self) -> str | None:
+        """The student alone, when the comparison has it."""
+        return self.comparison.baseline
+
+    @property
+    def rivals(self) -> list[ArmResult]:
+        """The arms beside the student alone, highest mean first."""
+        return [result for result in self.board.arms if result.arm != self.baseline]
+
+    @property
+    def tested(self) -> bool:
+        """Whether any arm has enough seeds in common with the student alone for a test."""
+        return any(len(result.differences) >= MIN_SEEDS for result in self.rivals)
+
+    def role(self, arm: str) -> str:
+        """Return the color class of an arm."""
+        return "alone" if arm == self.baseline else "distilled"
+
+    def method(self, arm: str) -> str:
+        """Return the arm's methods with their variants, as the recipe has them; empty where that says no more."""
+        listed = _mapping(_mapping(self.comparison.recipe.get("arms")).get(arm)).get("method")
+        entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+        names = [", ".join(str(entry[key]) for key in ("name", "variant") if entry.get(key)) for entry in entries]
+        text = " + ".join(names)
+        return "" if text == arm else text
+
+
+def read_source(folder: Path) -> Source:
+    """Read a comparison's folder; raises SegtailorError when it holds none."""
+    comparison = read_comparison(folder)
+    source = Source(comparison, summarise(comparison))
+    for arm in comparison.arms:
+        source.records[arm] = {}
+        for seed in comparison.seeds:
+            try:
+                lines = read_metrics(arm_folder(folder, arm, seed) / "metrics.jsonl")
+            except (OSError, ValueError):
+                source.problems.append(f"arms/{arm}/seed{seed}: metrics.jsonl cannot be read; no curves of it")
+                continue
+            records = [line for line in lines if isinstance(_mapping(line).get("step"), int) and "kind" in line]
+            if records:
+                source.records[arm][seed] = records
+    return source
+
+
+def logged(records: Records, value: Callable[[dict[str, Any]], object]) -> list[tuple[float, float]]:
+    """Return (step, value) of the records in which ``value`` finds a finite number.
+
+    >>> logged([{"step": 2, "loss": 0.5}, {"step": 4}], lambda record: record.get("loss"))
+    [(2, 0.5)]
+    """
+    found = [(record["step"], value(record)) for record in records]
+    return [(step, y) for step, y in found if isinstance(y, (int, float)) and math.isfinite(y)]
+
+
+def palette(given: Sequence[Sequence[int]], count: int) -> list[Color]:
+    """Return one color a class: the ``given`` ones, or distinct ones where there are too few."""
+    if len(given) >= count:
+        return [(int(red), int(green), int(blue)) for red, green, blue in given[:count]]
+    # Late: it brings torch, which reading a report rarely needs.
+    from segtailor.data.classes_file import distinct_colors
+
+    return list(distinct_colors(count))
+
+
+def _yaml_mapping(text: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text)
+        return _mapping(yaml.safe_load(text))
     except yaml.YAMLError:
         return {}
-    return values if isinstance(values, dict) else {}
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _order(role: str) -> int:

@@ -15,7 +15,7 @@ from segtailor.config import DataConfig
 from segtailor.data import create_dataset
 from segtailor.data.base import SegmentationDataset
 from segtailor.data.checkup.examine import Examined, examine
-from segtailor.data.paired import FileDataset, MaskDataset
+from segtailor.data.paired import FileDataset
 from segtailor.data.pairing import MissingFiles, collect_missing
 from segtailor.data.pseudo import UnlabelledImages, open_unlabelled
 from segtailor.errors import SegtailorError
@@ -104,8 +104,6 @@ def scan(opened: Opened, threads: int | None = None, progress: bool = False) -> 
     }
     if opened.unlabelled is not None:
         datasets[UNLABELLED] = opened.unlabelled
-    if any(isinstance(dataset, MaskDataset) and dataset.streamed for dataset in datasets.values()):
-        threads = 1  # a stream comes in its order
     console = Console(stderr=True)
     pool = ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1))
 
