@@ -50,8 +50,8 @@ def test_a_tiny_study_is_trained_recorded_extended_and_written(
     teacher = {"data": TINY_DATA, "model": {"model": TINY_MODEL}, "train": train, "evaluate": TINY_EVALUATE}
     comparison: dict[str, Any] = {
         "title": "The rows", "description": "Two arms.", "data": TINY_DATA, "student": {"model": TINY_MODEL},
-        "teacher": {"weights": "runs/tiny/teacher-val", "check": False}, "train": train,
-        "boundary": False, "evaluate": {**TINY_EVALUATE, "samples": 0}, "seeds": [0], "arms": {"none": "none", "kd": "kd"},
+        "teacher": {"weights": "runs/tiny/teacher-val", "check": False}, "train": train, "boundary": False,
+        "evaluate": {**TINY_EVALUATE, "samples": 0}, "seeds": [0], "arms": {"none": "none", "kd": "kd"},
     }  # fmt: skip
     plan = {"teachers": {"val": teacher}, "comparisons": {"final": comparison}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(plan))
