@@ -68,7 +68,7 @@ def test_the_classes_file_may_lie_elsewhere(tmp_path):
         ("classes: [a, b]\nvoids: [3]", "unknown key 'voids'; nearest: void"),
         ("classes: {a: [1, 2, 3], b: [1, 2, 300]}", "less than or equal to 255"),
         ("classes: [a, b]\nvalues: [1]", "1 entries for 2 classes"),
-        ("classes: [a, b]\nvalues: [4, 4]", "stands for two classes"),
+        ("classes: [a, b]\nvalues: [4, 4]", "two classes have the same mask value"),
         ("classes: [a, b]\nvoid: [1]", "are classes already"),
         ("- a\n- b", "holds no mapping"),
         ("classes: [a", "cannot read .* as YAML"),
@@ -101,7 +101,7 @@ def test_what_is_missing_is_named(tmp_path):
 def test_two_images_of_one_name_are_an_error(tmp_path):
     write_folder(tmp_path)
     write_pair(tmp_path / "train/images", tmp_path / "train/masks", "a", ".jpg")
-    with pytest.raises(SegtailorError, match="1 names stand for several files"):
+    with pytest.raises(SegtailorError, match="1 names are shared by several files"):
         open_split(tmp_path)
 
 

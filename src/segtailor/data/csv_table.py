@@ -126,7 +126,7 @@ def _pairs(rows: list[Row], roots: list[Path], table: Path) -> tuple[Pair, ...]:
     if problems and not (pairs and record_missing({MISSING_IMAGE: missing["image"], MISSING_MASK: missing["mask"]})):
         raise SegtailorError(
             f"of the files listed in {table}, {'; '.join(problems)}; looked under {' and '.join(map(str, roots))}: "
-            "mend the paths or set data.root"
+            "correct the paths or set data.root"
         )
     counts = Counter(str(pair.image) for pair in pairs)
     if twice := sorted(path for path, count in counts.items() if count > 1):

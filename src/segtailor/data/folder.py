@@ -29,7 +29,7 @@ def annotation_file(config: DataConfig, split: str, kind: str) -> Path:
         if path.is_file():
             return path
     looked = " and ".join(str(path) for path in dict.fromkeys(places))
-    raise SegtailorError(f"no such file: {looked} ({kind}, for the split {split}); mend data.annotations")
+    raise SegtailorError(f"no such file: {looked} ({kind}, for the split {split}); correct data.annotations")
 
 
 def class_file(config: DataConfig, annotations: Path) -> Path | None:
@@ -67,7 +67,7 @@ def create_folder(config: DataConfig, split: str, training: bool) -> FileDataset
 def open_pairs(
     pairs: tuple[Pair, ...], config: DataConfig, described: ClassesFile, class_file: Path, split: str, training: bool
 ) -> FileDataset:
-    """Return ``pairs`` as a data set of index or colour masks; raises ``SegtailorError`` for fields that contradict."""
+    """Return ``pairs`` as a data set of index or color masks; raises ``SegtailorError`` for fields that contradict."""
     if config.masks == "color":
         read_mask, values = color_masks(config, described, str(class_file))
         return FileDataset(pairs, read_mask=read_mask, **describe(config, described, values, split, training))

@@ -122,7 +122,7 @@ def files_by_key(
         found[key].append(path)
     repeated = sorted(key for key, paths in found.items() if len(paths) > 1)
     if repeated and not record_missing({TWICE: (path for key in repeated for path in sorted(found[key]))}):
-        raise SegtailorError(f"{where}: {len(repeated)} names stand for several files in {folder}: {some(repeated)}")
+        raise SegtailorError(f"{where}: {len(repeated)} names are shared by several files in {folder}: {some(repeated)}")
     return {key: min(paths) for key, paths in found.items()}
 
 
