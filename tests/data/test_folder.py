@@ -101,7 +101,7 @@ def test_what_is_missing_is_named(tmp_path):
 def test_two_images_of_one_name_are_an_error(tmp_path):
     write_folder(tmp_path)
     write_pair(tmp_path / "train/images", tmp_path / "train/masks", "a", ".jpg")
-    with pytest.raises(SegtailorError, match="1 names are shared by several files"):
+    with pytest.raises(SegtailorError, match="1 names stand for several files"):
         open_split(tmp_path)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from segtailor.config import DataConfig
 from segtailor.data.base import check_classes, some
 from segtailor.data.classes_file import ClassesFile, distinct_colors, read_classes
-from segtailor.data.folder import PLACEHOLDER, annotation_file, class_file, describe
+from segtailor.data.folder import PLACEHOLDER, annotation_file, class_file
 from segtailor.data.image_io import UnreadableFile
 from segtailor.data.masks import BACKGROUND, refuse_values
 from segtailor.data.paired import FileDataset, MaskValues
@@ -87,11 +87,9 @@ def create_coco_json(config: DataConfig, split: str, training: bool) -> FileData
     classes = match_classes(categories, used, described, f"{described_in}", path)
     outlines = _outlines(images, annotations, classes.of_category, path)
     values = MaskValues({index: index for index in range(len(classes.described.classes))})
-    return FileDataset(
-        _pairs(images, _image_folders(config, split, path), path),
-        read_mask=OutlineMasks(outlines, classes.uncovered),
-        **describe(config, classes.described, values, split, training),
-    )
+    pairs = _pairs(images, _image_folders(config, split, path), path)
+    read_mask = OutlineMasks(outlines, classes.uncovered)
+    return FileDataset(pairs, config, split, training, classes.described, values, read_mask)
 
 
 def read_coco(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[int, str]]:
