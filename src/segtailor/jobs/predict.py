@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from segtailor.errors import SegtailorError
 from segtailor.files import Size
-from segtailor.jobs.network import choose_device, open_card, open_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,12 +46,13 @@ def predict(
     from segtailor.evaluation import evaluating, predict_logits
     from segtailor.evaluation.inference import IMAGENET_COLOR
     from segtailor.evaluation.render import colorize, overlay
+    from segtailor.models.store import choose_device, open_card, resolve
 
     out = Path(out)
     images, others = find_images(Path(path), out)
     if others:
         note(f"skipped, not an image: {_listed(others)}")
-    network = open_model(model)
+    network = resolve(model)
     card = open_card(model)
     colors = palette or card.get("palette") or distinct_colors(int(getattr(network, "num_classes", 255)))
     size = size or _trained_size(card)

@@ -18,13 +18,13 @@ from segtailor.data.base import SegmentationDataset
 from segtailor.data.check import check_files
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import EvaluationResult, evaluate_model
-from segtailor.jobs.networks import build_network, load_teacher
 from segtailor.methods import METHODS, check_options, create_method
 from segtailor.methods.base import Method, MissingTapError
 from segtailor.models.class_map import read_class_map
 from segtailor.models.inspect import count_multiply_adds, count_parameters
 from segtailor.models.licenses import Policy, check_licences
 from segtailor.models.network import Network
+from segtailor.models.store import build_network, load_teacher
 from segtailor.models.teacher import Teacher
 
 T = TypeVar("T")
