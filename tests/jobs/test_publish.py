@@ -11,8 +11,8 @@ from segtailor import load_model
 from segtailor.config import ModelConfig
 from segtailor.errors import SegtailorError
 from segtailor.jobs.publish import portable, publish
-from segtailor.jobs.setup import make_student
 from segtailor.models import create_model, read_card, save_model
+from segtailor.models.store import build_network
 
 CLASSES = ["road", "car", "sky"]
 
@@ -78,7 +78,7 @@ def test_paths_of_this_machine_stay_here(run, tmp_path):
 
 def test_a_published_model_can_be_a_students_start(run, tmp_path):
     publish(run, f"hf:{tmp_path / 'repo'}")
-    student = make_student(ModelConfig(model="fcn-lcnet_050", weights=f"hf:{tmp_path / 'repo'}"), 3, seed=0)
+    student = build_network(ModelConfig(model="fcn-lcnet_050", weights=f"hf:{tmp_path / 'repo'}"), 3)
     for name, tensor in load_model(run).state_dict().items():
         assert torch.equal(student.state_dict()[name], tensor)
 
