@@ -30,7 +30,7 @@ from segtailor.config import DataConfig
 from segtailor.data import create_dataset
 from segtailor.data.base import SegmentationDataset
 from segtailor.data.pack.writer import pack
-from segtailor.data.scene import CLASSES, draw_scene
+from segtailor.data.toy import CLASSES, draw_scene
 
 SIZE = (96, 128)
 RESULT = Path(__file__).parent / "results" / "pack-speed.json"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segtailor.methods.tailoring.recombination import FeatureTailoring
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 
 def channel_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from segtailor.models import create_model
-from segtailor.models.profile import count_multiply_adds, count_parameters, published_multiply_adds
+from segtailor.models.inspect import count_multiply_adds, count_parameters, published_multiply_adds
 
 SIZE = (512, 1024)
 CLASSES = 19

@@ -182,8 +182,7 @@ def inspect(
 ) -> None:
     """Show parameters, multiply-adds and the taps that a method may use, with shape and stride."""
     from segtailor.jobs.source import named_model
-    from segtailor.models.inspect import inspect_model
-    from segtailor.models.module_paths import list_paths
+    from segtailor.models.inspect import inspect_model, list_paths
 
     network = named_model(model, classes)
     print((list_paths if paths else inspect_model)(network, (height, width)).text())

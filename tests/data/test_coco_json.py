@@ -10,7 +10,7 @@ import pytest
 from segtailor.config import DataConfig
 from segtailor.data import VOID, create_dataset
 from segtailor.data.check import check_files
-from segtailor.data.polygons import decode_runs, decode_text, paint_shape, shape_area
+from segtailor.data.coco_json import decode_runs, decode_text, paint_shape, shape_area
 from segtailor.errors import SegtailorError
 
 from .own_trees import write_sideways

@@ -18,9 +18,8 @@ from segtailor.data import (
     list_datasets,
 )
 from segtailor.data.base import check_classes
-from segtailor.data.recipe import DataSection
 from segtailor.errors import SegtailorError
-from segtailor.recipes import validate
+from segtailor.recipes import DataSection, validate
 
 DOCS = Path(__file__).parents[2] / "docs" / "data-sets.md"
 VARIANTS = [(known, variant) for known in BENCHMARKS.values() for variant in known.variants]

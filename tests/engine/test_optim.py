@@ -9,7 +9,7 @@ from torch import nn
 from segtailor.config import OptimizerConfig, ScheduleConfig
 from segtailor.engine.optim import AveragedWeights, build_optimizer, learning_rate, set_learning_rate
 from segtailor.models import Preprocess, create_model
-from segtailor.models.adapters.adapted import Adapted
+from segtailor.models.adapters.wrapper import Adapted
 
 
 def test_poly_is_the_published_schedule() -> None:

@@ -23,7 +23,7 @@ from segtailor.engine.unlabelled import StepTargets, check_rows, reading_of, tea
 from segtailor.errors import SegtailorError
 from segtailor.losses import Step, cross_entropy
 from segtailor.methods import METHODS, create_method
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 from .test_distributed import Plain
 

@@ -14,7 +14,7 @@ from safetensors.torch import load
 
 import segtailor
 from segtailor.config import CompareRecipe
-from segtailor.data.scene import draw_scene
+from segtailor.data.toy import draw_scene
 from segtailor.engine.logging import read_metrics
 from segtailor.engine.preemption import RunStopped, StopRequest
 from segtailor.errors import SegtailorError

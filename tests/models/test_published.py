@@ -12,7 +12,7 @@ import torch
 
 from segtailor.errors import SegtailorError
 from segtailor.models import count_parameters, create_model, load_model
-from segtailor.models.layout import to_published
+from segtailor.models.checkpoint_keys import to_published
 from segtailor.models.published import load_published, recognise
 
 from .family import LAYOUTS, blank_checkpoint, checkpoint, layout, outputs

@@ -27,8 +27,7 @@ from segtailor.engine.window import check_weights
 from segtailor.evaluation import EvaluationResult, evaluate_model, inference_settings
 from segtailor.losses import Step
 from segtailor.models import save_model
-from segtailor.models.network import Network
-from segtailor.models.output import SegOutput
+from segtailor.models.network import Network, SegOutput
 
 
 @dataclass

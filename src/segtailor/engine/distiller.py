@@ -10,8 +10,7 @@ from segtailor.engine.learner import Learner, Taught
 from segtailor.engine.unlabelled import Handout, Reading, reading_of
 from segtailor.losses import Step, cross_entropy
 from segtailor.methods.base import Adversary, Method
-from segtailor.models.network import Network
-from segtailor.models.output import SegOutput
+from segtailor.models.network import Network, SegOutput
 from segtailor.models.teacher import Teacher
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from segtailor.engine.unlabelled import Handout, Reading
 from segtailor.losses import Step
 from segtailor.methods.base import Adversary, PretrainObjective
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 from segtailor.models.teacher import Teacher
 
 Taught = Mapping[str, SegOutput]

@@ -8,9 +8,8 @@ from copy import deepcopy
 from segtailor.errors import SegtailorError, reason
 from segtailor.losses import is_much_finer
 from segtailor.methods.base import Method
-from segtailor.models.network import Network
-from segtailor.models.output import SegOutput
-from segtailor.models.profile import run_on_meta
+from segtailor.models.inspect import run_on_meta
+from segtailor.models.network import Network, SegOutput
 from segtailor.models.teacher import Teacher
 
 MOST_SKEW = 1.5

@@ -31,7 +31,7 @@ from segtailor.jobs.setup import card_with_metrics, check_weights_licences, make
 from segtailor.jobs.stages import run_stages
 from segtailor.jobs.unlabelled import reading_lines, unlabelled_facts
 from segtailor.models import save_model
-from segtailor.models.profile import count_multiply_adds, count_parameters
+from segtailor.models.inspect import count_multiply_adds, count_parameters
 from segtailor.models.teacher import Teacher
 
 VERSION = 1

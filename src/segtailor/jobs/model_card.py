@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from segtailor.models.licences import use_of
+from segtailor.models.inspect import count_parameters
+from segtailor.models.licenses import use_of
 from segtailor.models.network import Network
-from segtailor.models.profile import count_parameters
 
 IDS = {"apache-2.0": "apache-2.0", "mit": "mit", "bsd-3-clause": "bsd-3-clause", "cc-by-4.0": "cc-by-4.0"}
 

@@ -8,8 +8,8 @@ from segtailor.config import ModelConfig, TeacherConfig
 from segtailor.errors import SegtailorError
 from segtailor.models import create_model, load_model
 from segtailor.models.adapters import TEACHERS_ONLY, family_of
-from segtailor.models.adapters.adapted import Adapted
 from segtailor.models.adapters.weights import bare, count_classes, fill, read_weights
+from segtailor.models.adapters.wrapper import Adapted
 from segtailor.models.network import Network
 from segtailor.models.store import is_own
 

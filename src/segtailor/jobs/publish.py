@@ -14,9 +14,8 @@ from segtailor._version import __version__
 from segtailor.errors import SegtailorError, reason
 from segtailor.jobs.model_card import model_card_text
 from segtailor.models import load_model, read_card, save_model
-from segtailor.models.hub import CONFIG, OWN, WEIGHTS
 from segtailor.models.network import Network
-from segtailor.models.store import find_weights
+from segtailor.models.store import CONFIG, OWN, WEIGHTS, find_weights
 
 PREFIX = "hf:"
 PICTURE = "sample.png"

@@ -22,9 +22,9 @@ from segtailor.jobs.networks import build_network, load_teacher
 from segtailor.methods import METHODS, check_options, create_method
 from segtailor.methods.base import Method, MissingTapError
 from segtailor.models.class_map import read_class_map
-from segtailor.models.licences import Policy, check_licences
+from segtailor.models.inspect import count_multiply_adds, count_parameters
+from segtailor.models.licenses import Policy, check_licences
 from segtailor.models.network import Network
-from segtailor.models.profile import count_multiply_adds, count_parameters
 from segtailor.models.teacher import Teacher
 
 T = TypeVar("T")

@@ -12,11 +12,56 @@ import safetensors.torch
 from segtailor.errors import SegtailorError
 from segtailor.files import write_atomically
 from segtailor.models.adapters import Choices, family_of, load_adapted
-from segtailor.models.create import create_model
-from segtailor.models.fit import check_fit
-from segtailor.models.hub import own_weights
-from segtailor.models.network import Network
-from segtailor.models.preprocess import Preprocess
+from segtailor.models.adapters.weights import check_state_dict
+from segtailor.models.network import Network, Preprocess
+from segtailor.models.segmenter import create_model
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+OWN = "segtailor"
+"""The key of ``config.json`` that says that segtailor wrote the repository."""
+
+
+def own_weights(name: str) -> Path | None:
+    """Return the weights file of the repository or folder ``name`` if `segtailor publish` wrote it, else None.
+
+    A repository on the hub is looked up with huggingface_hub, where that is installed. Raises SegtailorError for a
+    repository of ours whose weights are missing.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return _checked(folder) if _is_own(folder / CONFIG) else None
+    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/")):
+        return None
+    try:
+        from huggingface_hub import hf_hub_download
+    except ModuleNotFoundError:
+        return None  # the reader of transformers' repositories names the missing extra
+    from segtailor.models.adapters.hf_files import quiet
+
+    try:
+        with quiet():
+            config = Path(hf_hub_download(name, CONFIG))
+            if not _is_own(config):
+                return None
+            return Path(hf_hub_download(name, WEIGHTS))
+    except Exception:  # not there, private, or no connection: told by the reader that comes next
+        return None
+
+
+def _checked(folder: Path) -> Path:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise SegtailorError(f"{folder} is a repository of segtailor's without {WEIGHTS}; fetch it whole")
+    return path
+
+
+def _is_own(config: Path) -> bool:
+    try:
+        content: Any = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and OWN in content
+
 
 CARD_VERSION = 1
 RUN_FILES = ("student.safetensors", "model.safetensors")
@@ -48,8 +93,8 @@ def load_model(uri: str | Path, num_classes: int | None = None, **choices: Any) 
     """Load a model, in evaluation mode, from a run folder, a ``.safetensors`` file, ``published:FILE.pth`` or another
     library's URI. To train it further call ``.train()``.
 
-    Those are ``hf:ID-or-folder``, ``smp:ID-or-folder``, ``torchvision:NAME``, ``onnx:FILE`` and ``pt2:FILE`` (or the
-    bare path of an ``.onnx`` or ``.pt2`` file). ``choices`` may hold ``taps`` and ``preprocess``, and for other
+    Those are ``hf:ID-or-folder``, ``smp:ID-or-folder``, ``torchvision:NAME`` and ``onnx:FILE`` (or the bare path of
+    an ``.onnx`` file). ``choices`` may hold ``taps`` and ``preprocess``, and for other
     libraries' networks ``classifier`` (see `create_model`). With ``num_classes`` the class count must agree. Raises
     SegtailorError for files that are missing, damaged or of another network.
     """
@@ -122,7 +167,7 @@ def _load_own(path: Path, given: Choices) -> Network:
     model.licences = dict(card.get("licences", {}))
     model.classes = tuple(card.get("classes") or ())
     tensors = safetensors.torch.load_file(path)
-    check_fit(model.state_dict(), tensors, str(path), model.name)
+    check_state_dict(model.state_dict(), tensors, str(path), model.name)
     model.load_state_dict(tensors)
     return model
 

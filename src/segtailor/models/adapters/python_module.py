@@ -1,0 +1,46 @@
+"""``module:package.module:factory``: a user's own network, made by a function of theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from segtailor.errors import SegtailorError
+from segtailor.models.adapters import Choices
+from segtailor.models.adapters.wrapper import Adapted
+from segtailor.models.network import Preprocess
+from segtailor.plugins import accepted_parameters, call_factory, load_object
+
+
+def create(rest: str, num_classes: int, pretrained: bool | str | Path, choices: Choices) -> Adapted:
+    """Build the network that ``rest`` (``package.module:factory``) makes.
+
+    The factory, a function or a class, is called with ``num_classes`` and ``pretrained`` as far as it takes them by
+    name; it returns a module that gives logits (B,K,h,w) for preprocessed images (B,3,H,W), in one of the forms that
+    `read_result` knows. What the images must be is the recipe's ``preprocess`` (default: ImageNet statistics). Raises
+    SegtailorError where there is no such function, or it fails.
+    """
+    factory = load_object(f"module:{rest}")
+    takes = accepted_parameters(factory)
+    if pretrained and takes is not None and "pretrained" not in takes:
+        raise SegtailorError(f"module:{rest} takes no `pretrained`; leave it out, or give `weights`")
+    given = {"num_classes": num_classes, "pretrained": pretrained}
+    if not pretrained and takes is None:
+        del given["pretrained"]
+    arguments = {name: value for name, value in given.items() if takes is None or name in takes}
+    net = call_factory(f"module:{rest}", factory, arguments)
+    if not isinstance(net, nn.Module):
+        raise SegtailorError(f"module:{rest} returns {type(net).__name__}, not a torch.nn.Module")
+    try:
+        preprocess = Preprocess(**choices.preprocess)
+    except (TypeError, ValueError) as error:
+        raise SegtailorError(f"module:{rest}: {error}") from error
+    return Adapted(f"module:{rest}", num_classes, net, preprocess, classifier=choices.classifier, taps=choices.taps)
+
+
+def load(rest: str, choices: Choices) -> Adapted:
+    """Raise SegtailorError: a factory has no trained weights."""
+    raise SegtailorError(
+        f"module:{rest} is a network without weights; name it as `model`, with `weights: FILE` (its state dict)"
+    )
