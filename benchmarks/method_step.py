@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench import Bench, forget_peak, leaves, peak_bytes, seconds_of
 from segtailor.config import MethodConfig, ModelConfig
-from segtailor.jobs.setup import make_methods
+from segtailor.jobs.build import make_methods
 from segtailor.losses import Step
 from segtailor.methods import METHODS, create_method
 from segtailor.models import SegOutput
@@ -40,7 +40,7 @@ class Subject:
         self.bench = bench
         config = MethodConfig.model_validate({"name": name, **options_of(name, variant)})
         built_as = ModelConfig(model=bench.student.name)
-        methods, _ = make_methods([config], bench.student, bench.teacher, built_as, seed=0)
+        methods = make_methods([config], bench.student, bench.teacher, built_as, seed=0)
         self.method = methods[name].to(bench.device).train()
         self.teacher = bench.teacher if self.method.own_teacher is None else self.method.own_teacher.to(bench.device)
         self.opponent = self.method.adversary

@@ -16,7 +16,7 @@ import torch
 from segtailor.config import CompareRecipe
 from segtailor.engine.runs import computing_settings
 from segtailor.errors import SegtailorError
-from segtailor.jobs.arms import arm_recipe
+from segtailor.jobs.build import arm_recipe
 from segtailor.methods import METHODS
 
 PACKAGE = "segtailor"

@@ -14,7 +14,7 @@ from plan import Comparison
 from rows import FINGERPRINT, TAKEN, UNIT, read_json
 
 from segtailor.errors import SegtailorError
-from segtailor.jobs.arms import baseline_of
+from segtailor.jobs.build import baseline_of
 from segtailor.results.leaderboard import ArmResult, Leaderboard, summarise
 from segtailor.results.model import ArmRun, read_comparison
 from segtailor.results.model import Comparison as Found

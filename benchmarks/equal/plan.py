@@ -12,7 +12,7 @@ from fingerprint import differences, fingerprint, teacher_fingerprint, weights_h
 
 from segtailor.config import CompareRecipe, TrainRecipe
 from segtailor.errors import SegtailorError
-from segtailor.jobs.arms import all_arms
+from segtailor.jobs.build import all_arms
 from segtailor.recipes import validate
 
 STUDY = Path(__file__).resolve().parents[1] / "studies" / "equal.yaml"

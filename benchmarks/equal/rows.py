@@ -16,7 +16,7 @@ from plan import Comparison, Study
 
 from segtailor.engine.runs import write_json
 from segtailor.errors import SegtailorError
-from segtailor.jobs.arms import recorded
+from segtailor.jobs.build import recorded
 from segtailor.results.model import read_comparison
 
 FINGERPRINT = "fingerprint.json"

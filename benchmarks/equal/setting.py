@@ -13,7 +13,7 @@ from tables import markdown
 
 from segtailor.config import ModelConfig, TrainConfig
 from segtailor.errors import SegtailorError
-from segtailor.jobs.arms import all_arms, baseline_of
+from segtailor.jobs.build import all_arms, baseline_of
 from segtailor.report.curves import Point
 from segtailor.results.formatting import MISSING, percent
 from segtailor.results.model import Outcome

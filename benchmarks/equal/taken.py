@@ -9,7 +9,7 @@ from plan import Comparison, Study
 from rows import FINGERPRINT, KEPT, TAKEN, UNIT, check_rows, read_json
 
 from segtailor.engine.runs import write_json
-from segtailor.jobs.arms import baseline_of
+from segtailor.jobs.build import baseline_of
 
 
 def take_over(study: Study, comparison: Comparison) -> list[tuple[str, str]]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import sys
-from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,29 +31,26 @@ ModelName = Annotated[
 ]
 
 
-class Executor(str, Enum):
-    """Who trains the seeds of a comparison."""
-
-    local = "local"
-    ray = "ray"
-
-
 @app.command(context_settings=FREE, epilog="Example: segtailor train toy-teacher --train.steps 300 --run.name teacher")
 def train(context: typer.Context, recipe: RecipeName) -> None:
     """Train one model (a teacher, say); any field of the recipe can be set: --section.key VALUE."""
     from segtailor.jobs.train import train as job
     from segtailor.recipes import parse_overrides
 
-    _finish(_stoppable("train", job, recipe, parse_overrides(context.args)))
+    print(_stoppable("train", job, recipe, parse_overrides(context.args)))
 
 
 @app.command(context_settings=FREE, epilog="Example: segtailor distill toy-kt --method.variant published")
-def distill(context: typer.Context, recipe: RecipeName) -> None:
+def distill(
+    context: typer.Context,
+    recipe: RecipeName,
+    arm: Annotated[str | None, typer.Option(help="of a recipe with arms: the one to distil")] = None,
+) -> None:
     """Distil a teacher into a student; any field of the recipe can be set: --section.key VALUE."""
     from segtailor.jobs.distill import distill as job
     from segtailor.recipes import parse_overrides
 
-    _finish(_stoppable("distill", job, recipe, parse_overrides(context.args)))
+    print(_stoppable("distill", job, recipe, parse_overrides(context.args), arm=arm))
 
 
 @app.command(context_settings=FREE, epilog="Example: segtailor evaluate runs/toy-kt --split val --json scores.json")
@@ -87,19 +82,12 @@ def evaluate(
 
 
 @app.command(context_settings=FREE, epilog="Example: segtailor compare camvid-cpu-compare --seeds '[0, 1]'")
-def compare(
-    context: typer.Context,
-    recipe: RecipeName,
-    executor: Annotated[Executor, typer.Option(help="local, or ray for a Ray cluster (extra ray)")] = Executor.local,
-) -> None:
+def compare(context: typer.Context, recipe: RecipeName) -> None:
     """Train several methods side by side on the same batches, over seeds, and compare them in one table and report."""
     from segtailor.jobs.compare import compare as job
     from segtailor.recipes import parse_overrides
-    from segtailor.results.tables import text_table
 
-    result = _stoppable("compare", partial(job, executor=executor.value), recipe, parse_overrides(context.args))
-    print(text_table(result.board))
-    print(f"report: {result.report}")
+    print(_stoppable("compare", job, recipe, parse_overrides(context.args)))
 
 
 @app.command(context_settings=FREE, epilog="Example: segtailor repro benchmarks/results/NAME/arms/kt/seed0")
@@ -242,23 +230,16 @@ def _size(text: str | None, option: str) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def _stoppable(command: str, job: Any, recipe: str, overrides: dict[str, Any]) -> Any:
+def _stoppable(command: str, job: Any, recipe: str, overrides: dict[str, Any], **options: Any) -> Any:
     """Run a job; after Ctrl-C or SIGTERM say how to go on."""
     from segtailor.engine.preemption import RunStopped
 
     try:
-        return job(recipe, overrides)
+        return job(recipe, overrides, **options)
     except RunStopped as stop:
         where = f" {stop.folder / 'recipe.yaml'}" if stop.folder else f" {recipe}"
         print(f"{stop}; go on with: segtailor {command}{where} --run.exists resume", file=sys.stderr)
         raise typer.Exit(stop.code) from None
-
-
-def _finish(result: Any) -> None:
-    from segtailor.report.summary import format_results
-
-    print(format_results(result.results))
-    print(f"report: {result.report}")
 
 
 def main() -> None:

@@ -289,6 +289,8 @@ def _different(seeds: list[int]) -> list[int]:
 class CompareRecipe(Strict):
     """A recipe of `segtailor compare`: arms and seeds beside what all of them share."""
 
+    removed = frozenset({"memory"})
+
     description: str = ""
     data: DataConfig = Field(default_factory=DataConfig)
     teacher: TeacherConfig | None = Field(None, description="not needed by methods that bring their own (lad)")
@@ -300,7 +302,7 @@ class CompareRecipe(Strict):
     spread: Literal["groups", "data"] = Field(
         "groups", description="with several processes: seeds are dealt to them, or each arm is data-parallel"
     )
-    memory: PositiveFloat | None = Field(None, description="GiB for the arms of a group; default: what is free")
+    arms_at_once: PositiveInt | None = Field(None, description="arms trained side by side; default: all of a seed")
     boundary: bool = Field(True, description="score boundaries and calibration at the end, too")
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)

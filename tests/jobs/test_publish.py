@@ -10,8 +10,8 @@ import yaml
 from segtailor import load_model
 from segtailor.config import ModelConfig
 from segtailor.errors import SegtailorError
+from segtailor.jobs.networks import build_network
 from segtailor.jobs.publish import portable, publish
-from segtailor.jobs.setup import make_student
 from segtailor.models import create_model, read_card, save_model
 
 CLASSES = ["road", "car", "sky"]
@@ -78,7 +78,7 @@ def test_paths_of_this_machine_stay_here(run, tmp_path):
 
 def test_a_published_model_can_be_a_students_start(run, tmp_path):
     publish(run, f"hf:{tmp_path / 'repo'}")
-    student = make_student(ModelConfig(model="fcn-lcnet_050", weights=f"hf:{tmp_path / 'repo'}"), 3, seed=0)
+    student = build_network(ModelConfig(model="fcn-lcnet_050", weights=f"hf:{tmp_path / 'repo'}"), 3)
     for name, tensor in load_model(run).state_dict().items():
         assert torch.equal(student.state_dict()[name], tensor)
 

@@ -75,7 +75,7 @@ class TorchDataset(MaskDataset):
         if not isinstance(pair, Sequence) or len(pair) < 2:
             raise SegtailorError(f"sample {where} is a {type(pair).__name__}; expected a pair (image, mask)")
         image_at, mask_at = f"image {where}", f"mask {where}"
-        return Raw(_image(pair[0], image_at), _mask(pair[1], mask_at), f"{self.split}-{index:06d}", image_at, mask_at)
+        return Raw(to_image(pair[0], image_at), _mask(pair[1], mask_at), f"{self.split}-{index:06d}", image_at, mask_at)
 
 
 def _described(pairs: Any, classes: Classes | None, name: str) -> ClassesFile:
@@ -94,8 +94,8 @@ def _described(pairs: Any, classes: Classes | None, name: str) -> ClassesFile:
     return validate(ClassesFile, content, f"the data set {name}")
 
 
-def _image(image: Any, where: str) -> Tensor:
-    """Return ``image`` as RGB bytes (3,H,W)."""
+def to_image(image: Any, where: str) -> Tensor:
+    """Return a PIL image, an array or a tensor as RGB bytes (3,H,W); ``where`` names it in a ``SegtailorError``."""
     if isinstance(image, Image.Image):
         image = np.array(image.convert("RGB"))
     if isinstance(image, np.ndarray):

@@ -10,7 +10,7 @@ from typing import Any
 
 from segtailor.config import CompareRecipe
 from segtailor.errors import SegtailorError
-from segtailor.jobs.arms import arm_recipe
+from segtailor.jobs.build import arm_recipe
 from segtailor.jobs.distill import distill
 from segtailor.recipes import set_value, validate
 from segtailor.results.model import read_comparison
