@@ -25,7 +25,7 @@ from segtailor.data.loader import Batch
 from segtailor.engine.arm import Arm, Task
 from segtailor.engine.distiller import Distiller
 from segtailor.engine.launch import launch, seed_step
-from segtailor.losses import global_batch
+from segtailor.losses import Step
 from segtailor.methods import create_method
 from segtailor.models import Teacher, create_model
 
@@ -101,13 +101,12 @@ def step(arms: list[Arm], teacher: Teacher, batch: Batch, number: int) -> None:
     """One step as the loop does it."""
     for arm in arms:
         arm.begin(number)
-    with global_batch([batch.target]):
-        taught = any(arm.learner.uses_shared for arm in arms)
-        shared = teacher(batch.images, batch.target) if taught else None
-        for arm in arms:
-            seed_step(0, number, 0)
-            arm.accumulate(batch, shared, number / 100, 0, 1)
-            arm.finish(number)
+    taught = any(arm.learner.uses_shared for arm in arms)
+    shared = teacher(batch.images, batch.target) if taught else None
+    for arm in arms:
+        seed_step(0, number, 0)
+        arm.accumulate(batch, shared, Step(number / 100, [batch.target]), 0, 1)
+        arm.finish(number)
 
 
 if __name__ == "__main__":

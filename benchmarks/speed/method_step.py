@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 from bench import Bench, forget_peak, leaves, peak_bytes, seconds_of
 from segtailor.config import MethodConfig, ModelConfig
 from segtailor.jobs.build import make_methods
-from segtailor.losses import global_batch
+from segtailor.losses import Step
 from segtailor.methods import METHODS, create_method
 from segtailor.models import SegOutput
 
@@ -43,13 +42,14 @@ class Subject:
         built_as = ModelConfig(model=bench.student.name)
         methods = make_methods([config], bench.student, bench.teacher, built_as, seed=0)
         self.method = methods[name].to(bench.device).train()
-        self.teacher = bench.teacher if self.method.teacher is None else self.method.teacher.to(bench.device)
-        self.opponent = self.method.opponent
+        self.teacher = bench.teacher if self.method.own_teacher is None else self.method.own_teacher.to(bench.device)
+        self.opponent = self.method.adversary
         if self.opponent is not None:
             self.opponent.to(bench.device).train()
+            self.opponent.trained = True
             self.optimizer = self.opponent.build_optimizer(self.opponent.parameters())
-        self.stage = self.method.stage
-        self.lesson = None if self.stage is None else self.stage.lesson(bench.teacher).to(bench.device).train()
+        self.stage = self.method.pretraining
+        self.lesson = None if self.stage is None else self.stage.objective(bench.teacher).to(bench.device).train()
         if self.stage is not None and self.lesson is not None:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "stage.safetensors"
@@ -58,7 +58,7 @@ class Subject:
 
     @property
     def phases(self) -> tuple[float, ...]:
-        return PHASES if type(self.method).phases or self.method.phases else PHASES[1:]
+        return PHASES if type(self.method).sparse_gradients or self.method.sparse_gradients else PHASES[1:]
 
     def teach(self) -> SegOutput:
         """Run the method's teacher, and keep of its output what the method reads."""
@@ -71,14 +71,14 @@ class Subject:
         if self.opponent is not None:
             self.opponent.requires_grad_(False)
         with self.bench.autocast():
-            return total(self.method(student, teacher, self.bench.target, progress))
+            return total(self.method(student, teacher, self.bench.target, Step(progress, [self.bench.target])))
 
     def oppose(self, student: SegOutput, teacher: SegOutput) -> None:
         """Do the opponent's step."""
         assert self.opponent is not None
         self.opponent.requires_grad_(True)
         with self.bench.autocast():
-            loss = self.opponent(student, teacher, self.bench.target)
+            loss = self.opponent(student, teacher, self.bench.target, Step())
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -88,20 +88,14 @@ class Subject:
         assert self.lesson is not None
         self.lesson.zero_grad(set_to_none=True)
         with self.bench.autocast():
-            loss = total(self.lesson(self.bench.images, self.bench.target, shared, PHASES[0]))
+            loss = total(
+                self.lesson(self.bench.images, self.bench.target, shared, Step(PHASES[0], [self.bench.target]))
+            )
         torch.autograd.backward(loss)
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(terms.values())).sum()
-
-
-@contextmanager
-def step_of(bench: Bench) -> Iterator[None]:
-    """What surrounds a training step: the same random draws, and the loop's counts."""
-    torch.manual_seed(0)
-    with global_batch([bench.target]):
-        yield
 
 
 def measure_seconds(bench: Bench, name: str, variant: str, networks: dict[str, Any], repeats: int) -> dict[str, Any]:
@@ -115,30 +109,30 @@ def measure_seconds(bench: Bench, name: str, variant: str, networks: dict[str, A
         times = seconds_of(action, repeats + 1)[1:]
         return {"seconds": times, "time": (statistics.median(times) + more) / step_seconds}
 
-    with step_of(bench):
-        student, taught = leaves(bench.learn()), subject.teach()
+    torch.manual_seed(0)
+    student, taught = leaves(bench.learn()), subject.teach()
 
-        def run_terms(progress: float) -> None:
-            forget(student)
-            torch.autograd.backward(subject.loss(student, taught, progress))
+    def run_terms(progress: float) -> None:
+        forget(student)
+        torch.autograd.backward(subject.loss(student, taught, progress))
 
-        phases = {progress: timed(partial(run_terms, progress)) for progress in subject.phases}
-        dearest = max(phases, key=lambda progress: float(phases[progress]["time"]))
-        row: dict[str, Any] = {**phases[dearest], "progress": dearest}
-        if len(phases) > 1:
-            row["phases"] = {str(progress): phase for progress, phase in phases.items()}
-        if subject.opponent is not None:
-            row["discriminator"] = timed(partial(subject.oppose, subject.method.select(student).detach(), taught))
-        if subject.method.teacher is not None:
-            row["own_teacher"] = {**timed(subject.teach), "instead_of": teacher_seconds / step_seconds}
-        if subject.stage is not None:
-            shared = bench.teach() if subject.stage.uses_teacher else None
-            row["stage"] = {
-                "about": subject.stage.about,
-                "steps": subject.stage.steps,
-                "runs_the_teacher": subject.stage.uses_teacher,
-                **timed(partial(subject.study, shared), teacher_seconds if subject.stage.uses_teacher else 0.0),
-            }
+    phases = {progress: timed(partial(run_terms, progress)) for progress in subject.phases}
+    dearest = max(phases, key=lambda progress: float(phases[progress]["time"]))
+    row: dict[str, Any] = {**phases[dearest], "progress": dearest}
+    if len(phases) > 1:
+        row["phases"] = {str(progress): phase for progress, phase in phases.items()}
+    if subject.opponent is not None:
+        row["discriminator"] = timed(partial(subject.oppose, subject.method.select(student).detach(), taught))
+    if subject.method.own_teacher is not None:
+        row["own_teacher"] = {**timed(subject.teach), "instead_of": teacher_seconds / step_seconds}
+    if subject.stage is not None:
+        shared = bench.teach() if subject.stage.uses_teacher else None
+        row["stage"] = {
+            "about": subject.stage.about,
+            "steps": subject.stage.steps,
+            "runs_the_teacher": subject.stage.uses_teacher,
+            **timed(partial(subject.study, shared), teacher_seconds if subject.stage.uses_teacher else 0.0),
+        }
     remembered = buffer_bytes(bench, name, variant)
     if remembered:
         row["buffers"] = {**MANY, "bytes": remembered}
@@ -172,7 +166,7 @@ def peak_of(arguments: argparse.Namespace, name: str, variant: str, what: str) -
     if name == "networks":
         return peak_while(networks, bench)
     subject = Subject(bench, name, variant)
-    if not subject.method.uses_teacher:
+    if subject.method.teacher != "recipe":
         del bench.teacher
 
     def study() -> None:
@@ -192,10 +186,10 @@ def peak_of(arguments: argparse.Namespace, name: str, variant: str, what: str) -
 
 
 def peak_while(step: Callable[[], None], bench: Bench) -> int:
-    with step_of(bench):
-        if bench.device != "cpu":  # a first step chooses kernels, with memory of their own
-            step()
-            bench.student.zero_grad(set_to_none=True)
-        forget_peak(bench.device)
+    torch.manual_seed(0)
+    if bench.device != "cpu":  # a first step chooses kernels, with memory of their own
         step()
+        bench.student.zero_grad(set_to_none=True)
+    forget_peak(bench.device)
+    step()
     return peak_bytes(bench.device)

@@ -67,9 +67,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a model: mIoU, per-class IoU, accuracy, Dice; --data.KEY VALUE and --model.KEY VALUE say how it is read."""
+    from segtailor.jobs.evaluate import data_of, format_result, model_choices
     from segtailor.jobs.evaluate import evaluate as job
-    from segtailor.jobs.evaluate import format_result
-    from segtailor.jobs.source import data_of, model_choices
     from segtailor.recipes import parse_overrides
 
     overrides = parse_overrides(context.args)
@@ -178,10 +177,10 @@ def inspect(
     paths: Annotated[bool, typer.Option("--paths", help="list every module path, which a recipe's taps take")] = False,
 ) -> None:
     """Show parameters, multiply-adds and the taps that a method may use, with shape and stride."""
-    from segtailor.jobs.source import named_model
     from segtailor.models.inspect import inspect_model, list_paths
+    from segtailor.models.store import resolve
 
-    network = named_model(model, classes)
+    network = resolve(model, classes)
     print((list_paths if paths else inspect_model)(network, (height, width)).text())
 
 
