@@ -24,8 +24,7 @@ from quick import QUICK, SIZE
 from segtailor.config import DistillRecipe
 from segtailor.engine.logging import read_metrics
 from segtailor.models import create_model
-from segtailor.models.layout import to_published
-from segtailor.models.published import load_published_backbone
+from segtailor.models.checkpoint_keys import load_published_backbone, to_published
 from segtailor.recipes import load_recipe
 
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,7 @@ from PIL import Image
 import segtailor
 from quick import QUICK, SIZE
 from segtailor.config import CompareRecipe, DistillRecipe
-from segtailor.data.scene import draw_scene
+from segtailor.data.toy import draw_scene
 from segtailor.models import create_model, save_model
 from segtailor.recipes import list_recipes, load_recipe
 

@@ -22,7 +22,7 @@ _HOMES = {
     "compare": "segtailor.jobs.compare",
     "evaluate": "segtailor.jobs.evaluate",
     "predict": "segtailor.jobs.predict",
-    "SegOutput": "segtailor.models.output",
+    "SegOutput": "segtailor.models.network",
     "Sample": "segtailor.data",
     "SegmentationDataset": "segtailor.data",
     "TorchDataset": "segtailor.data",
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from segtailor.jobs.train import train
     from segtailor.methods import create_method
     from segtailor.models import create_model, load_model
-    from segtailor.models.output import SegOutput
+    from segtailor.models.network import SegOutput
 
 
 def __getattr__(name: str) -> Any:

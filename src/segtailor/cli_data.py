@@ -66,9 +66,11 @@ def data_check(
     The data are a recipe's, or set by --data.KEY VALUE. Exits with 1 when there are errors, with 0 otherwise.
     """
     from segtailor.data.checkup import check_data
-    from segtailor.data.recipe import data_of
+    from segtailor.recipes import load_data_section
 
-    report = check_data(data_of(context.args), splits=split.split(",") if split else None, out=out, progress=True)
+    report = check_data(
+        load_data_section(context.args), splits=split.split(",") if split else None, out=out, progress=True
+    )
     print(report.text())
     if report.errors:
         raise typer.Exit(1)
@@ -96,11 +98,11 @@ def data_pack(
     The data are a recipe's, or set by --data.KEY VALUE. A recipe reads the pack as {name: packed, root: OUT}.
     """
     from segtailor.data.pack.writer import format_pack, pack
-    from segtailor.data.recipe import data_of
+    from segtailor.recipes import load_data_section
 
     chosen = splits.split(",") if splits else None
     manifest = pack(
-        data_of(context.args),
+        load_data_section(context.args),
         out,
         splits=chosen,
         encoding=format,

@@ -18,9 +18,8 @@ from segtailor.data import (
     list_datasets,
 )
 from segtailor.data.base import check_classes
-from segtailor.data.recipe import DataSection
 from segtailor.errors import SegtailorError
-from segtailor.recipes import validate
+from segtailor.recipes import DataSection, validate
 
 DOCS = Path(__file__).parents[2] / "docs" / "data-sets.md"
 VARIANTS = [(known, variant) for known in BENCHMARKS.values() for variant in known.variants]
@@ -115,7 +114,7 @@ def voc_color(label):
 
 
 @pytest.mark.parametrize(("name", "variant", "first"), [("voc", 0, 0), ("pascal-context", 1, 0), ("coco-stuff", 1, 1)])
-def test_colours_by_the_rule_of_voc(name, variant, first):
+def test_colors_by_the_rule_of_voc(name, variant, first):
     colors = BENCHMARKS[name].variants[variant].described.colors()
     assert colors == tuple(voc_color(label) for label in range(first, first + len(colors)))
 

@@ -27,7 +27,7 @@ from segtailor.evaluation import evaluate_model
 from segtailor.losses import Step
 from segtailor.methods import create_method
 from segtailor.models import create_model, save_model
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 from tiny import TINY_DATA, TINY_MODEL, tiny_distill
 
 STEPS, BATCH, CLASSES = 4, 4, 3

@@ -10,7 +10,7 @@ from segtailor.config import OptimizerConfig, ScheduleConfig
 from segtailor.engine.loop import learning_rate, set_learning_rate
 from segtailor.engine.optim import AveragedWeights, build_optimizer
 from segtailor.models import Preprocess, create_model
-from segtailor.models.adapters.adapted import Adapted
+from segtailor.models.adapters.wrapper import Adapted
 
 
 def test_poly_is_the_published_schedule() -> None:

@@ -21,7 +21,7 @@ from segtailor.engine.pseudo_labels import USES, PseudoLabels, check_rows, targe
 from segtailor.errors import SegtailorError
 from segtailor.losses import Step, cross_entropy
 from segtailor.methods import METHODS, create_method
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 from .test_distributed import Plain, on_two_processes
 

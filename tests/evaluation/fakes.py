@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segtailor.models.output import SegOutput
-from segtailor.models.preprocess import Preprocess
+from segtailor.models.network import Preprocess, SegOutput
 
 
 class TinyModel(nn.Module):

@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import evaluate_model, predict_logits
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 from segtailor.models.teacher import Teacher
 
 from .fakes import TinyData, TinyModel

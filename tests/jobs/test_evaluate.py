@@ -90,7 +90,7 @@ def test_choices_say_how_a_foreign_model_is_read(tmp_path, monkeypatch):
     data = create_dataset(TOY, "val", training=False)
     from segtailor.evaluation import evaluate_model
     from segtailor.models import Preprocess
-    from segtailor.models.adapters.adapted import Adapted
+    from segtailor.models.adapters.wrapper import Adapted
 
     same = Adapted("own_factory", _toy_classes(), net, Preprocess((0, 0, 0), (1, 1, 1), 1.0))
     assert result.miou == evaluate_model(same, data, device=torch.device("cpu")).miou

@@ -14,14 +14,13 @@ import yaml
 from PIL import Image
 
 import segtailor
-from models.frozen_tiny import CLASSES, Tiny, write_onnx, write_pt2
+from models.onnx_tiny import CLASSES, Tiny, write_onnx
 from segtailor.cli import main
 from segtailor.config import DataConfig
 from segtailor.data import create_dataset
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import evaluate_model
-from segtailor.jobs.alignment import align
-from segtailor.jobs.setup import make_methods, make_teacher
+from segtailor.jobs.build import align, make_methods, make_teacher
 from segtailor.methods import create_method
 from segtailor.models import Network, SegOutput, Teacher, create_model, load_model, save_model
 from segtailor.models.class_map import ClassMap
@@ -152,14 +151,10 @@ def test_a_mapped_teachers_score_is_that_of_summed_probabilities(data: dict[str,
     assert (result.confusion - confusion).abs().sum() <= 4  # ties of enlarged logits
 
 
-@pytest.mark.parametrize("kind", ["onnx", "onnx, fixed size and batch", "pt2"])
+@pytest.mark.parametrize("kind", ["onnx", "onnx, fixed size and batch"])
 def test_a_teacher_from_a_file_teaches(tmp_path: Path, data: dict[str, Any], kind: str) -> None:
     method: Any = [{"name": "dist"}, {"name": "kd"}]
-    if kind == "pt2":
-        free = {0: torch.export.Dim("b", min=1, max=64)}
-        teacher = {"weights": str(write_pt2(tmp_path / "t.pt2", Tiny(), free=free)), "taps": {"feature": "body"}}
-        method = [{"name": "kt"}, {"name": "cwd"}]
-    elif kind == "onnx":
+    if kind == "onnx":
         path = write_onnx(tmp_path / "t.onnx", Tiny("feature"), free=ANY, outputs=("out", "inner"))
         teacher = {"model": str(path), "taps": {"feature": "inner"}}
         method = [{"name": "kt"}, {"name": "cwd"}]
@@ -170,7 +165,7 @@ def test_a_teacher_from_a_file_teaches(tmp_path: Path, data: dict[str, Any], kin
     row = result.results["rows"][0]
     assert row["role"] == "teacher"
     assert row["parameters"] > 1000
-    assert (row["multiply_adds"] is None) == kind.startswith("onnx")
+    assert row["multiply_adds"] is None
     records = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     values = [value for record in records for value in record.get("terms", {}).values()]
     assert values
@@ -197,7 +192,7 @@ def test_a_comparison_with_a_teacher_from_a_file(tmp_path: Path, data: dict[str,
 def test_files_cannot_be_students(tmp_path: Path, data: dict[str, Any], ade: Path) -> None:
     path = write_onnx(tmp_path / "t.onnx", Tiny(), free=ANY)
     teacher = {"weights": str(ade), "class_map": MAP}
-    for student in ({"model": f"onnx:{path}"}, {"model": str(path)}, {"model": "", "weights": "pt2:net.pt2"}):
+    for student in ({"model": f"onnx:{path}"}, {"model": str(path)}, {"model": "", "weights": "onnx:net.onnx"}):
         with pytest.raises(SegtailorError, match="cannot be trained: it can be a teacher only") as caught:
             segtailor.distill(recipe(tmp_path, data, teacher, student=student))
         assert "\n" not in str(caught.value)
@@ -305,3 +300,12 @@ def test_a_transformers_teacher_of_150_classes(tmp_path: Path, data: dict[str, A
     result = segtailor.distill(recipe(tmp_path, data, teacher, method=["kt", "dist"]))
     assert {"class": "sky", "from": ["thing 2"]} in result.results["class_map"]
     assert result.results["rows"][0]["model"].startswith("hf:")
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_exported_programs_name_their_successor(tmp_path: Path, data: dict[str, Any], ade: Path, role: str) -> None:
+    made = recipe(tmp_path, data, {"weights": str(ade), "class_map": MAP})
+    made[role] = {"model": "", "weights": "pt2:net.pt2"}
+    with pytest.raises(SegtailorError, match=r"pt2.*no longer read; export .* as ONNX .*onnx:net\.onnx") as caught:
+        segtailor.distill(made)
+    assert "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 CLASSES = 6
 STUDENT = {"feature": 6, "stages.0": 4, "stages.1": 5}

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from segtailor.methods import Method
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 FILE = Path(__file__).parents[1] / "golden" / "case_a.safetensors"
 CLASSES, STUDENT_WIDTH, TEACHER_WIDTH = 19, 128, 256

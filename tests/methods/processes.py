@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from segtailor.losses import Step, cross_entropy
 from segtailor.methods import Method, create_method
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 from .cases import CLASSES, STUDENT, TEACHER
 

@@ -12,7 +12,7 @@ from segtailor.losses import Step
 from segtailor.methods import Method, check_options, create_method
 from segtailor.methods.adversarial import Adversarial, LogitAdversary
 from segtailor.methods.discriminator import Discriminator, SelfAttention, discriminator_loss
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 from .cases import CLASSES, STUDENT, TEACHER, labels, output
 from .tester import MethodTester

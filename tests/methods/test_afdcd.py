@@ -10,7 +10,7 @@ from torch import Tensor
 from segtailor.errors import SegtailorError
 from segtailor.methods import check_options, create_method
 from segtailor.methods.afdcd import DenseContrast, dense_contrast, patches
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 from .cases import CLASSES, STUDENT, TEACHER, labels, output
 from .tester import MethodTester

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segtailor.methods import Method, create_method
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 from .cases import CLASSES, STUDENT, TEACHER, changed, labels, output, tensors
 from .processes import Pair, Prepare, step_gradients

@@ -5,9 +5,8 @@ import warnings
 import pytest
 import torch
 
-from segtailor.models import create_model
-from segtailor.models.heads import HEADS, blocks
-from segtailor.models.heads.deeplabv3 import atrous_rates
+from segtailor.models import create_model, heads
+from segtailor.models.heads import HEADS, atrous_rates
 
 CHANNELS, STRIDES = (8, 12, 16, 24), (4, 8, 8, 8)
 
@@ -49,8 +48,8 @@ def test_segformer_drops_nothing() -> None:
 
 
 def test_one_value_per_channel_uses_running_statistics_and_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "_warned_about_single_values", False)
-    norm = blocks.PooledBatchNorm2d(4)
+    monkeypatch.setattr(heads, "_warned_about_single_values", False)
+    norm = heads.PooledBatchNorm2d(4)
     norm.running_mean.fill_(2.0)
     norm.running_var.fill_(4.0)
     x = torch.randn(1, 4, 1, 1)
@@ -61,7 +60,7 @@ def test_one_value_per_channel_uses_running_statistics_and_is_said_once(monkeypa
         warnings.simplefilter("error")
         norm(x)
         two = torch.randn(2, 4, 1, 1)
-        assert torch.equal(blocks.PooledBatchNorm2d(4)(two), torch.nn.BatchNorm2d(4)(two))
+        assert torch.equal(heads.PooledBatchNorm2d(4)(two), torch.nn.BatchNorm2d(4)(two))
 
 
 def test_atrous_rates_cover_the_same_pixels_at_every_stride() -> None:

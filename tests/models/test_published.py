@@ -12,7 +12,7 @@ import torch
 
 from segtailor.errors import SegtailorError
 from segtailor.models import count_parameters, create_model, load_model
-from segtailor.models.layout import to_published
+from segtailor.models.checkpoint_keys import to_published
 from segtailor.models.published import load_published, recognise
 
 from .family import LAYOUTS, blank_checkpoint, checkpoint, layout, outputs
@@ -167,7 +167,7 @@ def test_the_backbone_starts_from_a_published_imagenet_file(name: str, prefix: s
     model = create_model(name, 5, pretrained=path)
     published = to_published(model)
     assert all(torch.equal(published[prefix + key], value) for key, value in tensors.items())
-    assert ("NVIDIA" in model.licences.get("backbone", "")) == name.startswith("segformer")
+    assert ("NVIDIA" in model.licenses.get("backbone", "")) == name.startswith("segformer")
     tensors.popitem()
     torch.save(tensors, path)
     with pytest.raises(SegtailorError, match="1 missing"):

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from results.folders import iou_of
-from segtailor.data.scene import draw_scene
-from segtailor.data.toy import Toy
+from segtailor.data.toy import Toy, draw_scene
 from segtailor.evaluation.render import colorize
 
 CLASSES, PALETTE = list(Toy.classes), [list(color) for color in Toy.palette]

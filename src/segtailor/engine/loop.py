@@ -28,8 +28,7 @@ from segtailor.errors import SegtailorError
 from segtailor.evaluation import EvaluationResult, evaluate_model, inference_settings
 from segtailor.losses import Step
 from segtailor.models import save_model
-from segtailor.models.network import Network
-from segtailor.models.output import SegOutput
+from segtailor.models.network import Network, SegOutput
 from segtailor.models.teacher import Teacher
 
 FEW_IMAGES = 8

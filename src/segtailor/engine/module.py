@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from segtailor.engine.pseudo_labels import BatchTarget, TargetKind, target_kind
 from segtailor.losses import Step, cross_entropy
 from segtailor.methods.base import Adversary, Method, PretrainObjective
-from segtailor.models.network import Network
-from segtailor.models.output import SegOutput
+from segtailor.models.network import Network, SegOutput
 from segtailor.models.teacher import Teacher
 
 TeacherOutputs = Mapping[str, SegOutput]

@@ -22,7 +22,7 @@ from segtailor.errors import SegtailorError
 from segtailor.files import VOID
 from segtailor.losses import Step, full_precision
 from segtailor.methods.base import Method
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 from segtailor.models.teacher import Teacher
 
 TargetKind = Literal["supervised", "pseudo", "pseudo_confident"]

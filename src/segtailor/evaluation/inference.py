@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from segtailor.config import DataConfig, EvaluateConfig
 from segtailor.errors import SegtailorError
 from segtailor.files import VOID, Color, Size
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 Mode = Literal["whole", "slide"]
 IMAGENET_COLOR: Color = (124, 116, 104)

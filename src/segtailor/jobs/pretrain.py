@@ -28,7 +28,7 @@ SEED = 0
 """Pre-training does not depend on the run's seed, so that runs of several seeds share it."""
 
 
-def pretrain(
+def run_pretraining(
     fabric: Any,
     recipe: DistillRecipe,
     methods: Mapping[str, Method],
@@ -142,7 +142,7 @@ def _train(
             "stage": training.name,
             "teacher": fingerprint,
             "data": recipe.data.name,
-            "data_licence": data.license,
+            "data_license": data.license,
             "settings": settings.model_dump(mode="json", include={"steps", "batch", "optimizer", "schedule"}),
             "seconds": trained.seconds,
             "miou_with_labels": trained.score.miou if trained.score is not None else None,

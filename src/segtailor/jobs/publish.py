@@ -14,9 +14,8 @@ from segtailor._version import __version__
 from segtailor.errors import SegtailorError, reason
 from segtailor.jobs.model_card import model_card_text
 from segtailor.models import load_model, read_card, save_model
-from segtailor.models.hub import CONFIG, OWN, WEIGHTS
 from segtailor.models.network import Network
-from segtailor.models.store import find_weights
+from segtailor.models.store import CONFIG, OWN, WEIGHTS, find_weights
 
 PREFIX = "hf:"
 PICTURE = "sample.png"
@@ -26,7 +25,7 @@ def publish(run: str | Path, to: str, private: bool = False, license_id: str | N
     """Write the model of ``run`` (a run folder or ``.safetensors`` file) as a Hugging Face repository.
 
     ``to`` is ``hf:FOLDER`` (a path: with ``./``, ``/`` or ``..`` in front, or an existing folder) or ``hf:USER/NAME``,
-    which is uploaded with huggingface_hub. ``license_id`` is the licence that the repository states. Returns where it
+    which is uploaded with huggingface_hub. ``license_id`` is the license that the repository states. Returns where it
     lies; ``load_model`` reads it back from there. Raises SegtailorError for a run without a model, a folder that holds
     other files, and an upload that fails.
     """

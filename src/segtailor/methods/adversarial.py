@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from segtailor.losses import Step, full_precision, standardise, to_grid, valid_counts
 from segtailor.methods.base import Adversary, Channels, Method, VariantOptions
 from segtailor.methods.discriminator import Discriminator, discriminator_loss
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from segtailor.errors import SegtailorError
 from segtailor.losses import Step, full_precision, pixel_kl, pixel_mean, recomputed, to_grid, valid_counts, valid_pixels
 from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 CODE = "Af-DCD's code"
 OUTSIDE = -1e30

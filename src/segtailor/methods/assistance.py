@@ -13,7 +13,7 @@ from segtailor.config import OptimizerConfig, ScheduleConfig
 from segtailor.losses import Step, channel_kl, cross_entropy, valid_counts
 from segtailor.methods.base import Pretraining, PretrainObjective
 from segtailor.models.label_assisted import Codes, LabelAssisted, LabelAssistedTeacher, load_assisted, save_assisted
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 from segtailor.models.teacher import Teacher
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segtailor.losses import Step, full_precision, to_grid, valid_counts
 from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 
 class AttentionTransferOptions(VariantOptions):

@@ -15,7 +15,7 @@ from typing_extensions import TypeVar
 from segtailor.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from segtailor.errors import SegtailorError, unknown
 from segtailor.losses import Step
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 from segtailor.models.teacher import Teacher
 
 Channels = dict[str, int]

@@ -13,7 +13,7 @@ from torch import Tensor
 from segtailor.files import VOID
 from segtailor.losses import Step, channel_kl, full_precision, recomputed, to_grid, valid_counts
 from segtailor.methods.base import Method, MethodOptions
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 BLOCK = 16
 """Classes whose masks are made at a time; a mask has label size and one byte a pixel."""

@@ -22,7 +22,7 @@ from segtailor.methods.relation.memory import (
 )
 from segtailor.methods.relation.minibatch import minibatch_relations, pooled, pooled_counts
 from segtailor.methods.relation.projector import RelationProjector
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 
 class CIRKDOptions(VariantOptions):

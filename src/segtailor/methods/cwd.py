@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segtailor.losses import Step, channel_kl, full_precision, to_grid, valid_counts
 from segtailor.methods.base import Channels, Method, VariantOptions, projector, read_tap
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 
 class ChannelWiseOptions(VariantOptions):

@@ -11,7 +11,7 @@ from segtailor.losses import Step, full_precision, pixel_mean, to_grid, valid_co
 from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
 from segtailor.methods.diffusion.distances import DISTANCES
 from segtailor.methods.diffusion.pair import DiffusedPair, PairSettings
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 SUFFIXES = {"logits": "", "aux": "_aux", "feature": "_feature"}
 AUTHORS = "authors' classification code"

@@ -11,7 +11,7 @@ from torch import Tensor
 from segtailor.losses import Step, full_precision, pixel_mean, recomputed, to_grid, valid_counts
 from segtailor.methods.base import Channels, Method, VariantOptions
 from segtailor.methods.standardised import DESCRIPTION, check_classes, standardised
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 NEGLIGIBLE = 1e-6
 """Variance over an image below which a class's probabilities say little: a deviation of 0.001."""

@@ -14,7 +14,7 @@ from segtailor.errors import SegtailorError
 from segtailor.losses import Step, full_precision, to_grid, valid_counts
 from segtailor.methods.at import attention
 from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 OUTSIDE = -1e30
 """Stands for log 0; unlike -inf it gives no NaN when an image is wholly void."""

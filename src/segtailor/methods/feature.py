@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from segtailor.errors import SegtailorError
 from segtailor.losses import Step, full_precision, pixel_mean, recomputed, standardise, to_grid, valid_counts
 from segtailor.methods.base import Channels, Method, MethodOptions, projector, read_tap, width_of
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 STUDY = "arXiv 2604.25530"
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segtailor.losses import Step, full_precision, pixel_mean, to_grid
 from segtailor.methods.base import Channels, Method, VariantOptions, projector, read_tap
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 
 class FitNetOptions(VariantOptions):

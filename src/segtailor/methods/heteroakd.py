@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from segtailor.losses import Step, class_counts, full_precision, pixel_kl, pixel_mean, to_grid
 from segtailor.methods.base import Channels, Method, MethodOptions, read_tap, width_of
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 EPS = 1e-6
 

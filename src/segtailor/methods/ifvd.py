@@ -11,7 +11,7 @@ from torch import Tensor
 
 from segtailor.losses import Step, full_precision, nearest_labels, to_grid
 from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 
 class ClassVariationOptions(VariantOptions):

@@ -10,7 +10,7 @@ from torch import Tensor
 from segtailor.losses import Step, pixel_kl, to_grid
 from segtailor.methods.base import Channels, Method, VariantOptions
 from segtailor.methods.standardised import DESCRIPTION, check_classes, standardised
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 
 class PixelKDOptions(VariantOptions):

@@ -15,7 +15,7 @@ from segtailor.methods.tailoring.linear import linear_matching
 from segtailor.methods.tailoring.logits import tailored_map
 from segtailor.methods.tailoring.options import DECODER, KnowledgeTailoringOptions
 from segtailor.methods.tailoring.recombination import FeatureTailoring
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 
 class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):

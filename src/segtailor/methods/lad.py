@@ -13,9 +13,9 @@ from segtailor.errors import SegtailorError
 from segtailor.losses import Step
 from segtailor.methods.assistance import TeacherPretraining
 from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions
-from segtailor.models.create import create_model
 from segtailor.models.label_assisted import Codes, LabelAssistedTeacher, add_label_plane
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
+from segtailor.models.segmenter import create_model
 from segtailor.models.teacher import Teacher
 
 

@@ -18,7 +18,7 @@ from segtailor.methods.receptive.file import TokenLayout
 from segtailor.methods.receptive.stage import TokenPretraining
 from segtailor.methods.receptive.tokens import masked_error, receptive_masks, weight_map
 from segtailor.methods.receptive.weighting import TokenWeighting
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]

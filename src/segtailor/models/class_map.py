@@ -11,9 +11,8 @@ import yaml
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError, unknown
-from segtailor.models.fit import count_names
-from segtailor.models.network import Network
-from segtailor.models.output import SegOutput
+from segtailor.models.adapters.weights import count_names
+from segtailor.models.network import Network, SegOutput
 
 VOID = -1
 """What stands for void in `ClassMap`'s indices."""

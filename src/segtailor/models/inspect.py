@@ -1,16 +1,109 @@
-"""What a model is made of: cost, taps, and the tap that methods use."""
+"""What a model is made of and costs: parameters, multiply-adds, taps, and every module by its path."""
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from segtailor.models.create import is_published
-from segtailor.models.network import Network
-from segtailor.models.output import SegOutput
-from segtailor.models.profile import count_multiply_adds, count_parameters, published_multiply_adds, run_on_meta
+from segtailor.errors import SegtailorError
+from segtailor.models.adapters.discovery import find_maps
+from segtailor.models.adapters.onnx import Frozen
+from segtailor.models.adapters.wrapper import PROBES, Adapted
+from segtailor.models.backbones import run_without_values
+from segtailor.models.network import Network, SegOutput
+from segtailor.models.segmenter import Segmenter, is_published
+from segtailor.models.taps import Step, evaluated, layout_of, trace
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters, those of a file that runs outside PyTorch included."""
+    stored = sum(getattr(part, "stored_parameters", 0) for part in model.modules())
+    return stored + sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_multiply_adds(model: Network, size: tuple[int, int]) -> int:
+    """Return the multiply-adds of one image of ``size``: convolutions, linear layers and attention products.
+
+    They are 0 for a network that runs outside PyTorch, whose work is not seen.
+    """
+    with FlopCounterMode(display=False) as counter:
+        run_on_meta(model, size)
+    return int(counter.get_total_flops()) // 2
+
+
+def published_multiply_adds(model: Network, size: tuple[int, int]) -> int:
+    """Return what the published tables' counter says for one image of ``size``.
+
+    It takes ``(size + 2 * padding - kernel) // stride + 1`` as a convolution's output size, which is too large for a
+    dilated one, counts a linear layer once whatever it is applied to, and counts nothing else. Source: the benchmark
+    that Table 1 of the KT paper (doi 10.1016/j.patcog.2025.112399) takes its FLOPs from.
+    """
+    total = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], _: Any) -> None:
+        nonlocal total
+        if isinstance(module, nn.Conv2d):
+            total += _published_convolution(module, inputs[0])
+        elif isinstance(module, nn.Linear):
+            total += module.weight.numel()
+
+    hooks = [module.register_forward_hook(count) for module in model.modules()]
+    try:
+        run_on_meta(model, size)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total
+
+
+def _published_convolution(module: nn.Conv2d, x: Tensor) -> int:
+    cells = 1
+    for axis in range(2):
+        padding = module.padding[axis]
+        assert isinstance(padding, int)
+        cells *= (x.shape[2 + axis] + 2 * padding - module.kernel_size[axis]) // module.stride[axis] + 1
+    return module.weight.numel() * cells
+
+
+def run_on_meta(model: Network, size: tuple[int, int], exact: bool = False) -> SegOutput:
+    """Run ``model`` in eval mode on one image of ``size``; the output has shapes alone.
+
+    The size is what the network makes of it (its own, or padded to its multiple), unless ``exact``. Nothing is computed
+    or stored, but for networks that cannot run without values.
+    """
+    if not exact or model.preprocess.size is not None:
+        size = model.preprocess.input_size(size)
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        output: SegOutput
+        try:
+            output = run_without_values(_Normalised(model), torch.empty(1, model.planes, *size, device="meta"))
+        except Exception:  # foreign networks may look at values, or run outside PyTorch
+            device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+            with torch.no_grad():
+                output = model.forward_normalised(torch.zeros(1, model.planes, *size, device=device))
+        return output.to("meta")
+    finally:
+        for module, was_training in training.items():
+            module.training = was_training
+
+
+class _Normalised(nn.Module):
+    """Gives `forward_normalised` the name that `functional_call` asks for."""
+
+    def __init__(self, model: Network) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> SegOutput:
+        return self.model.forward_normalised(inputs)
+
 
 DEFAULT_TAP = "feature"
 """The tap that feature methods use unless a recipe names another."""
@@ -38,7 +131,7 @@ class Inspection:
     output_stride: int
     note: str
     preprocess: str
-    licences: dict[str, str]
+    licenses: dict[str, str]
 
     def text(self) -> str:
         """Return the lines that `segtailor inspect` prints."""
@@ -55,7 +148,7 @@ class Inspection:
             )
         lines.append(f"  output stride   {self.output_stride}{f' ({self.note})' if self.note else ''}")
         lines.append(f"  input           {self.preprocess}")
-        lines += [f"  licence         {part}: {licence}" for part, licence in self.licences.items()]
+        lines += [f"  license         {part}: {text}" for part, text in self.licenses.items()]
         rows = [("tap", "shape", "stride")]
         rows += [(tap.name, " x ".join(map(str, tap.shape)), str(tap.stride)) for tap in self.taps]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -99,7 +192,7 @@ def inspect_model(model: Network, size: tuple[int, int] = (512, 1024)) -> Inspec
         output_stride=model.stage_strides[-1] if model.stage_strides else taps[-1].stride,
         note=model.note,
         preprocess=_describe_input(model),
-        licences=dict(model.licences),
+        licenses=dict(model.licenses),
     )
 
 
@@ -122,3 +215,115 @@ def _describe_input(model: Network) -> str:
         return f"{text}, resized to {model.preprocess.size[0]} x {model.preprocess.size[1]}"
     multiple = spec["size_multiple"]
     return text if multiple == 1 else f"{text}, padded to a multiple of {multiple}"
+
+
+class PathInfo(NamedTuple):
+    """A module's path, the shape (C,h,w) of its output for one image, its stride, and the taps that it is.
+
+    ``shape`` is the output's own without its batch, and ``stride`` None, where it is no map of the image.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    stride: int | None
+    taps: tuple[str, ...]
+
+
+class PathList(NamedTuple):
+    """What `list_paths` found at ``size`` (height, width); paths are those that a recipe's ``taps`` take."""
+
+    name: str
+    size: tuple[int, int]
+    paths: list[PathInfo]
+    hidden: dict[str, str]
+
+    def text(self) -> str:
+        """Return the lines that `segtailor inspect --paths` prints."""
+        rows = [("path", "output", "stride", "tap")]
+        rows += [
+            (path, " x ".join(map(str, shape)), "-" if stride is None else str(stride), ", ".join(taps))
+            for path, shape, stride, taps in self.paths
+        ]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = [f"{self.name} at {self.size[0]} x {self.size[1]}, its modules in the order of a forward", ""]
+        lines += [
+            f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip() for row in rows
+        ]
+        lines += ["", *(f"  {name} is {where}" for name, where in self.hidden.items())]
+        example = next(
+            (row for row in reversed(self.paths) if any(tap.startswith("stages.") for tap in row.taps)), None
+        )
+        path = example.path if example is not None else next(row.path for row in self.paths if row.stride is not None)
+        lines.append(
+            "Proposed as taps are those named on the right; methods know them without more. Any other map of the image "
+            f"gets a name in the recipe, as in taps: {{mine: {path}}}."
+        )
+        return "\n".join(line for index, line in enumerate(lines) if line or lines[index - 1])
+
+
+def list_paths(model: Network, size: tuple[int, int] = (512, 1024)) -> PathList:
+    """Return every module path of ``model`` that runs, for one image of ``size`` (height, width).
+
+    Raises SegtailorError for a network that shows no modules.
+    """
+    root = _root(model)
+    known = model.tap_sources if isinstance(model, Adapted) else {}
+    padded = model.preprocess.input_size(size)
+    steps, _ = trace(root, lambda: run_on_meta(model, padded))
+    names: dict[str, list[str]] = {}
+    hidden = {}
+    for tap, given_by in _find(model).items():
+        source = known.get(tap)
+        path = source.path if source is not None and source.side == "output" else given_by
+        if path is not None:
+            names.setdefault(path, []).append(tap)
+        else:
+            hidden[tap] = "no one module's output" if source is None else f"the input of {source.path}"
+    rows = {step.path: step for step in steps if step.output is not None}
+    return PathList(
+        model.name, padded, [_row(step, padded, names.get(path, [])) for path, step in rows.items()], hidden
+    )
+
+
+def _root(model: Network) -> nn.Module:
+    """Return the module below which taps are named."""
+    if isinstance(model, Adapted):
+        return model.net
+    if isinstance(model, Segmenter):
+        return model
+    offers = model.program.offers if isinstance(model, Frozen) else []
+    raise SegtailorError(f"{model.name} shows no modules; its taps may be: {', '.join(offers) or 'none'}")
+
+
+def _find(original: Network) -> dict[str, str | None]:
+    """Return the path of the module whose output each tap is, told by a small image; None where no module gives it."""
+    model = deepcopy(original)
+    root = _root(model)
+    with torch.no_grad():  # fresh parts that are alike would give the same values
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.rand_like(parameter) * (parameter.abs().mean() + 0.1))
+    device = next((value.device for value in model.parameters()), torch.device("cpu"))
+    for probe in PROBES:
+        size = model.preprocess.input_size(probe)
+        noise = torch.randn(1, model.planes, *size, generator=torch.Generator().manual_seed(0)).to(device)
+        try:
+            with evaluated(model):
+                steps, output = trace(root, lambda: model.forward_normalised(noise))  # noqa: B023  (called at once)
+        except RuntimeError:  # too small for it
+            continue
+        names = [*(f"stages.{index}" for index in range(len(output.stages))), *output.taps, "feature", "logits"]
+        tensors = {name: tensor for name in names if (tensor := output.tap(name)) is not None}
+        return dict(zip(tensors, find_maps(steps, list(tensors.values()), size), strict=True))
+    return {}
+
+
+def _row(step: Step, size: tuple[int, int], taps: list[str]) -> PathInfo:
+    assert step.output is not None
+    layout = layout_of(step.output, size)
+    if layout is None:
+        return PathInfo(step.path, tuple(step.output.shape[1:]), None, tuple(taps))
+    name, channels, stride = layout
+    if name.startswith("tokens"):
+        return PathInfo(step.path, (channels, -(-size[0] // stride), -(-size[1] // stride)), stride, tuple(taps))
+    height, width = step.output.shape[-2:] if name == "map" else step.output.shape[1:3]
+    return PathInfo(step.path, (channels, height, width), stride, tuple(taps))

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
 from segtailor.files import write_atomically
-from segtailor.models.fit import check_fit
-from segtailor.models.network import Network
-from segtailor.models.output import SegOutput
-from segtailor.models.preprocess import Preprocess
+from segtailor.models.adapters.weights import check_state_dict
+from segtailor.models.network import Network, Preprocess, SegOutput
 from segtailor.models.store import read_card
 from segtailor.models.teacher import Teacher
 
@@ -152,5 +150,5 @@ def load_assisted(model: Network, path: Path) -> None:
     if spec["name"] != model.name:
         raise SegtailorError(f"{path} holds a label-assisted {spec['name']}, not {model.name}")
     tensors = safetensors.torch.load_file(path)
-    check_fit(model.state_dict(), tensors, str(path), f"label-assisted {model.name}")
+    check_state_dict(model.state_dict(), tensors, str(path), f"label-assisted {model.name}")
     model.load_state_dict(tensors)

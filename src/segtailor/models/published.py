@@ -6,21 +6,26 @@ name. Layouts: the benchmark's DeepLabV3, PSPNet (deep-stem ResNets, MobileNetV2
 
 from __future__ import annotations
 
-import pickle
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from segtailor.errors import SegtailorError
-from segtailor.models.adapters.weights import read_weights
-from segtailor.models.create import create_segmenter
-from segtailor.models.fit import check_fit, count_names
-from segtailor.models.hf_segformer import is_segformer, load_encoder, load_segformer, weights_file
-from segtailor.models.layout import backbone_prefixes, block_counts, published_names, rename, to_published
+from segtailor.models.adapters.weights import check_state_dict, count_names, read_weights
+from segtailor.models.checkpoint_keys import (
+    MIT_LICENSE,
+    block_counts,
+    expected,
+    is_segformer,
+    published_names,
+    read_segformer,
+    to_published,
+    weights_file,
+)
 from segtailor.models.mit import MIT_SIZES
-from segtailor.models.segmenter import Segmenter
+from segtailor.models.segmenter import Segmenter, create_segmenter
 
 RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
     ("basic", (2, 2, 2, 2)): "resnet18",
@@ -32,9 +37,6 @@ CLASSIFIERS = {
     "pspnet": "head.classifier.weight",
     "segformer": "linear_pred.weight",
 }
-WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net")
-"""Keys under which training code keeps the state dict, beside epoch and optimizer."""
-MIT_LICENCE = "NVIDIA's MiT weights, or trained from them: not for commercial use"
 
 
 class Recognised(NamedTuple):
@@ -43,35 +45,6 @@ class Recognised(NamedTuple):
     name: str
     num_classes: int
     head_width: int
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a ``.pth`` file; a wrapper of `WRAPPERS` and ``module.`` prefixes are taken off.
-
-    Only tensors are read, no code is run. Raises SegtailorError for anything else.
-    """
-    if not path.is_file():
-        raise SegtailorError(f"no such file: {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise SegtailorError(
-            f"{path} is refused: it holds pickled objects beside tensors, which could run code; where it was written, "
-            "save the state dict alone: torch.save(model.state_dict(), FILE)"
-        ) from error
-    except Exception as error:  # truncated archives fail in many ways
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SegtailorError(f"{path} cannot be read ({reason[:120]}); is it a whole .pth file?") from error
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not content:
-        raise SegtailorError(f"{path} holds no state dict; save one: torch.save(model.state_dict(), FILE)")
-    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if others:
-        raise SegtailorError(f"{path} holds more than tensors: {count_names('other entries', others)}")
-    bare = all(str(name).startswith("module.") for name in content)
-    return {str(name).removeprefix("module.") if bare else str(name): value for name, value in content.items()}
 
 
 def recognise(tensors: dict[str, Tensor], source: str) -> Recognised:
@@ -121,38 +94,26 @@ def load_published(path: Path) -> Segmenter:
     path = weights_file(path)
     tensors = read_weights(path)
     if is_segformer(tensors):
-        return load_segformer(tensors, path)
+        return _load_segformer(tensors, path)
     found = recognise(tensors, str(path))
     model = create_segmenter(found.name, found.num_classes)
     if model.feature_channels != found.head_width:
         model = create_segmenter(found.name, found.num_classes, head_width=found.head_width)
     network = f"{found.name} (head width {found.head_width}, {found.num_classes} classes)"
-    check_fit(to_published(model), tensors, str(path), network)
+    check_state_dict(to_published(model), tensors, str(path), network)
     model.load_state_dict({ours: tensors[theirs] for ours, theirs in published_names(model).items()})
     if found.name.startswith("segformer"):
-        model.licences["backbone"] = MIT_LICENCE
+        model.licenses["backbone"] = MIT_LICENSE
     return model
 
 
-def load_published_backbone(net: nn.Module, name: str, path: Path) -> tuple[str, dict[str, Any] | None]:
-    """Fill ``net``, the backbone ``name``, from the published ImageNet file.
-
-    Those files carry the backbone's own names and a classifier, which is left out; every other tensor must fit. For a
-    Mix Transformer ``path`` may also be a transformers SegFormer. Returns the licence as far as known, and what the
-    weights expect of their input where that is not the published family's.
-    """
-    path = weights_file(path)
-    tensors = read_weights(path)
-    if name.startswith("mit") and is_segformer(tensors):
-        return load_encoder(net, tensors, path)
-    prefix = {"mit": "", "mob": "pretrained.net."}.get(name[:3], "pretrained.")
-    prefixes = backbone_prefixes(name)
-    state = net.state_dict()
-    names = {ours: rename(f"backbone.net.{ours}", prefixes).removeprefix(prefix) for ours in state}
-    # Old files have no batch counters; they play no part in the result.
-    names = {ours: theirs for ours, theirs in names.items() if theirs in tensors or not ours.endswith("_tracked")}
-    wanted = set(names.values())
-    kept = {key: value for key, value in tensors.items() if key in wanted}
-    check_fit({theirs: state[ours] for ours, theirs in names.items()}, kept, str(path), f"the backbone {name}")
-    net.load_state_dict({**state, **{ours: tensors[theirs] for ours, theirs in names.items()}})
-    return MIT_LICENCE if name.startswith("mit") else "", None
+def _load_segformer(tensors: Mapping[str, Tensor], path: Path) -> Segmenter:
+    """Build and fill our SegFormer from a transformers checkpoint's ``tensors``; every tensor must fit."""
+    found = read_segformer(tensors, path)
+    name = f"segformer-{found.size}"
+    model = create_segmenter(name, found.num_classes, head_width=found.width, preprocess=expected(path))
+    check_state_dict(model.state_dict(), found.tensors, str(path), f"{name} ({found.num_classes} classes)")
+    model.load_state_dict(found.tensors)
+    model.classes = found.classes
+    model.licenses |= found.licenses
+    return model

@@ -1,18 +1,20 @@
-"""The segmentation network: preprocessing, backbone, head, auxiliary head."""
+"""Networks of our own: backbone, head and auxiliary head, built by the name ``HEAD-BACKBONE``."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from segtailor.models.adapters.named_taps import NamedTaps
-from segtailor.models.backbones import Backbone
-from segtailor.models.heads import FCN, Head
-from segtailor.models.heads.blocks import resize
-from segtailor.models.network import Network
-from segtailor.models.output import SegOutput
-from segtailor.models.preprocess import Preprocess
+from segtailor.errors import SegtailorError, unknown
+from segtailor.models.adapters import Choices, create_adapted, family_of
+from segtailor.models.backbones import Backbone, is_timm_name, mit_backbone, timm_backbone
+from segtailor.models.checkpoint_keys import load_published_backbone
+from segtailor.models.heads import FCN, HEADS, Head, resize
+from segtailor.models.mit import MIT_SIZES
+from segtailor.models.network import Network, Preprocess, SegOutput
+from segtailor.models.taps import NamedTaps
 
 
 class Segmenter(Network):
@@ -43,7 +45,7 @@ class Segmenter(Network):
         self.align_corners = head.align_corners
         self.note = backbone.note
         self.feature_channels = head.width
-        self.licences: dict[str, str] = {"backbone": backbone.licence} if backbone.licence else {}
+        self.licenses: dict[str, str] = {"backbone": backbone.license} if backbone.license else {}
         self._taps = NamedTaps()
         self._taps.name(self, options.get("taps") or {})
 
@@ -101,3 +103,168 @@ class Segmenter(Network):
             **self.options,
             "preprocess": self.preprocess.spec(),
         }
+
+
+PUBLISHED_RESNETS = ("resnet18", "resnet50", "resnet101")
+PUBLISHED_HEADS = ("deeplabv3", "pspnet")
+PUBLISHED_PREPROCESS: dict[str, Any] = {
+    "mean": (104.00698793, 116.66876762, 122.67891434),
+    "std": (1.0, 1.0, 1.0),
+    "scale": 1.0,
+    "channel_order": "bgr",
+}
+"""The published benchmark's input: BGR in 0..255 minus the mean colour."""
+
+COMMON_BACKBONES = (
+    *("resnet18", "resnet50", "resnet101", "resnet18d", "resnet50d", "mobilenetv2", "mobilenetv3_large_100"),
+    *("mobilenetv4_conv_small", "tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2"),
+    *("efficientnet_b0", "lcnet_050", "lcnet_100", "regnety_002", "convnext_atto", "convnext_tiny"),
+    *("swin_tiny_patch4_window7_224", "vit_small_patch16_224"),
+    *("vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"),
+)
+MIT_STRIDE = 32
+MOST_CLASSES = 255
+
+
+def list_models() -> list[str]:
+    """Return the curated names; any ``HEAD-TIMMNAME`` works beside them."""
+    convolutional = [head for head in HEADS if head != "segformer"]
+    names = {f"{head}-{backbone}" for head in convolutional for backbone in COMMON_BACKBONES}
+    others = ("convnext_tiny", "lcnet_050", "mobilenetv2", "vit_small_patch16_224", "vit_small_patch14_dinov2")
+    names.update(f"segformer-{backbone}" for backbone in (*MIT_SIZES, *others))
+    return sorted(names)
+
+
+def is_published(name: str) -> bool:
+    """Return whether ``name`` belongs to the published benchmark family, whose checkpoints `published:` reads."""
+    head, _, backbone = name.partition("-")
+    if head == "segformer":
+        return backbone in MIT_SIZES
+    return head in PUBLISHED_HEADS and backbone in (*PUBLISHED_RESNETS, "mobilenetv2")
+
+
+def create_model(
+    name: str,
+    num_classes: int,
+    pretrained: bool | str | Path = False,
+    *,
+    output_stride: int | None = None,
+    head_width: int | None = None,
+    preprocess: dict[str, Any] | None = None,
+    classifier: str | None = None,
+    taps: dict[str, str] | None = None,
+    config: dict[str, Any] | None = None,
+) -> Network:
+    """Build the network ``name`` (``HEAD-BACKBONE``, see `list_models`, or a URI of another library's) with fresh
+    weights.
+
+    ``pretrained``: True loads ImageNet weights into a timm backbone, a path loads the published benchmark's ImageNet
+    file (``resnet18-imagenet.pth``, ``mit_b0.pth``; also transformers' of a Mix Transformer, its folder or its weights
+    file) into one of its own. ``output_stride`` and ``head_width`` override
+    the family's; ``preprocess`` are `Preprocess` arguments that override the network's own. ``taps`` names further
+    module paths as taps; ``classifier`` (the module that computes the logits) and ``config`` (the other library's own
+    configuration) are for networks of other libraries. Raises SegtailorError for unknown names, for a stride that the
+    backbone cannot have, and for weights out of reach.
+
+    >>> create_model("fcn-lcnet_050", num_classes=3).tap_channels["stages.0"]
+    32
+    """
+    if not 1 <= num_classes <= MOST_CLASSES:
+        raise SegtailorError(f"{name}: num_classes is {num_classes}; it must be 1 to {MOST_CLASSES}")
+    if family_of(name):
+        _refuse(name, output_stride=output_stride, head_width=head_width)
+        choices = Choices(classifier, taps, dict(preprocess or {}), config)
+        return create_adapted(name, num_classes, pretrained, choices)
+    _refuse(name, classifier=classifier, config=config)
+    return create_segmenter(name, num_classes, pretrained, output_stride, head_width, preprocess, taps)
+
+
+def create_segmenter(
+    name: str,
+    num_classes: int,
+    pretrained: bool | str | Path = False,
+    output_stride: int | None = None,
+    head_width: int | None = None,
+    preprocess: dict[str, Any] | None = None,
+    taps: dict[str, str] | None = None,
+) -> Segmenter:
+    """Build a network of our own; see `create_model`."""
+    head_name, _, backbone_name = name.partition("-")
+    head_type = HEADS.get(head_name)
+    if head_type is None or not _is_backbone(backbone_name):
+        raise unknown("model", name, _choices(head_name, backbone_name))
+    stride = output_stride or head_type.output_stride
+    backbone = _backbone(name, backbone_name, stride, output_stride is not None, pretrained, head_type.fine_maps)
+    channels, strides = backbone.channels, backbone.strides
+    width = head_width or _width(head_name, backbone_name, channels)
+    head = head_type(channels, strides, num_classes, width)
+    aux_head = None
+    if head_type.has_aux and len(channels) > 1 and not (is_published(name) and backbone_name == "mobilenetv2"):
+        aux_head = FCN(channels[:-1], strides[:-1], num_classes, FCN.default_width(channels[:-1]))
+    options = {"output_stride": output_stride, "head_width": head_width, "taps": taps}
+    return Segmenter(
+        name,
+        num_classes,
+        backbone,
+        head,
+        aux_head,
+        Preprocess(**{**backbone.preprocess, **(preprocess or {})}),
+        {key: value for key, value in options.items() if value is not None},
+    )
+
+
+def _refuse(name: str, **given: Any) -> None:
+    """Raise SegtailorError for options that a network of this kind does not have."""
+    for option, value in given.items():
+        if value is not None:
+            raise SegtailorError(f"{name} has no option {option}; leave it out")
+
+
+def _is_backbone(name: str) -> bool:
+    return bool(name) and (name in MIT_SIZES or name == "mobilenetv2" or is_timm_name(name))
+
+
+def _choices(head_name: str, backbone_name: str) -> list[str]:
+    if head_name not in HEADS or not backbone_name:
+        return list_models()
+    import timm
+
+    return [*list_models(), *(f"{head_name}-{backbone}" for backbone in timm.list_models())]
+
+
+def _width(head_name: str, backbone_name: str, channels: tuple[int, ...]) -> int:
+    if head_name == "segformer" and backbone_name in MIT_SIZES:
+        return MIT_SIZES[backbone_name].decoder_width
+    return HEADS[head_name].default_width(channels)
+
+
+def _backbone(
+    name: str, backbone_name: str, stride: int, required: bool, pretrained: bool | str | Path, fine_maps: int
+) -> Backbone:
+    """Build the backbone of the model ``name``; the published family has its own stem and preprocessing."""
+    published = is_published(name)
+    file = None if isinstance(pretrained, bool) else Path(pretrained)
+    if file is not None and not published:
+        raise SegtailorError(f"{name}: a file as pretrained is for the published family; set pretrained to true")
+    if backbone_name in MIT_SIZES:
+        if required and stride != MIT_STRIDE:
+            raise SegtailorError(f"{name} cannot have output stride {stride}: leave output_stride out (it has 32)")
+        backbone = mit_backbone(backbone_name, PUBLISHED_PREPROCESS)
+    elif published and backbone_name in PUBLISHED_RESNETS:
+        backbone = timm_backbone(backbone_name, stride, required, stem_type="deep", stem_width=64)
+    else:
+        timm_name = "mobilenetv2_100" if backbone_name == "mobilenetv2" else backbone_name
+        backbone = timm_backbone(timm_name, stride, required, pretrained is True, fine_maps)
+        if pretrained is True or not published:
+            return backbone  # hub weights expect the preprocessing that they were trained with
+    backbone.preprocess = PUBLISHED_PREPROCESS
+    if pretrained is True:
+        other = f", or use {name}d" if "-resnet" in name else ""
+        raise SegtailorError(
+            f"{name}: no downloadable weights fit this backbone; set pretrained to the published ImageNet file"
+            f" (resnet18-imagenet.pth, mit_b0.pth){other}"
+        )
+    if file is not None:
+        backbone.license, expected = load_published_backbone(backbone.net, backbone_name, file)
+        backbone.preprocess = expected or backbone.preprocess
+    return backbone

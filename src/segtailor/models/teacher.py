@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segtailor.models.class_map import ClassMap
-from segtailor.models.network import Network
-from segtailor.models.output import SegOutput
-from segtailor.models.preprocess import Preprocess
+from segtailor.models.network import Network, Preprocess, SegOutput
 
 
 class Teacher(nn.Module):

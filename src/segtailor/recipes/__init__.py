@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from segtailor.config import CompareRecipe, DistillRecipe, Strict, TrainRecipe
+from segtailor.config import CompareRecipe, DataConfig, DistillRecipe, Strict, TrainRecipe
 from segtailor.errors import SegtailorError, nearest, unknown
 
 FOLDER = Path(__file__).parent
@@ -92,6 +92,7 @@ def list_fields() -> list[str]:
 
 
 REMOVED = {
+    "executor": "start one process a GPU: torchrun --nproc-per-node N -m segtailor.cli compare RECIPE",
     "memory": "set arms_at_once, how many arms are trained at a time",
     "data.streaming": "leave it out: the data set is downloaded once, then read from disk",
 }
@@ -123,6 +124,33 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise SegtailorError(f"--{key}: cannot read the value '{text}' as YAML") from error
     return found
+
+
+class DataSection(Strict):
+    """A recipe of which nothing but the data matters."""
+
+    data: DataConfig
+
+
+def load_data_section(arguments: Iterable[str]) -> DataConfig:
+    """Return the data that ``[RECIPE] [--data.KEY VALUE]...`` means; the recipe may be of any kind.
+
+    Raises ``SegtailorError`` for an unknown recipe or key, and when nothing names a data set.
+    """
+    words = list(arguments)
+    values: dict[str, Any] = {"data": {}}
+    where = "command line"
+    if words and not words[0].startswith("--"):
+        path = recipe_path(words.pop(0))
+        values, where = {"data": _read(path).get("data") or {}}, path.name
+    for key, value in parse_overrides(words).items():
+        if not key.startswith("data."):
+            raise SegtailorError(f"--{key} is no setting of the data; here only --data.KEY VALUE is read")
+        set_value(values, key, value)
+    data = validate(DataSection, values, where).data
+    if "name" not in data.model_fields_set:
+        raise SegtailorError("say which data: give a recipe first, or --data.name NAME --data.root FOLDER")
+    return data
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from segtailor.methods.base import Pretraining, PretrainObjective
 from segtailor.methods.receptive.file import TokenLayout, read_tokens, write_tokens
 from segtailor.methods.receptive.tokens import attended, dice, receptive_masks
 from segtailor.methods.receptive.weighting import TokenWeighting
-from segtailor.models.output import SegOutput
+from segtailor.models.network import SegOutput
 from segtailor.models.teacher import Teacher
 
 Receive = Callable[[Tensor, Mapping[str, Tensor] | None], None]

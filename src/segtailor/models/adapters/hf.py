@@ -5,23 +5,186 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
 from segtailor.models.adapters import Choices
-from segtailor.models.adapters.adapted import PROBES, Adapted
-from segtailor.models.adapters.hf_families import places
-from segtailor.models.adapters.hf_files import check_place, fetch, library
-from segtailor.models.adapters.hf_licence import licence_of
-from segtailor.models.adapters.hf_masks import MaskClassifier
-from segtailor.models.adapters.hf_processor import read_preprocess
-from segtailor.models.adapters.hf_weights import read_encoder, read_weights
-from segtailor.models.adapters.result import Ran
-from segtailor.models.adapters.trace import evaluated
-from segtailor.models.preprocess import Preprocess
+from segtailor.models.adapters.hf_files import (
+    check_place,
+    fetch,
+    library,
+    license_of,
+    read_encoder,
+    read_preprocess,
+    read_weights,
+)
+from segtailor.models.adapters.wrapper import PROBES, Adapted, Ran
+from segtailor.models.heads import resize
+from segtailor.models.network import Preprocess
+from segtailor.models.taps import evaluated
+
+MOBILENET_V2_ENDS = (1, 4, 11, 15)
+"""MobileNetV2's last layers of a width."""
+
+
+class Places(NamedTuple):
+    """Paths below the network: its encoder, its maps (finest first), the module of its auxiliary logits."""
+
+    encoder: str | None
+    stages: tuple[str, ...] | None
+    aux: str | None
+
+
+def places(net: nn.Module) -> Places:
+    """Return where the maps of ``net`` lie; None where they are to be found by trial."""
+    config: Any = net.config
+    encoder, stages = _FINDERS.get(config.model_type, _found)(net, config)
+    return Places(encoder, stages, _aux(net, config))
+
+
+def _found(net: nn.Module, config: Any) -> tuple[str | None, tuple[str, ...] | None]:
+    return None, None
+
+
+def _segformer(net: nn.Module, config: Any) -> tuple[str, tuple[str, ...]]:
+    return "segformer", tuple(f"segformer.stages.{index}" for index in range(config.num_encoder_blocks))
+
+
+def _mobilevit(net: nn.Module, config: Any) -> tuple[str, tuple[str, ...]]:
+    name = config.model_type
+    return name, tuple(f"{name}.encoder.layer.{index}" for index in range(1, 5))
+
+
+def _mobilenet_v2(net: nn.Module, config: Any) -> tuple[str, tuple[str, ...]]:
+    return "mobilenet_v2", tuple(f"mobilenet_v2.layer.{index}" for index in MOBILENET_V2_ENDS)
+
+
+def _beit(net: nn.Module, config: Any) -> tuple[str, tuple[str, ...]]:
+    # its head counts the embedding as 1
+    layers = [max(index - 2, 0) for index in config.out_indices]
+    name, within = ("beit", "layers") if config.model_type == "beit" else ("data2vec_vision", "encoder.layer")
+    return name, tuple(f"{name}.{within}.{layer}" for layer in layers)
+
+
+def _dpt(net: nn.Module, config: Any) -> tuple[str, tuple[str, ...] | None]:
+    if config.is_hybrid:
+        return "dpt", None
+    return "dpt", tuple(f"dpt.encoder.layer.{layer}" for layer in config.backbone_out_indices)
+
+
+def _sapiens(net: nn.Module, config: Any) -> tuple[str, tuple[str, ...]]:
+    depth = config.num_hidden_layers
+    return "model", tuple(f"model.model.layer.{max(depth * part // 4 - 1, 0)}" for part in range(1, 5))
+
+
+def _backbone(path: str) -> Any:
+    def find(net: nn.Module, config: Any) -> tuple[str, tuple[str, ...] | None]:
+        # what a backbone hands on goes through these
+        norms = getattr(net.get_submodule(path), "hidden_states_norms", None)
+        names = [name for name, _ in norms.named_children()] if norms is not None else []
+        return path, tuple(f"{path}.hidden_states_norms.{name}" for name in names) or None
+
+    return find
+
+
+def _tipsv2(net: nn.Module, config: Any) -> tuple[str, tuple[str, ...]]:
+    return "backbone", tuple(f"backbone.encoder.layer.{index - 1}" for index in config.backbone_config.out_indices)
+
+
+def _aux(net: nn.Module, config: Any) -> str | None:
+    head = getattr(net, "auxiliary_head", None)
+    if head is None:
+        return None
+    convolutions = [
+        name
+        for name, module in head.named_modules()
+        if isinstance(module, nn.Conv2d) and module.out_channels == config.num_labels
+    ]
+    return f"auxiliary_head.{convolutions[-1]}" if convolutions else None
+
+
+_PIXELS = _backbone("model.pixel_level_module.encoder")
+_FINDERS: dict[str, Any] = {
+    "beit": _beit,
+    "data2vec-vision": _beit,
+    "dpt": _dpt,
+    "mask2former": _PIXELS,
+    "maskformer": _PIXELS,
+    "mobilenet_v2": _mobilenet_v2,
+    "mobilevit": _mobilevit,
+    "mobilevitv2": _mobilevit,
+    "oneformer": _PIXELS,
+    "sapiens2": _sapiens,
+    "segformer": _segformer,
+    "tipsv2_dpt": _tipsv2,
+    "upernet": _backbone("backbone"),
+}
+
+
+FEATURE = "model.pixel_level_module.decoder.mask_projection"
+"""The pixel decoder's last layer, whose product with a query is that query's mask."""
+LEAST = 1e-8
+"""Scores below are raised to it before the logarithm."""
+SEMANTIC_TASK = (49406, 518, 10549, 533, 29119, 1550, 49407)
+"""CLIP's tokens of "the task is semantic", with start and end; OneFormer takes them as numbers, zeros behind."""
+NOTE = "its logits are the log of its semantic map's normalised scores; mask classification is a teacher only"
+
+
+def semantic_logits(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """Return per-pixel logits (B,K,h,w): the log of each class's share in the queries' masks.
+
+    ``class_logits`` (B,Q,K+1), the null class last; ``mask_logits`` (B,Q,h,w). A class's score is the sum over queries
+    of its probability times the mask's (Cheng et al. 2021, arXiv:2107.06278, semantic inference).
+
+    >>> semantic_logits(torch.zeros(1, 1, 3), torch.zeros(1, 1, 1, 1)).exp().flatten().tolist()
+    [0.5, 0.5]
+    """
+    classes = class_logits.float().softmax(dim=-1)[..., :-1]
+    scores = torch.einsum("bqk,bqhw->bkhw", classes, mask_logits.float().sigmoid())
+    return (scores / scores.sum(dim=1, keepdim=True).clamp_min(LEAST)).clamp_min(LEAST).log()
+
+
+def semantic_task(length: int) -> Tensor:
+    """Return OneFormer's input for the semantic task, (1,length)."""
+    kept = SEMANTIC_TASK if length >= len(SEMANTIC_TASK) else (*SEMANTIC_TASK[: length - 1], SEMANTIC_TASK[-1])
+    return torch.tensor([[*kept, *[0] * (length - len(kept))]])
+
+
+class MaskClassifier(Adapted):
+    """A network that classifies masks, seen through its semantic map; ``feature`` is its pixel decoder's map.
+
+    It cannot be trained here: its own training matches queries to segments, of which a semantic map knows nothing.
+    """
+
+    trainable = False
+    note = NOTE
+
+    def __init__(self, name: str, num_classes: int, net: nn.Module, *args: Any, **kwargs: Any) -> None:
+        config: Any = net.config
+        if config.model_type == "oneformer":
+            net.register_buffer("semantic_task", semantic_task(config.task_seq_len), persistent=False)
+        own = kwargs.pop("taps", None) or {}
+        super().__init__(name, num_classes, net, *args, taps={"feature": FEATURE, **own}, **kwargs)
+        self.options.pop("taps")
+        self.options |= {"taps": dict(own)} if own else {}
+        self.requires_grad_(False)
+
+    def run(self, inputs: Tensor) -> Ran:
+        """Return the semantic map's logits for normalised ``inputs`` (B,3,H,W)."""
+        task = getattr(self.net, "semantic_task", None)
+        further = {} if task is None else {"task_inputs": task.expand(len(inputs), -1)}
+        result = self.net(pixel_values=inputs, **further)
+        return Ran(semantic_logits(result.class_queries_logits, result.masks_queries_logits))
+
+    def upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return ``logits`` (B,K,h,w) at ``size``; the scores are enlarged, not their logarithms."""
+        if tuple(logits.shape[-2:]) == tuple(size):
+            return logits
+        return resize(logits.exp(), size, self.align_corners).clamp_min(LEAST).log()
+
 
 MASK_TYPES = ("mask2former", "maskformer", "oneformer")
 REDUCED = "its data's first label is no class: its classes start at label 1"
@@ -60,8 +223,8 @@ def create(rest: str, num_classes: int, pretrained: bool | str | Path, choices: 
     read = read_weights if headed else read_encoder
     net = read(rest, net_class, _with_classes(config, num_classes), before)
     classes = names if headed and before == num_classes else ()
-    licences = licence_of(rest, origin)
-    return _trainable(_wrapped(rest, num_classes, net, preprocess, choices, licences=licences, classes=classes))
+    licenses = license_of(rest, origin)
+    return _trainable(_wrapped(rest, num_classes, net, preprocess, choices, licenses=licenses, classes=classes))
 
 
 def load(rest: str, choices: Choices) -> Adapted:
@@ -81,8 +244,8 @@ def load(rest: str, choices: Choices) -> Adapted:
     preprocess, reduced = read_preprocess(rest, config, choices.preprocess, True)
     count, names = config.num_labels, _class_names(config)
     net = read_weights(rest, net_class, _with_classes(config, count), count)
-    licences = licence_of(rest, origin)
-    network = _wrapped(rest, count, net, preprocess, choices, licences=licences, classes=names)
+    licenses = license_of(rest, origin)
+    network = _wrapped(rest, count, net, preprocess, choices, licenses=licenses, classes=names)
     if reduced:
         network.note = "; ".join(filter(None, [network.note, REDUCED]))
     return network

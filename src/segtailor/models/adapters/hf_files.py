@@ -1,18 +1,24 @@
-"""Repositories of transformers, on the hub or in a folder: their files, and in one line what is wrong with them."""
+"""Repositories of transformers, on the hub or in a folder: files, image processor, weights and license."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+import yaml
+from torch import nn
+
 from segtailor.errors import SegtailorError, reason
+from segtailor.models.adapters.weights import count_names, layout_hint
 
 T = TypeVar("T")
 EXTRA = 'pip install "segtailor[hf]"'
@@ -111,3 +117,274 @@ def _explained(rest: str, error: BaseException) -> str:
             )
         return f"hf:{rest}: no such folder, not in the local cache, no connection to the hub; connect, or give a folder"
     return f"hf:{rest} cannot be read ({reason(error).strip()[:160]})"
+
+
+ONE_SIZE = ("data2vec-vision", "dpt")
+"""Types that take one square size: their tokens are laid out as a square, or as one grid."""
+ANY_SIZE = ("mobilenet_v2", "segformer")
+COARSEST_STRIDE = 32
+
+
+def one_size(config: Any) -> tuple[int, int] | None:
+    """Return the one size (height, width) that the network takes, None where it takes others."""
+    if config.model_type not in ONE_SIZE:
+        return None
+    size = config.image_size
+    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def size_multiple(config: Any) -> int:
+    """Return the multiple that height and width must have.
+
+    Plain transformers need whole patches; networks of a pyramid work on other sizes, but shift their maps.
+    """
+    if config.model_type in ANY_SIZE:
+        return 1
+    patch = getattr(getattr(config, "backbone_config", None) or config, "patch_size", None)
+    patch = max(patch) if isinstance(patch, list | tuple) else patch
+    return int(patch) if patch and patch > 4 else COARSEST_STRIDE
+
+
+def read_preprocess(rest: str, config: Any, given: dict[str, Any], trained: bool) -> tuple[dict[str, Any], bool]:
+    """Return the arguments of `Preprocess` for the repository ``rest``, and whether its labels are reduced by one.
+
+    ``given`` (from the recipe) overrides. Without an image processor the statistics must be given where the weights
+    are ``trained``, and are ImageNet's where they are fresh. Raises SegtailorError for a processor that does more than
+    scale and normalise, and for one that crops or pads where the network takes one size only.
+    """
+    processor = _read_processor(rest, config, trained and not {"mean", "std"} <= given.keys())
+    found: dict[str, Any] = {} if processor is None else _statistics(rest, processor)
+    own = one_size(config)
+    if own is None:
+        divisor = _attribute(processor, "size_divisor") if _does(processor, "do_pad", "do_resize") else None
+        found["size_multiple"] = int(divisor) if divisor else size_multiple(config)
+    elif given.get("size") is None:
+        found["size"] = _one_size(rest, processor, config, own)
+    return {**found, **given}, bool(_attribute(processor, "do_reduce_labels"))
+
+
+def _read_processor(rest: str, config: Any, needed: bool) -> Any:
+    """Return the repository's image processor; None where it has none that is known, and it is not ``needed``."""
+    transformers = library(rest)
+    hub: Any = importlib.import_module("transformers.utils.hub")
+
+    def is_there() -> bool:
+        files = ("preprocessor_config.json", "processor_config.json")
+        return any(hub.cached_file(rest, name, _raise_exceptions_for_missing_entries=False) for name in files)
+
+    def read() -> tuple[Any, str]:
+        plain, _ = transformers.ImageProcessingMixin.get_image_processor_dict(rest)
+        # OneFormer's asks the hub for its class names otherwise
+        processor = transformers.AutoImageProcessor.from_pretrained(
+            rest, config=config, trust_remote_code=False, class_info_file=None
+        )
+        named = str(plain.get("image_processor_type") or plain.get("feature_extractor_type") or "")
+        return processor, named.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast")
+
+    problem = "no image processor (preprocessor_config.json)"
+    if fetch(rest, is_there):
+        processor, named = fetch(rest, read)
+        # for a class that is not its own the library takes the one of the network's type
+        own = type(processor).__name__.removesuffix("Pil").removesuffix("Fast") == named or not named
+        if own and hasattr(type(processor), "_preprocess"):
+            return processor
+        problem = f"the image processor {named or type(processor).__name__}, not one of transformers' own,"
+    if needed:
+        raise SegtailorError(
+            f"hf:{rest} has {problem} to say how images are normalised; set preprocess.mean, preprocess.std and "
+            "preprocess.scale"
+        )
+    return None
+
+
+def _statistics(rest: str, processor: Any) -> dict[str, Any]:
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    if _does(processor, "do_normalize"):
+        mean, std = _three(rest, processor, "image_mean"), _three(rest, processor, "image_std")
+    return {
+        "mean": mean,
+        "std": std,
+        "scale": float(processor.rescale_factor) if _does(processor, "do_rescale") else 1.0,
+        "channel_order": "bgr" if _does(processor, "do_flip_channel_order") else "rgb",
+    }
+
+
+def _does(processor: Any, *steps: str) -> bool:
+    """Return whether the processor does one of ``steps``: its class knows the step, and it is switched on."""
+    if processor is None:
+        return False
+    known = inspect.signature(type(processor)._preprocess).parameters
+    return any(step in known and bool(_attribute(processor, step)) for step in steps)
+
+
+def _attribute(processor: Any, name: str) -> Any:
+    return getattr(processor, name, None)
+
+
+def _three(rest: str, processor: Any, name: str) -> tuple[float, ...]:
+    value = _attribute(processor, name)
+    values = [value] * 3 if isinstance(value, int | float) else list(value or ())
+    if len(values) != 3:
+        raise SegtailorError(f"hf:{rest}: {name} of its image processor has {len(values)} values, not 3: {values}")
+    return tuple(float(item) for item in values)
+
+
+def _one_size(rest: str, processor: Any, config: Any, own: tuple[int, int]) -> tuple[int, int]:
+    """Return the size to which whole images are resized for a network of one size.
+
+    Raises SegtailorError where the processor crops or pads on the way to it: what is cropped is lost, and what is
+    padded is not told from the image.
+    """
+    resized = _exact(_attribute(processor, "size")) if _does(processor, "do_resize") else None
+    cropped = _exact(_attribute(processor, "crop_size")) if _does(processor, "do_center_crop") else None
+    step = ""
+    if _does(processor, "do_center_crop") and (resized is None or cropped != resized):
+        step = "crops the centre out of"
+    elif _does(processor, "do_pad"):
+        step = "pads"
+    if step:
+        raise SegtailorError(
+            f"hf:{rest}: its image processor {step} the image, which cannot be undone where the network takes "
+            f"{own[0]} x {own[1]} only; set preprocess.size: [{own[0]}, {own[1]}] to resize whole images to it"
+        )
+    # DPT's position embeddings are enlarged to what its processor makes, as long as that is square
+    square = resized is not None and resized[0] == resized[1]
+    return resized if resized is not None and square and config.model_type == "dpt" else own
+
+
+def _exact(size: Any) -> tuple[int, int] | None:
+    if isinstance(size, int):
+        return size, size
+    height, width = (None, None) if size is None else (size.get("height"), size.get("width"))
+    return (int(height), int(width)) if height and width else None
+
+
+IDLE = re.compile(
+    r"relative_position_index$|num_batches_tracked$|(^|\.)pooler\.|^criterion\.|^model\.text_mapper\."
+    r"|^neck\.fusion_stage\.layers\.0\.residual_layer1\."
+)
+"""Tensors that play no part in the logits: tables that are computed anew, poolers, losses, OneFormer's text branch,
+and the part of DPT's first fusion that its published weights lack."""
+
+
+def read_weights(rest: str, net_class: Any, config: Any, trained_classes: int) -> nn.Module:
+    """Return the network with the repository's weights; the classifier is fresh where ``config`` has other classes
+    than the ``trained_classes``.
+
+    Raises SegtailorError with counts and first names for tensors that are missing, unexpected or of another shape.
+    """
+    net, found = _read(rest, net_class, config)
+    fresh = config.num_labels != trained_classes
+    shapes = [
+        name
+        for name, theirs, ours in found["mismatched_keys"]
+        if not (fresh and _is_classifier(theirs, ours, trained_classes, config.num_labels))
+    ]
+    _check(rest, net_class, found["missing_keys"], found["unexpected_keys"], shapes)
+    return net
+
+
+def read_encoder(rest: str, net_class: Any, config: Any, trained_classes: int) -> nn.Module:
+    """Return the network with the weights of a repository of another task: its encoder, and a fresh head.
+
+    Raises SegtailorError where not the whole encoder is there.
+    """
+    net, found = _read(rest, net_class, config)
+    base = f"{net_class.base_model_prefix}."
+    missing, shapes = found["missing_keys"], [name for name, *_ in found["mismatched_keys"]]
+    encoder = [name for name in net.state_dict() if name.startswith(base)]
+    lacking = [name for name in missing if name.startswith(base)]
+    if not encoder or len(lacking) == len(encoder):
+        raise SegtailorError(f"hf:{rest} holds no encoder of a {net_class.__name__}; leave pretrained out")
+    _check(rest, net_class, lacking, (), [name for name in shapes if name.startswith(base)])
+    return net
+
+
+def _read(rest: str, net_class: Any, config: Any) -> tuple[nn.Module, dict[str, Any]]:
+    net, found = fetch(
+        rest,
+        lambda: net_class.from_pretrained(
+            rest,
+            config=config,
+            dtype=torch.float32,  # the network's precision is the run's to choose
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+            weights_only=True,
+        ),
+    )
+    if found["error_msgs"]:
+        raise SegtailorError(f"hf:{rest} does not fit {net_class.__name__}: {str(found['error_msgs'][0])[:160]}")
+    return net, found
+
+
+def _is_classifier(theirs: Iterable[int], ours: Iterable[int], before: int, now: int) -> bool:
+    """Return whether two shapes differ in the class count alone (masks have one class more, the null class)."""
+    (given, *rest), (wanted, *others) = theirs, ours
+    return rest == others and (given, wanted) in ((before, now), (before + 1, now + 1))
+
+
+def _check(rest: str, net_class: Any, missing: Iterable[str], unexpected: Iterable[str], shapes: Iterable[str]) -> None:
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    problems = [
+        count_names(kind, sorted(name for name in names if not IDLE.search(name))) for kind, names in kinds.items()
+    ]
+    if any(problems):
+        raise SegtailorError(
+            f"hf:{rest} does not fit {net_class.__name__}: {'; '.join(filter(None, problems))}"
+            f"{_layout(list(unexpected))}"
+        )
+
+
+def _layout(names: list[str]) -> str:
+    return layout_hint(dict.fromkeys(names, torch.empty(0)))
+
+
+NVIDIA = "NVIDIA's SegFormer weights, or trained from them: not for commercial use"
+# what a card or a configuration says of weights that come from NVIDIA's
+NVIDIA_MARKS = re.compile(r"nvlabs/segformer|nvidia/(segformer|mit)", re.IGNORECASE)
+
+
+def license_of(rest: str, origin: str) -> dict[str, str]:
+    """Return the license that the repository's card names, for `Network.licenses`; ``origin`` is what its
+    configuration says that it was made from.
+
+    A repository on the hub without one gets ``unknown``; a user's own folder gets nothing.
+    """
+    text, local = _read_card(rest), Path(rest).expanduser().is_dir()
+    front = _front_matter(text)
+    named = front.get("license")
+    named = ", ".join(map(str, named)) if isinstance(named, list) else str(named or "")
+    if named == "other":
+        named = f"other ({front.get('license_name') or front.get('license_link') or 'see its card'})"
+    if any(NVIDIA_MARKS.search(said) for said in (rest, origin, text)) and not named.startswith(("apache", "mit")):
+        return {"model": NVIDIA}
+    if named:
+        return {"model": named if local else f"{named} ({rest})"}
+    return {} if local else {"model": f"unknown ({rest} names none)"}
+
+
+def _read_card(rest: str) -> str:
+    """Return the text of the repository's README.md, empty where there is none."""
+    folder = Path(rest).expanduser()
+    try:
+        path: Any = folder / "README.md"
+        if not folder.is_dir():
+            from segtailor.models.adapters.hf_files import quiet
+
+            with quiet():
+                hub: Any = importlib.import_module("transformers.utils.hub")
+                path = hub.cached_file(rest, "README.md", _raise_exceptions_for_missing_entries=False)
+        return "" if path is None else Path(path).read_text(encoding="utf-8", errors="replace")
+    except Exception:  # no card, no connection: the license is unknown then
+        return ""
+
+
+def _front_matter(text: str) -> dict[str, Any]:
+    match = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    try:
+        found = yaml.safe_load(match[1]) if match else None
+    except yaml.YAMLError:
+        found = None
+    return found if isinstance(found, dict) else {}

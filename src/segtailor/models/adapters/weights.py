@@ -1,7 +1,8 @@
-"""Weights files of other projects, read into a network that was built by name."""
+"""Weights files: read as tensors alone, checked against a network, and filled into one."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,11 +12,39 @@ import torch
 from torch import Tensor
 
 from segtailor.errors import SegtailorError, reason
-from segtailor.models.adapters.adapted import Adapted
-from segtailor.models.fit import check_fit
+from segtailor.models.adapters.wrapper import Adapted
+
+
+def check_state_dict(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str, network: str) -> None:
+    """Raise SegtailorError unless ``given`` has exactly the names and shapes of ``expected``."""
+    problems = [
+        count_names("missing", [name for name in expected if name not in given]),
+        count_names("unexpected", [name for name in given if name not in expected]),
+        count_names(
+            "of another shape",
+            [name for name, tensor in given.items() if name in expected and expected[name].shape != tensor.shape],
+        ),
+    ]
+    if any(problems):
+        raise SegtailorError(f"{source} does not fit {network}: {'; '.join(filter(None, problems))}")
+
+
+def count_names(kind: str, names: list[str]) -> str:
+    """Return how many ``names`` there are and the first five of them, or nothing.
+
+    >>> count_names("missing", ["head.weight", "head.bias"])
+    '2 missing (head.weight, head.bias)'
+    """
+    if not names:
+        return ""
+    return f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+
 
 WRAPPERS = ("module.", "model.", "net.", "network.", "segmentor.", "_orig_mod.")
 """Prefixes that training code puts before a network's own names."""
+
+ENTRIES = ("state_dict", "model", "model_state_dict", "model_state", "net")
+"""Keys under which training code keeps the state dict, beside epoch and optimizer."""
 
 # What names tell the layout, and how such a file is read.
 LAYOUTS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -38,8 +67,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Raises SegtailorError for a file that is missing or damaged, and for one that holds more than tensors.
     """
-    from segtailor.models.published import read_tensors
-
     if path.suffix != ".safetensors":
         return read_tensors(path)
     if not path.is_file():
@@ -48,6 +75,35 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise SegtailorError(f"{path} is damaged or no safetensors file ({error})") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a ``.pth`` file; a wrapper of `ENTRIES` and ``module.`` prefixes are taken off.
+
+    Only tensors are read, no code is run. Raises SegtailorError for anything else.
+    """
+    if not path.is_file():
+        raise SegtailorError(f"no such file: {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise SegtailorError(
+            f"{path} is refused: it holds pickled objects beside tensors, which could run code; where it was written, "
+            "save the state dict alone: torch.save(model.state_dict(), FILE)"
+        ) from error
+    except Exception as error:  # truncated archives fail in many ways
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SegtailorError(f"{path} cannot be read ({reason[:120]}); is it a whole .pth file?") from error
+    for wrapper in ENTRIES:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not content:
+        raise SegtailorError(f"{path} holds no state dict; save one: torch.save(model.state_dict(), FILE)")
+    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise SegtailorError(f"{path} holds more than tensors: {count_names('other entries', others)}")
+    bare = all(str(name).startswith("module.") for name in content)
+    return {str(name).removeprefix("module.") if bare else str(name): value for name, value in content.items()}
 
 
 def fill(network: Adapted, path: Path) -> None:
@@ -70,7 +126,7 @@ def fill_from(network: Adapted, tensors: Mapping[str, Tensor], source: str) -> N
         network.net.load_state_dict(given)  # some networks rename, in ``given``, what their older versions wrote
     except (RuntimeError, KeyError, AttributeError) as error:
         try:
-            check_fit(state, given, source, network.name)
+            check_state_dict(state, given, source, network.name)
         except SegtailorError as misfit:
             raise SegtailorError(f"{misfit}{layout_hint(tensors, network.own_layout)}") from None
         raise SegtailorError(f"{source} does not fit {network.name} ({reason(error)[:160]})") from error

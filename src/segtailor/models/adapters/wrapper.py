@@ -1,0 +1,305 @@
+"""A network of another library, with the interface of ours: logits before enlarging, feature, stages and taps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from segtailor.errors import SegtailorError, reason
+from segtailor.models.adapters.discovery import (
+    LEAST_PROBABILITY,
+    Classifier,
+    are_probabilities,
+    find_classifier,
+    find_encoder,
+    find_stages,
+)  # fmt: skip
+from segtailor.models.heads import PooledBatchNorm2d, resize
+from segtailor.models.network import Network, Preprocess, SegOutput
+from segtailor.models.taps import Source, Step, Store, attach, check_gradients, evaluated, layout_at, to_map, trace
+
+LOGITS_NAMES, AUX_NAMES = ("out", "logits", "masks", "pred", "preds"), ("aux", "aux_logits")
+"""Names under which networks give their logits."""
+REFUSALS = (AssertionError, RuntimeError, ValueError)
+"""What networks raise, these types themselves, at a size that they do not take."""
+
+
+class Ran(NamedTuple):
+    """What a foreign network gives: logits (B,K,h,w) at any size, auxiliary logits, and what it taps itself."""
+
+    logits: Tensor
+    aux_logits: Tensor | None = None
+    feature: Tensor | None = None
+
+
+def read_result(result: Any, network: str) -> Ran:
+    """Return the logits in ``result``: itself, the entry or field of a usual name, or the first map in a tuple.
+
+    Raises SegtailorError where there is none, or where several entries of a mapping may be meant.
+    """
+    if isinstance(result, Tensor):
+        return Ran(result)
+    fields = result if isinstance(result, Mapping) else _fields(result)
+    if fields:
+        named = next((fields[name] for name in LOGITS_NAMES if isinstance(fields.get(name), Tensor)), None)
+        aux = next((fields[name] for name in AUX_NAMES if _is_map(fields.get(name))), None)
+        maps = [value for value in fields.values() if _is_map(value)]
+        if named is not None or len(maps) == 1:
+            return Ran(maps[0] if named is None else named, aux if named is not None else None)
+        raise SegtailorError(
+            f"{network} returns {', '.join(map(str, fields))}; which of them are the logits (B,K,h,w)? Call them 'out' "
+            "or 'logits'"
+        )
+    if isinstance(result, tuple | list):
+        first = next((value for value in result if _is_map(value)), None)
+        if first is not None:
+            return Ran(first)
+    raise SegtailorError(f"{network} returns {type(result).__name__}, no tensor of logits (B,K,h,w)")
+
+
+def refusal(error: Exception, network: str, size: Sequence[int]) -> SegtailorError:
+    """Return what to raise where ``network`` fails at ``size`` (height, width)."""
+    return SegtailorError(
+        f"{network} does not run on an image of {size[0]} x {size[1]} ({reason(error)[:160]}); if it needs a certain "
+        "size, set preprocess.size or preprocess.size_multiple"
+    )
+
+
+def _is_map(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 4
+
+
+def _fields(result: Any) -> dict[str, Any]:
+    """Return the tensors among an object's fields; a plain tuple has none."""
+    if isinstance(result, tuple | list):
+        names = getattr(result, "_fields", ())
+        return {name: getattr(result, name) for name in names}
+    return {name: value for name, value in getattr(result, "__dict__", {}).items() if isinstance(value, Tensor)}
+
+
+CLASSIFIER, AUX = "classifier:output", "aux:output"
+_SHOWN = {CLASSIFIER: "logits", AUX: "aux_logits"}
+PROBES = ((96, 128), (192, 256))
+"""Sizes of the image with which a network is tried, the larger when the smaller is too small for it; made larger to
+the network's multiple."""
+
+
+class Adapted(Network):
+    """Wraps ``net``, a network of another library; a family overrides `run` where its call differs.
+
+    The module that computes the logits is found by trying the network on a small image, or is the path ``classifier``:
+    the logits are its output, before the network enlarges them, ``feature`` is its input, before dropout. ``taps``
+    names further module paths below ``net``, whose outputs are offered under those names (``feature`` and ``stages.N``
+    may be named, too). A network without such a module gives its full-size logits and no feature. ``encoder`` is the
+    path of the part whose maps are the stages, and ``stages`` are those maps' paths, finest first, where known;
+    ``aux`` is the path of the module that computes auxiliary logits. ``options`` go into `spec`, for `create_model`.
+
+    Raises SegtailorError for a network that does not run, gives no class maps, or has no such path.
+    """
+
+    own_layout = ""
+    """The project, as `weights.LAYOUTS` calls it, whose files fit this network."""
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        net: nn.Module,
+        preprocess: Preprocess,
+        *,
+        classifier: str | None = None,
+        taps: dict[str, str] | None = None,
+        encoder: str | None = None,
+        stages: Sequence[str] | None = None,
+        aux: str | None = None,
+        options: dict[str, Any] | None = None,
+        licenses: dict[str, str] | None = None,
+        classes: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.name, self.num_classes, self.net, self.preprocess = name, num_classes, net, preprocess
+        self.licenses, self.classes = dict(licenses or {}), classes
+        self.options = {**(options or {}), **({"classifier": classifier} if classifier else {})}
+        self.options |= {"taps": dict(taps)} if taps else {}
+        self.align_corners = False
+        self._sources: dict[str, Source] = {}
+        self._layouts: dict[str, str] = {}
+        self._channels: dict[str, int] = {}
+        self._strides: tuple[int, ...] = ()
+        self._enlarges = False
+        # a pooled branch leaves one value a channel where an image is alone in its batch
+        for module in net.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = PooledBatchNorm2d
+        self._find(classifier, taps or {}, encoder, stages, aux)
+        self._store: Store = attach(net, self._sources, name)
+
+    def run(self, inputs: Tensor) -> Ran:
+        """Return what the network gives for normalised ``inputs`` (B,3,H,W)."""
+        return read_result(self.net(inputs), self.name)
+
+    def fitting(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return those of ``tensors``, read from another project's file, that have a place in this network.
+
+        A family may also take parts from the network that the file does not have.
+        """
+        return tensors
+
+    @property
+    def has_aux(self) -> bool:
+        """Whether the output carries auxiliary logits."""
+        return self._aux
+
+    @property
+    def tap_channels(self) -> dict[str, int]:
+        """Channels of every tap."""
+        return dict(self._channels)
+
+    @property
+    def tap_sources(self) -> dict[str, Source]:
+        """Where every tap is read; ``logits`` and ``aux_logits`` where modules give them."""
+        return {_SHOWN.get(name, name): source for name, source in self._sources.items()}
+
+    @property
+    def classifier(self) -> str | None:
+        """The path of the module that computes the logits, where there is one."""
+        source = self._sources.get(CLASSIFIER)
+        return None if source is None else source.path
+
+    @property
+    def aux_classifier(self) -> str | None:
+        """The path of the module that computes the auxiliary logits, where there is one."""
+        source = self._sources.get(AUX)
+        return None if source is None else source.path
+
+    @property
+    def stage_strides(self) -> tuple[int, ...]:
+        """Strides of the backbone's maps, finest first."""
+        return self._strides
+
+    def forward_normalised(self, inputs: Tensor) -> SegOutput:
+        """Return the output for ``inputs`` (B,3,H,W) that are preprocessed already."""
+        self._store.begin()
+        try:
+            ran = self.run(inputs)
+        except REFUSALS as error:
+            if type(error) not in REFUSALS:  # out of memory, say
+                raise
+            raise refusal(error, self.name, inputs.shape[-2:]) from error
+        finally:
+            seen = self._store.take()
+        size = inputs.shape[-2:]
+        found = {name: to_map(value, self._layouts[name], size, name) for name, value in seen.items()}
+        if torch.is_grad_enabled() and ran.logits.requires_grad and not torch.compiler.is_compiling():
+            check_gradients(found, self._sources, self.net, self.name)
+        logits, aux_logits = found.pop(CLASSIFIER, ran.logits), found.pop(AUX, ran.aux_logits)
+        if self._probabilities:
+            logits = logits.clamp(min=LEAST_PROBABILITY).log()
+        stages = tuple(found.pop(f"stages.{index}") for index in range(len(self._strides)))
+        feature = found.pop("feature", ran.feature)
+        return SegOutput(logits, aux_logits, feature, found.pop("classifier_input", feature), stages, found)
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the part whose maps are the stages."""
+        return list(self.net.get_submodule(self._encoder).parameters()) if self._encoder else []
+
+    def upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return ``logits`` (B,K,h,w) at ``size``, bilinear, with the corner rule that the network itself has.
+
+        A network of one size that enlarges its logits itself does so to that size; what is left is done from there.
+        """
+        own = self.preprocess.size
+        if own is not None and self._enlarges and tuple(size) != own:
+            return resize(resize(logits, own, self.align_corners), size, False)
+        return resize(logits, size, self.align_corners)
+
+    def spec(self) -> dict[str, Any]:
+        """Return what `create_model` needs to build the same network, as plain values."""
+        own = {"name": self.name, "num_classes": self.num_classes, "preprocess": self.preprocess.spec()}
+        return {**own, **self.options}
+
+    def _forget_aux(self) -> None:
+        """Have no auxiliary logits from now on; the family has taken their module out."""
+        self._aux = False
+        for kept in (self._sources, self._layouts):
+            kept.pop(AUX, None)
+
+    def _find(
+        self,
+        classifier: str | None,
+        taps: dict[str, str],
+        encoder: str | None,
+        stages: Sequence[str] | None,
+        aux: str | None,
+    ) -> None:
+        steps, ran, size = self._probe()
+        if ran.logits.ndim != 4 or ran.logits.shape[1] != self.num_classes:
+            raise SegtailorError(
+                f"{self.name} gives logits of shape {list(ran.logits.shape)} for an image of {size[0]} x {size[1]}, "
+                f"not (1,{self.num_classes},h,w); check the number of classes"
+            )
+        self._aux = aux is not None or ran.aux_logits is not None
+        known = {step.path: step for step in steps}
+        found = find_classifier(steps, ran.logits, size, self.num_classes, classifier)
+        self._probabilities = found is None and are_probabilities(ran.logits)
+        if found is None and classifier is not None and classifier in known:
+            raise SegtailorError(f"{self.name}: the output of {classifier}, enlarged, is not the network's logits")
+        if classifier is not None and found is None:
+            layout_at(Source(classifier), "classifier", known, self.net, size, self.name)  # says what is wrong
+            raise SegtailorError(f"{self.name}: {classifier} gives no logits of {self.num_classes} classes")
+        if found is not None:
+            self._add_classifier(found, known, size)
+            self._enlarges = tuple(ran.logits.shape[-2:]) == size
+        elif ran.feature is not None:
+            self._channels["feature"] = self._channels["classifier_input"] = ran.feature.shape[1]
+        encoder = find_encoder(self.net, steps, found.path if found else None, size) if encoder is None else encoder
+        self._encoder = encoder
+        if stages is None:
+            stages = [stage.path for stage in find_stages(steps, encoder, size)]
+        self._strides = tuple(
+            self._add(f"stages.{index}", Source(path), known, size) for index, path in enumerate(stages)
+        )
+        if aux is not None:
+            self._add(AUX, Source(aux), known, size)
+            del self._channels[AUX]
+        for name, path in taps.items():
+            self._add(name, Source(path), known, size)
+        if "feature" in taps:
+            for kept in (self._sources, self._layouts):
+                kept.pop("classifier_input", None)
+            self._channels["classifier_input"] = self._channels["feature"]
+        notes = ["it gives logits alone and no feature"] if "feature" not in self._channels else []
+        notes += ["its probabilities are taken as logits by their logarithm"] if self._probabilities else []
+        self.note = self.note or "; ".join(notes)
+
+    def _probe(self) -> tuple[list[Step], Ran, tuple[int, int]]:
+        device = next((value.device for value in self.net.parameters()), torch.device("cpu"))
+        problem: Exception | None = None
+        for probe in PROBES:
+            size = self.preprocess.input_size(probe)
+            noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+            try:
+                with evaluated(self.net):
+                    steps, ran = trace(self.net, lambda: self.run(noise))  # noqa: B023  (called at once)
+                return steps, ran, size
+            except SegtailorError:
+                raise
+            except Exception as error:  # any network may fail in any way
+                problem = problem or error
+        assert problem is not None
+        raise refusal(problem, self.name, size) from problem
+
+    def _add_classifier(self, found: Classifier, known: dict[str, Step], size: tuple[int, int]) -> None:
+        self.align_corners = found.align_corners
+        self._sources[CLASSIFIER], self._layouts[CLASSIFIER] = Source(found.path), found.layout
+        self._add("feature", found.feature, known, size)
+        self._add("classifier_input", Source(found.path, "input"), known, size)
+
+    def _add(self, name: str, source: Source, known: dict[str, Step], size: tuple[int, int]) -> int:
+        """Read ``source`` as the tap ``name`` from now on, and return its stride."""
+        layout = layout_at(source, name, known, self.net, size, self.name)
+        self._sources[name], self._layouts[name], self._channels[name] = source, layout[0], layout[1]
+        return layout[2]
