@@ -6,6 +6,7 @@ A job opens one :class:`Context` and builds an :class:`Arm` for each student. `t
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 import sys
@@ -80,6 +81,7 @@ class Context:
     unlabelled: UnlabelledImages | None = None
     objects: Objects = field(default_factory=Objects)
     noted: set[str] = field(default_factory=set)
+    shapes: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def data_name(self) -> str:
@@ -114,11 +116,17 @@ class Context:
             **inference_settings(self.evaluate, self.data),
         )  # fmt: skip
 
+    def costs(self, model: Network) -> dict[str, int | None]:
+        """Return parameters and multiply-adds of ``model``; arms of one architecture are counted once."""
+        key = ("costs", *_architecture(model))
+        if key not in self.shapes:
+            self.shapes[key] = count_multiply_adds(model, self.size) or None
+        return {"parameters": count_parameters(model), "multiply_adds": self.shapes[key]}
+
     def row(self, role: str, label: str, model: Network, scores: EvaluationResult, **facts: Any) -> Row:
         """Return one row of the results: the model's costs, its scores, and further ``facts``."""
         return Row(
-            role=role, label=label, model=model.name, parameters=count_parameters(model),
-            multiply_adds=count_multiply_adds(model, self.size) or None, miou=scores.miou, miou_all=scores.miou_all,
+            role=role, label=label, model=model.name, **self.costs(model), miou=scores.miou, miou_all=scores.miou_all,
             pixel_accuracy=scores.pixel_accuracy, mean_accuracy=scores.mean_accuracy, mean_dice=scores.mean_dice,
             iou=scores.iou, **facts,
         )  # fmt: skip
@@ -256,7 +264,8 @@ def build_arm(
     context.check_licenses(**{"model" if alone else "student": student})
     methods = make_methods(listed, student, context.teacher, config, seed)
     teacher = None if alone else context.teacher
-    alignment = align(student, teacher, methods, recipe.data.crop or recipe.data.size or context.size)
+    window = recipe.data.crop or recipe.data.size or context.size
+    alignment = align(student, teacher, methods, window, context.shapes)
     alignment += reading_lines(recipe.data, methods)
     card = model_card(data, recipe.model_dump(mode="json"), teacher)
     weights = {method.name: method.weight for method in listed}
@@ -382,26 +391,41 @@ def card_with_metrics(card: dict[str, Any], scores: EvaluationResult, step: int)
     return {**card, "metrics": metrics}
 
 
-def align(student: Network, teacher: Teacher | None, methods: Mapping[str, Method], size: Size) -> list[str]:
+def align(
+    student: Network,
+    teacher: Teacher | None,
+    methods: Mapping[str, Method],
+    size: Size,
+    shapes: dict[Any, Any] | None = None,
+) -> list[str]:
     """Return one line for each tensor that a method compares, for training windows of ``size``.
 
-    Raises :class:`SegtailorError` when a method needs what a network does not return, or when two grids cannot be
-    aligned.
+    ``shapes`` keeps what was found of an architecture for the next arm. Raises :class:`SegtailorError` when a method
+    needs what a network does not return, or when two grids cannot be aligned.
     """
-    own = _run_student(student, size)
-    outputs: dict[int, SegOutput] = {}
+    shapes = {} if shapes is None else shapes
+    key = ("student", *_architecture(student), size)
+    if key not in shapes:
+        shapes[key] = _run_student(student, size)
+    own = shapes[key]
     lines = []
     for name, method in methods.items():
         guide = method.teacher or (teacher if method.uses_teacher else None)
         if guide is None:
             continue
-        if id(guide) not in outputs:
-            output = run_on_meta(guide.model, size)
-            mapped = guide.class_map
-            outputs[id(guide)] = output if mapped is None else deepcopy(mapped).to("meta").map_output(output)
+        key = ("teacher", *_architecture(guide.model), size)
+        if key not in shapes:
+            shapes[key] = run_on_meta(guide.model, size)
+        output, mapped = shapes[key], guide.class_map
+        output = output if mapped is None else deepcopy(mapped).to("meta").map_output(output)
         stretched = student.preprocess.size is not None or guide.preprocess.size is not None
-        lines += align_method(name, method, own, outputs[id(guide)], stretched)
+        lines += align_method(name, method, own, output, stretched)
     return lines
+
+
+def _architecture(model: Network) -> tuple[str, int]:
+    """Return what two networks have in common that give tensors of the same shapes."""
+    return json.dumps(model.spec(), sort_keys=True, default=str), count_parameters(model)
 
 
 def _run_student(student: Network, size: Size) -> SegOutput:
