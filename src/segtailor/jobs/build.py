@@ -45,7 +45,6 @@ from segtailor.engine.loop import Task, Trained, fit_together
 from segtailor.errors import SegtailorError, reason
 from segtailor.evaluation import EvaluationResult, evaluate_model, inference_settings
 from segtailor.files import Size
-from segtailor.jobs.networks import build_network, load_teacher
 from segtailor.jobs.objects import OBJECT, Objects, adapt, fill
 from segtailor.jobs.stages import run_stages
 from segtailor.jobs.unlabelled import add_unlabelled, reading_lines, refuse_unlabelled, unlabelled_facts
@@ -57,6 +56,7 @@ from segtailor.models.class_map import read_class_map
 from segtailor.models.inspect import count_multiply_adds, count_parameters, run_on_meta
 from segtailor.models.licenses import Policy, check_licences
 from segtailor.models.network import Network, SegOutput
+from segtailor.models.store import build_network, load_teacher
 from segtailor.models.teacher import Teacher
 from segtailor.results.model import Row
 
@@ -165,12 +165,12 @@ class Arm:
     @property
     def uses_teacher(self) -> bool:
         """Whether a method learns from the recipe's teacher."""
-        return any(method.uses_teacher for method in self.methods.values())
+        return any(method.teacher == "recipe" for method in self.methods.values())
 
     @property
     def own_teachers(self) -> dict[str, Teacher]:
         """The teachers that methods bring themselves."""
-        return {name: method.teacher for name, method in self.methods.items() if method.teacher is not None}
+        return {name: own for name, method in self.methods.items() if (own := method.own_teacher) is not None}
 
 
 def open_context(fabric: Any, recipe: TrainRecipe | DistillRecipe | CompareRecipe, objects: Objects) -> Context:
@@ -288,10 +288,12 @@ def make_methods(
     methods: dict[str, Method] = {}
     for config in configs:
         kind = METHODS[config.name]
-        if kind.uses_teacher and teacher is None:
+        if kind.teacher == "recipe" and teacher is None:
             raise SegtailorError(f"method {config.name} needs a teacher; set teacher.weights (a run folder or a file)")
         options = check_options(config.name, config.options())
-        own = kind.own_teacher(options, built_as, student.num_classes, seed)
+        own = None
+        if kind.teacher == "own":
+            own = kind.build_teacher(options, built_as, student.num_classes, seed)
         guide = own or teacher
         torch.manual_seed(seed + 1)
         try:
@@ -306,7 +308,7 @@ def make_methods(
             named = guide if missing.role == "teacher" and guide is not None else student
             raise missing.named(config.name, named.name) from None
         if own is not None:
-            method.adopt(own)
+            method.use_teacher(own)
         methods[config.name] = method
     return methods
 
@@ -318,7 +320,7 @@ def check_methods(configs: Sequence[MethodConfig]) -> bool:
     """
     for config in configs:
         check_options(config.name, config.options())
-    return any(METHODS[config.name].phases for config in configs)
+    return any(METHODS[config.name].sparse_gradients for config in configs)
 
 
 def train_arms(context: Context, arms: Sequence[Arm], keep_going: bool = False) -> list[Trained]:
@@ -410,7 +412,7 @@ def align(
     own = shapes[key]
     lines = []
     for name, method in methods.items():
-        guide = method.teacher or (teacher if method.uses_teacher else None)
+        guide = method.own_teacher or (teacher if method.teacher == "recipe" else None)
         if guide is None:
             continue
         key = ("teacher", *_architecture(guide.model), size)
@@ -447,11 +449,8 @@ def align_method(
     ``stretched``: a network sees every image at one fixed size, so that proportions say nothing.
     """
     lines = []
-    taps = [
-        *(["logits"] if method.compares_logits else []),
-        *(["aux_logits"] if "aux_logits" in method.needs else []),
-        *sorted(method.reads),
-    ]
+    maps = [tap for tap in ("logits", "aux_logits") if tap in method.inputs]
+    taps = [*maps, *sorted(method.inputs - set(maps))]
     if {"feature", "classifier_input"} <= set(taps):
         taps.remove("feature")  # it replaces the other where a network has no dropout
     for tap in taps:
