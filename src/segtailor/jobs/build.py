@@ -45,13 +45,13 @@ from segtailor.engine.loop import Task, Trained, fit_together
 from segtailor.errors import SegtailorError, reason
 from segtailor.evaluation import EvaluationResult, evaluate_model, inference_settings
 from segtailor.files import Size
-from segtailor.jobs.objects import OBJECT, Objects, adapt, fill
+from segtailor.jobs.objects import Objects
 from segtailor.jobs.stages import run_stages
 from segtailor.jobs.unlabelled import add_unlabelled, reading_lines, refuse_unlabelled, unlabelled_facts
 from segtailor.losses import is_much_finer
 from segtailor.methods import METHODS, check_options, create_method
 from segtailor.methods.base import Method, MissingTapError
-from segtailor.models import load_model, read_card
+from segtailor.models.adapters.python_module import OBJECT
 from segtailor.models.class_map import read_class_map
 from segtailor.models.inspect import count_multiply_adds, count_parameters, run_on_meta
 from segtailor.models.licenses import Policy, check_licences
@@ -205,7 +205,7 @@ def open_context(fabric: Any, recipe: TrainRecipe | DistillRecipe | CompareRecip
 def _open_teacher(context: Context, config: TeacherConfig | None) -> Teacher | None:
     if config is None:
         return None
-    teacher = make_teacher(config, context.train_data, context.objects.teacher)
+    teacher = make_teacher(config, context.train_data, context.objects)
     context.check_licenses(teacher=teacher.model)
     teacher.to(context.fabric.device)
     context.note(*(teacher.class_map.lines() if teacher.class_map is not None else []))
@@ -214,15 +214,13 @@ def _open_teacher(context: Context, config: TeacherConfig | None) -> Teacher | N
     return teacher
 
 
-def make_teacher(config: TeacherConfig, data: SegmentationDataset, given: nn.Module | None = None) -> Teacher:
-    """Load the teacher, or take the one ``given``; raises ``SegtailorError`` when its classes differ from the data's.
+def make_teacher(config: TeacherConfig, data: SegmentationDataset, objects: Objects | None = None) -> Teacher:
+    """Load the teacher, or take the given object; raises ``SegtailorError`` when its classes are not the data's.
 
     A teacher of other classes needs a class map, which is checked against both.
     """
-    if given is None:
-        network = load_teacher(config, data.num_classes)
-    else:
-        network = adapt(deepcopy(given), None if config.class_map else data.num_classes, **config.options())
+    own = (objects or Objects()).teacher_for(config, None if config.class_map else data.num_classes)
+    network = own or load_teacher(config, data.num_classes)
     class_map = None if config.class_map is None else read_class_map(config.class_map, network, data.classes)
     return Teacher(network, class_map)
 
@@ -260,7 +258,7 @@ def build_arm(
     alone = isinstance(recipe, TrainRecipe)
     config, listed = (recipe.model, []) if isinstance(recipe, TrainRecipe) else (recipe.student, recipe.method)
     torch.manual_seed(seed)
-    student = context.objects.copy_of(config, data.num_classes) or build_network(config, data.num_classes)
+    student = context.objects.student_for(config, data.num_classes) or build_network(config, data.num_classes)
     context.check_licenses(**{"model" if alone else "student": student})
     methods = make_methods(listed, student, context.teacher, config, seed)
     teacher = None if alone else context.teacher
@@ -349,12 +347,6 @@ def train_arms(context: Context, arms: Sequence[Arm], keep_going: bool = False) 
 def pretrain(context: Context, arm: Arm, recipe: DistillRecipe) -> None:
     """Give the arm's methods what they learn before the student."""
     arm.stages = run_stages(context.fabric, recipe, arm.methods, context.teacher, context.train_data, context.val_data)
-
-
-def load_student(context: Context, path: Path) -> Network:
-    """Load the student that an arm has left at ``path``, a file or a run folder."""
-    own = context.objects.copy_of(read_card(path)["model"]["name"], context.train_data.num_classes)
-    return load_model(path) if own is None else fill(own, path)
 
 
 def unlabelled_of(context: Context, arm: Arm) -> dict[str, Any]:

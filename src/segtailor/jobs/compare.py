@@ -31,7 +31,6 @@ from segtailor.jobs.build import (
     card_with_metrics,
     check_methods,
     class_map_rows,
-    load_student,
     open_context,
     pretrain,
     recorded,
@@ -217,7 +216,7 @@ def _illustrate(context: Context, recipe: CompareRecipe, folder: Path, names: Se
     models: dict[str, nn.Module] = {} if context.teacher is None else {"teacher": context.teacher}
     for name in names:
         if arm_status(folder, name, seed) == "finished":
-            models[f"arm:{name}"] = load_student(context, arm_folder(folder, name, seed) / "student.safetensors")
+            models[f"arm:{name}"] = context.objects.load(arm_folder(folder, name, seed), context.val_data.num_classes)
     samples = draw_samples(context, folder, models)
     tailoring = []
     if context.teacher is not None:
