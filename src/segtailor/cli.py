@@ -136,9 +136,9 @@ def publish(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or a .safetensors file")],
     to: Annotated[str, typer.Option(help="hf:USER/NAME on the hub, or hf:./FOLDER")],
     private: Annotated[bool, typer.Option("--private", help="make a new repository private")] = False,
-    license: Annotated[str | None, typer.Option(help="licence id that the repository states")] = None,  # noqa: A002
+    license: Annotated[str | None, typer.Option(help="license id that the repository states")] = None,  # noqa: A002
 ) -> None:
-    """Write a run's model as a Hugging Face repository: weights, card with metrics and licences, recipe."""
+    """Write a run's model as a Hugging Face repository: weights, card with metrics and licenses, recipe."""
     from segtailor.jobs.publish import publish as job
 
     print(job(run, to, private, license))
