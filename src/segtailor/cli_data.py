@@ -65,7 +65,7 @@ def data_check(
 
     The data are a recipe's, or set by --data.KEY VALUE. Exits with 1 when there are errors, with 0 otherwise.
     """
-    from segtailor.data.checkup import check_data
+    from segtailor.data.check import check_data
     from segtailor.recipes import load_data_section
 
     report = check_data(

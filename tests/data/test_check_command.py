@@ -14,9 +14,9 @@ from data.street_trees import image, mask, write_street
 from data.trees import truncate
 from segtailor.cli import main
 from segtailor.config import DataConfig
-from segtailor.data.checkup import check_data
-from segtailor.data.checkup.classes import Tally
-from segtailor.data.checkup.histogram import SPLITS, draw_histogram
+from segtailor.data.check import check_data
+from segtailor.data.check.values import Tally
+from segtailor.data.check.report import SPLITS, draw_histogram
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_findings_are_counted_with_three_files_and_what_mends_them(run, tmp_path
         ),
         "         and 2 more",
     ]
-    assert "         mend: data.values: [1, 2, 3, 4, 5, 6]" in lines
+    assert "         fix: data.values: [1, 2, 3, 4, 5, 6]" in lines
     assert "5 files cannot be read: all are listed in report.json" in lines
     report = json.loads((tmp_path / "here" / "report.json").read_text())
     assert (report["errors"], report["warnings"]) == (2, 0)
@@ -94,7 +94,7 @@ def test_warnings_alone_exit_with_0(run, tmp_path):
     code, out, _ = run(*FOLDER)
     assert code == 0
     assert "0 errors, 1 warning, 0 notes" in out
-    assert "mend: data.void: [255]" in out
+    assert "fix: data.void: [255]" in out
 
 
 def test_splits_by_default_and_by_choice(run, tmp_path):

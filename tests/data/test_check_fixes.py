@@ -7,7 +7,7 @@ import pytest
 
 from segtailor.config import DataConfig
 from segtailor.data import create_dataset
-from segtailor.data.checkup import check_data
+from segtailor.data.check import check_data
 from segtailor.recipes import parse_overrides
 
 from . import street_trees as street
@@ -27,7 +27,7 @@ def targets(root, **data):
 
 def settings(finding) -> dict:
     """Read the printed lines of a recipe back, as the command line would."""
-    lines = finding.mend()[: len(finding.recipe)]
+    lines = finding.fix()[: len(finding.recipe)]
     words = [word for line in lines for word in (f"--{line.partition(': ')[0]}", line.partition(": ")[2])]
     return {key.removeprefix("data."): value for key, value in parse_overrides(words).items()}
 
@@ -65,7 +65,7 @@ def test_a_line_of_the_recipe_mends_what_is_wrong_with_all_masks(tmp_path):
         plant(root)
         report = check(root, tmp_path)
         assert [finding.kind for finding in report.findings] == [kind]
-        assert len(report.findings[0].places) == street.TRAIN + street.VAL
+        assert len(report.findings[0].locations) == street.TRAIN + street.VAL
         mend = settings(report.findings[0])
         assert mend == lines
         assert check(root, tmp_path, **mend).errors == 0
