@@ -8,12 +8,11 @@ import torch
 
 from segtailor import losses
 from segtailor.losses import (
+    Step,
     channel_divergence,
     channel_kl,
     class_counts,
     cross_entropy,
-    global_batch,
-    global_count,
     pixel_kl,
     standardise,
     to_grid,
@@ -68,12 +67,12 @@ def test_cross_entropy_equals_the_mean_over_valid_pixels() -> None:
     target = torch.randint(0, 4, (2, 5, 6)).to(torch.uint8)
     target[0, :2] = 255
     expected = torch.nn.functional.cross_entropy(logits, target.long(), ignore_index=255)
-    torch.testing.assert_close(cross_entropy(logits, target), expected)
+    torch.testing.assert_close(cross_entropy(logits, target, Step()), expected)
 
 
 def test_cross_entropy_of_a_wholly_void_batch_is_zero_with_zero_gradient() -> None:
     logits = torch.randn(1, 4, 5, 6, requires_grad=True)
-    value = cross_entropy(logits, torch.full((1, 5, 6), 255, dtype=torch.uint8))
+    value = cross_entropy(logits, torch.full((1, 5, 6), 255, dtype=torch.uint8), Step())
     value.backward()
     assert value == 0
     assert logits.grad is not None
@@ -85,18 +84,9 @@ def test_micro_batches_average_to_the_mean_over_all() -> None:
     target = torch.randint(0, 3, (4, 4, 4)).to(torch.uint8)
     target[0] = 255
     parts = list(zip(logits.split(1), target.split(1), strict=True))
-    with global_batch([part for _, part in parts]):
-        average = sum(cross_entropy(*part) for part in parts) / len(parts)
-    torch.testing.assert_close(average, cross_entropy(logits, target))
-    # The context is over: the same call is a plain mean again.
-    assert global_count(valid, target) == valid(target)
-
-
-def test_global_batch_ends_on_errors_too() -> None:
-    target = torch.zeros(1, 2, 2, dtype=torch.uint8)
-    with pytest.raises(RuntimeError), global_batch([target, target]):
-        raise RuntimeError
-    assert global_count(valid, target) == 4
+    step = Step(targets=[part for _, part in parts])
+    average = sum(cross_entropy(*part, step) for part in parts) / len(parts)
+    torch.testing.assert_close(average, cross_entropy(logits, target, Step()))
 
 
 def test_channel_divergence_passes_gradcheck_with_and_without_multiplicity() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from enum import Enum
-from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,29 +32,26 @@ ModelName = Annotated[
 ]
 
 
-class Executor(str, Enum):
-    """Who trains the seeds of a comparison."""
-
-    local = "local"
-    ray = "ray"
-
-
 @app.command(context_settings=FREE, epilog="Example: segtailor train toy-teacher --train.steps 300 --run.name teacher")
 def train(context: typer.Context, recipe: RecipeName) -> None:
     """Train one model (a teacher, say); any field of the recipe can be set: --section.key VALUE."""
     from segtailor.jobs.train import train as job
     from segtailor.recipes import parse_overrides
 
-    _finish(_stoppable("train", job, recipe, parse_overrides(context.args)))
+    print(_stoppable("train", job, recipe, parse_overrides(context.args)))
 
 
 @app.command(context_settings=FREE, epilog="Example: segtailor distill toy-kt --method.variant published")
-def distill(context: typer.Context, recipe: RecipeName) -> None:
+def distill(
+    context: typer.Context,
+    recipe: RecipeName,
+    arm: Annotated[str | None, typer.Option(help="of a recipe with arms: the one to distil")] = None,
+) -> None:
     """Distil a teacher into a student; any field of the recipe can be set: --section.key VALUE."""
     from segtailor.jobs.distill import distill as job
     from segtailor.recipes import parse_overrides
 
-    _finish(_stoppable("distill", job, recipe, parse_overrides(context.args)))
+    print(_stoppable("distill", job, recipe, parse_overrides(context.args), arm=arm))
 
 
 @app.command(context_settings=FREE, epilog="Example: segtailor evaluate runs/toy-kt --split val --json scores.json")
@@ -71,9 +67,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a model: mIoU, per-class IoU, accuracy, Dice; --data.KEY VALUE and --model.KEY VALUE say how it is read."""
+    from segtailor.jobs.evaluate import data_of, format_result, model_choices
     from segtailor.jobs.evaluate import evaluate as job
-    from segtailor.jobs.evaluate import format_result
-    from segtailor.jobs.source import data_of, model_choices
     from segtailor.recipes import parse_overrides
 
     overrides = parse_overrides(context.args)
@@ -87,31 +82,32 @@ def evaluate(
 
 
 @app.command(context_settings=FREE, epilog="Example: segtailor compare camvid-cpu-compare --seeds '[0, 1]'")
-def compare(
-    context: typer.Context,
-    recipe: RecipeName,
-    executor: Annotated[Executor, typer.Option(help="local, or ray for a Ray cluster (extra ray)")] = Executor.local,
-) -> None:
+def compare(context: typer.Context, recipe: RecipeName) -> None:
     """Train several methods side by side on the same batches, over seeds, and compare them in one table and report."""
     from segtailor.jobs.compare import compare as job
     from segtailor.recipes import parse_overrides
-    from segtailor.results.tables import text_table
 
-    result = _stoppable("compare", partial(job, executor=executor.value), recipe, parse_overrides(context.args))
-    print(text_table(result.board))
-    print(f"report: {result.report}")
+    print(_stoppable("compare", job, recipe, parse_overrides(context.args)))
 
 
-@app.command(context_settings=FREE, epilog="Example: segtailor repro benchmarks/results/NAME/arms/kt/seed0")
+@app.command(
+    context_settings=FREE, epilog="Example: segtailor repro final kt 0, or: segtailor repro runs/c/arms/kt/seed0"
+)
 def repro(
     context: typer.Context,
-    row: Annotated[str, typer.Argument(metavar="ROW", help="COMPARISON/arms/ARM/seedN of a recorded comparison")],
+    source: Annotated[
+        str, typer.Argument(metavar="RECORD ARM SEED | ROW", help="a record of benchmarks/results, or a run's row")
+    ],
 ) -> None:
-    """Train a recorded row of a comparison anew, and say whether it falls within the spread over seeds."""
+    """Train a recorded row of a comparison again, and check that it falls within the spread over seeds."""
     from segtailor.jobs.repro import repro as job
     from segtailor.recipes import parse_overrides
 
-    found = job(row, parse_overrides(context.args))
+    words = list(takewhile(lambda word: not word.startswith("--"), context.args))
+    overrides = parse_overrides(context.args[len(words) :])
+    if len(words) not in (0, 2) or (words and not words[1].isdigit()):
+        raise SegtailorError("give a record, an arm and a seed, as in: segtailor repro final kt 0")
+    found = job(source, overrides, arm=words[0], seed=int(words[1])) if words else job(source, overrides)
     print(found.text())
     if not found.within:
         raise typer.Exit(1)
@@ -140,9 +136,9 @@ def publish(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or a .safetensors file")],
     to: Annotated[str, typer.Option(help="hf:USER/NAME on the hub, or hf:./FOLDER")],
     private: Annotated[bool, typer.Option("--private", help="make a new repository private")] = False,
-    license: Annotated[str | None, typer.Option(help="licence id that the repository states")] = None,  # noqa: A002
+    license: Annotated[str | None, typer.Option(help="license id that the repository states")] = None,  # noqa: A002
 ) -> None:
-    """Write a run's model as a Hugging Face repository: weights, card with metrics and licences, recipe."""
+    """Write a run's model as a Hugging Face repository: weights, card with metrics and licenses, recipe."""
     from segtailor.jobs.publish import publish as job
 
     print(job(run, to, private, license))
@@ -181,10 +177,10 @@ def inspect(
     paths: Annotated[bool, typer.Option("--paths", help="list every module path, which a recipe's taps take")] = False,
 ) -> None:
     """Show parameters, multiply-adds and the taps that a method may use, with shape and stride."""
-    from segtailor.jobs.source import named_model
     from segtailor.models.inspect import inspect_model, list_paths
+    from segtailor.models.store import resolve
 
-    network = named_model(model, classes)
+    network = resolve(model, classes)
     print((list_paths if paths else inspect_model)(network, (height, width)).text())
 
 
@@ -242,23 +238,16 @@ def _size(text: str | None, option: str) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def _stoppable(command: str, job: Any, recipe: str, overrides: dict[str, Any]) -> Any:
+def _stoppable(command: str, job: Any, recipe: str, overrides: dict[str, Any], **options: Any) -> Any:
     """Run a job; after Ctrl-C or SIGTERM say how to go on."""
     from segtailor.engine.preemption import RunStopped
 
     try:
-        return job(recipe, overrides)
+        return job(recipe, overrides, **options)
     except RunStopped as stop:
         where = f" {stop.folder / 'recipe.yaml'}" if stop.folder else f" {recipe}"
         print(f"{stop}; go on with: segtailor {command}{where} --run.exists resume", file=sys.stderr)
         raise typer.Exit(stop.code) from None
-
-
-def _finish(result: Any) -> None:
-    from segtailor.report.summary import format_results
-
-    print(format_results(result.results))
-    print(f"report: {result.report}")
 
 
 def main() -> None:

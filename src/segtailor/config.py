@@ -133,7 +133,7 @@ class DataConfig(Strict):
     classes: Path | None = Field(None, description="YAML with class names, palette and void values (folder)")
     splits: dict[str, SplitConfig] | None = Field(None, description="where each split of a folder lies")
     masks: Literal["index", "color", "binary"] | None = Field(
-        None, description="what a mask holds: class indices (default), palette colours, or one file for each class"
+        None, description="what a mask holds: class indices (default), palette colors, or one file for each class"
     )
     values: list[Annotated[int, Field(ge=0, le=255)]] | None = Field(
         None, description="the mask value of each class; default 0, 1, 2, ..."
@@ -289,6 +289,8 @@ def _different(seeds: list[int]) -> list[int]:
 class CompareRecipe(Strict):
     """A recipe of `segtailor compare`: arms and seeds beside what all of them share."""
 
+    removed = frozenset({"memory"})
+
     description: str = ""
     data: DataConfig = Field(default_factory=DataConfig)
     teacher: TeacherConfig | None = Field(None, description="not needed by methods that bring their own (lad)")
@@ -300,7 +302,7 @@ class CompareRecipe(Strict):
     spread: Literal["groups", "data"] = Field(
         "groups", description="with several processes: seeds are dealt to them, or each arm is data-parallel"
     )
-    memory: PositiveFloat | None = Field(None, description="GiB for the arms of a group; default: what is free")
+    arms_at_once: PositiveInt | None = Field(None, description="arms trained side by side; default: all of a seed")
     boundary: bool = Field(True, description="score boundaries and calibration at the end, too")
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -13,14 +12,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from segtailor.files import VOID
+
 __all__ = [
+    "Step",
     "channel_divergence",
     "channel_kl",
     "class_counts",
     "cross_entropy",
     "full_precision",
-    "global_batch",
-    "global_count",
     "nearest_labels",
     "pixel_kl",
     "pixel_mean",
@@ -28,60 +28,49 @@ __all__ = [
     "standardise",
     "to_grid",
     "valid_counts",
+    "valid_pixels",
 ]
 
-_targets: list[Sequence[Tensor]] = []
-"""The targets of the step under way, innermost last; a plain list, since backward threads must see it too."""
 
+class Step:
+    """The training step of a loss: its progress through the run, and the counts that means divide by.
 
-@contextmanager
-def global_batch(targets: Sequence[Tensor]) -> Iterator[None]:
-    """Declare this rank's targets of the whole step, one tensor for each micro-batch.
-
-    Inside, :func:`global_count` divides by counts over all micro-batches and ranks. The loop wraps each step in it, and
-    the terms of a method that is handed other targets than the task in another one.
+    ``progress`` is step / steps, counted from 1; a plain float. ``targets`` are this process's targets of the whole
+    step, one a micro-batch, where a step has several or several processes share it; empty, the given target is all.
 
     >>> halves = torch.tensor([[[0, 1]]]), torch.tensor([[[0, 255]]])
-    >>> with global_batch(halves):
-    ...     global_count(lambda labels: (labels != 255).sum(), halves[0]).item()
+    >>> Step(targets=halves).count(lambda labels: (labels != 255).sum(), halves[0]).item()
     1.5
     """
-    _targets.append(targets)
-    try:
-        yield
-    finally:
-        _targets.pop()
 
+    # No tuple or dataclass: data parallelism and precision plugins take those apart.
+    def __init__(self, progress: float = 1.0, targets: Sequence[Tensor] = ()) -> None:
+        self.progress = progress
+        self.targets = targets
 
-def declared_targets() -> Sequence[Tensor] | None:
-    """Return what the innermost :func:`global_batch` was given; None outside."""
-    return _targets[-1] if _targets else None
+    def count(self, count: Callable[[Tensor], Tensor], target: Tensor) -> Tensor:
+        """Return what a sum over this micro-batch is divided by to become a mean over the global batch.
 
+        ``count`` maps a target (B,H,W) to the number of things summed over. Averaging ``sum / step.count(...)`` over
+        micro-batches and ranks gives the sum over all divided by the count over all. The total is at least 1, so a
+        wholly void batch divides by 1. Only with ``targets`` and a process group do processes communicate; every rank
+        must then call it equally often.
 
-def global_count(count: Callable[[Tensor], Tensor], target: Tensor) -> Tensor:
-    """Return what a sum over this micro-batch must be divided by to become a mean over the global batch.
-
-    ``count`` maps a target (B,H,W) to the number of things summed over. Averaging ``sum / global_count`` over
-    micro-batches and ranks gives the sum over all divided by the count over all. Outside :func:`global_batch` it is
-    ``count(target)``. The total is at least 1, so wholly void batches divide by 1. Without a process group nothing is
-    communicated; every rank must call it equally often.
-
-    >>> target = torch.tensor([[[0, 1, 255]]])
-    >>> valid = lambda labels: (labels != 255).sum()
-    >>> global_count(valid, target).item()
-    2.0
-    >>> with global_batch([target, torch.tensor([[[0, 255, 255]]])]):
-    ...     global_count(valid, target).item()
-    1.5
-    """
-    if not _targets:
-        return count(target).float().clamp(min=1)
-    total = torch.stack([count(item).float() for item in _targets[-1]]).sum()
-    shares = len(_targets[-1])
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(total)
-        shares *= dist.get_world_size()
-    return total.clamp(min=1) / shares
+        >>> target = torch.tensor([[[0, 1, 255]]])
+        >>> valid = lambda labels: (labels != 255).sum()
+        >>> Step().count(valid, target).item()
+        2.0
+        >>> Step(targets=[target, torch.tensor([[[0, 255, 255]]])]).count(valid, target).item()
+        1.5
+        """
+        if not self.targets:
+            return count(target).float().clamp(min=1)
+        total = torch.stack([count(item).float() for item in self.targets]).sum()
+        shares = len(self.targets)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(total)
+            shares *= dist.get_world_size()
+        return total.clamp(min=1) / shares
 
 
 def class_counts(target: Tensor, num_classes: int, size: tuple[int, int]) -> Tensor:
@@ -106,27 +95,32 @@ def class_counts(target: Tensor, num_classes: int, size: tuple[int, int]) -> Ten
     return counts.view(batch, num_classes + 1, rows * columns)
 
 
-def valid_counts(target: Tensor, size: tuple[int, int], ignore: int = 255) -> Tensor:
-    """Count the label pixels that are not ``ignore`` in each cell: float32 (B, h*w), see :func:`class_counts`.
+def valid_pixels(target: Tensor) -> Tensor:
+    """Return the number of label pixels that are not void; what most means divide by (see :meth:`Step.count`)."""
+    return (target != VOID).sum()
+
+
+def valid_counts(target: Tensor, size: tuple[int, int]) -> Tensor:
+    """Count the label pixels that are not void in each cell: float32 (B, h*w), see :func:`class_counts`.
 
     >>> valid_counts(torch.tensor([[[0, 7, 1, 255]]]), (1, 2)).tolist()
     [[2.0, 1.0]]
     """
-    return class_counts((target == ignore).to(torch.uint8), 1, size)[:, 0].float()
+    return class_counts((target == VOID).to(torch.uint8), 1, size)[:, 0].float()
 
 
-def pixel_mean(cells: Tensor, target: Tensor | None, ignore: int = 255) -> Tensor:
+def pixel_mean(cells: Tensor, target: Tensor | None, step: Step) -> Tensor:
     """Average ``cells`` (B,h,w) over the valid label pixels of the global batch; equally over all cells without labels.
 
-    Each cell weighs as many pixels as it has that are not ``ignore``.
+    Each cell weighs as many pixels as it has that are not void.
 
-    >>> pixel_mean(torch.tensor([[[1.0, 5.0]]]), torch.tensor([[[0, 0, 1, 255]]])).item()
+    >>> pixel_mean(torch.tensor([[[1.0, 5.0]]]), torch.tensor([[[0, 0, 1, 255]]]), Step()).item()
     2.3333332538604736
     """
     if target is None:
         return cells.mean()
-    weight = valid_counts(target, (cells.shape[-2], cells.shape[-1]), ignore)
-    return (cells.flatten(1) * weight).sum() / global_count(lambda labels: (labels != ignore).sum(), target)
+    weight = valid_counts(target, (cells.shape[-2], cells.shape[-1]))
+    return (cells.flatten(1) * weight).sum() / step.count(valid_pixels, target)
 
 
 def nearest_labels(target: Tensor, size: tuple[int, int]) -> Tensor:
@@ -150,15 +144,7 @@ def recomputed(term: Callable[..., R], *inputs: object) -> R:
     >>> recomputed(lambda values: values.exp().sum(), torch.zeros(2, requires_grad=True)).item()
     2.0
     """
-    targets = declared_targets()
-
-    def counted(*values: object) -> R:
-        assert targets is not None
-        with global_batch(targets):  # in backward, too, where another batch may be declared
-            return term(*values)
-
-    function = term if targets is None else counted
-    result: R = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    result: R = checkpoint(term, *inputs, use_reentrant=False, preserve_rng_state=False)
     return result
 
 
@@ -243,16 +229,16 @@ OUTSIDE = -1e30
 """Stands for log 0: exp of it is 0, and unlike -inf it gives no NaN when a whole row is empty."""
 
 
-def cross_entropy(logits: Tensor, target: Tensor, ignore: int = 255) -> Tensor:
+def cross_entropy(logits: Tensor, target: Tensor, step: Step) -> Tensor:
     """Cross-entropy at label size, averaged over the valid pixels of the global batch.
 
     ``logits`` (B,K,H,W), ``target`` (B,H,W) integer. A wholly void batch gives 0 with zero gradients.
 
-    >>> cross_entropy(torch.tensor([[[[0.0]], [[0.0]]]]), torch.tensor([[[1]]])).item()
+    >>> cross_entropy(torch.tensor([[[[0.0]], [[0.0]]]]), torch.tensor([[[1]]]), Step()).item()
     0.6931471824645996
     """
-    total = F.cross_entropy(full_precision(logits), target.long(), ignore_index=ignore, reduction="sum")
-    return total / global_count(lambda labels: (labels != ignore).sum(), target)
+    total = F.cross_entropy(full_precision(logits), target.long(), ignore_index=VOID, reduction="sum")
+    return total / step.count(valid_pixels, target)
 
 
 def _log_probabilities(values: Tensor, log_multiplicity: Tensor | None, temperature: float) -> Tensor:
@@ -321,7 +307,11 @@ def channel_kl(
 
 
 def pixel_kl(
-    student: Tensor, teacher: Tensor, temperature: float = 1.0, target: Tensor | None = None, ignore: int = 255
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float = 1.0,
+    target: Tensor | None = None,
+    step: Step | None = None,
 ) -> Tensor:
     """KL(teacher || student) over classes, averaged over pixels, times temperature squared (Hinton et al., 2015).
 
@@ -334,4 +324,4 @@ def pixel_kl(
     log_student = F.log_softmax(full_precision(student) / temperature, dim=1)
     log_teacher = F.log_softmax(full_precision(teacher.detach()) / temperature, dim=1)
     cells = (log_teacher.exp() * (log_teacher - log_student)).sum(1) * temperature**2
-    return pixel_mean(cells, target, ignore)
+    return pixel_mean(cells, target, step or Step())

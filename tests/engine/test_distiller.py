@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from segtailor.engine.distiller import Distiller
+from segtailor.losses import Step
 from segtailor.methods import create_method
 from segtailor.models import create_model
 
@@ -42,7 +43,7 @@ def test_a_wholly_void_batch_gives_no_nan(variant: str, progress: float) -> None
     images, target = batch(void=True)
     with torch.no_grad():
         guide = teacher(images)
-    terms = module(images, target, {"kt": guide}, progress)
+    terms = module(images, target, {"kt": guide}, Step(progress))
     assert float(terms["task"]) == 0.0
     torch.stack(list(terms.values())).sum().backward()
     for name, parameter in module.named_parameters():
@@ -55,15 +56,15 @@ def test_terms_are_named_and_weighted() -> None:
     images, target = batch()
     with torch.no_grad():
         guide = teacher(images)
-        terms = module(images, target, module.select(guide, {}), 0.5)
-        plain = module.methods["kd"](module.student(images), guide, target, 0.5)
+        terms = module(images, target, module.select(guide, {}), Step(0.5))
+        plain = module.methods["kd"](module.student(images), guide, target, Step(0.5))
     assert float(terms["kd.kd"]) == pytest.approx(2 * float(plain["kd"]), rel=1e-5)
     assert {"task", "task_aux", "kd.kd", "cwd.cwd_logits"} <= terms.keys()
 
 
 def test_without_a_teacher_only_the_task_is_left() -> None:
     module, _ = distiller("kt", aux_weight=0.0)
-    assert set(module(*batch(), {}, 0.5)) == {"task"}
+    assert set(module(*batch(), {}, Step(0.5))) == {"task"}
 
 
 def test_the_auxiliary_weight_scales_its_term() -> None:
@@ -71,9 +72,9 @@ def test_the_auxiliary_weight_scales_its_term() -> None:
     light, _ = distiller(aux_weight=0.4)
     images, target = batch()
     torch.manual_seed(1)
-    a = heavy(images, target, {}, 0.5)["task_aux"]
+    a = heavy(images, target, {}, Step(0.5))["task_aux"]
     torch.manual_seed(1)
-    b = light(images, target, {}, 0.5)["task_aux"]
+    b = light(images, target, {}, Step(0.5))["task_aux"]
     assert float(a) == pytest.approx(2 * float(b), rel=1e-4)
 
 

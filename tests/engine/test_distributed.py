@@ -26,7 +26,7 @@ from segtailor.engine.logging import read_metrics
 from segtailor.engine.loop import Trained, fit
 from segtailor.engine.preemption import RunStopped, StopRequest
 from segtailor.evaluation import evaluate_model
-from segtailor.losses import global_batch
+from segtailor.losses import Step
 from segtailor.methods import create_method
 from segtailor.models import create_model, save_model
 from segtailor.models.network import SegOutput
@@ -80,9 +80,9 @@ def trained(world: int, rank: int, micro: int, variant: str, folder: Path) -> di
         parts = [slice(rank * local + i, rank * local + i + micro) for i in range(0, local, micro)]
         batches = [Batch(whole.images[p], whole.target[p], whole.names[p]) for p in parts]
         arm.begin(step)
-        with global_batch([part.target for part in batches]):
-            for index, part in enumerate(batches):
-                arm.accumulate(part, teacher(part.images), step / STEPS, index, len(batches))
+        now = Step(step / STEPS, [part.target for part in batches])
+        for index, part in enumerate(batches):
+            arm.accumulate(part, teacher(part.images), now, index, len(batches))
         arm.finish(step)
     arm.close()
     return {name: value.clone() for name, value in distiller.state_dict().items()}

@@ -11,12 +11,11 @@ import pytest
 import torch
 
 import segtailor
+import segtailor.jobs.compare as compare_job
 from segtailor.config import CompareRecipe
-from segtailor.engine.memory import Demand
 from segtailor.engine.preemption import RunStopped, StopRequest
 from segtailor.errors import SegtailorError
-from segtailor.jobs.arms import all_arms, arm_recipe, baseline_of
-from segtailor.jobs.group import pack
+from segtailor.jobs.build import all_arms, arm_recipe, baseline_of
 from segtailor.models import create_model, load_model, save_model
 from segtailor.recipes import load_recipe
 from segtailor.results.model import read_comparison
@@ -173,27 +172,25 @@ def test_resume_goes_on_with_all_and_skips_what_is_finished(
             torch.testing.assert_close(weights(names[0]), weights(names[1]), rtol=0, atol=0)
 
 
-def test_arms_that_do_not_fit_together_follow_one_another(
-    tmp_path: Path, teacher_run: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("at_once", "groups"), [(1, [["none"], ["kd"], ["kt"]]), (2, [["none", "kd"], ["kt"]])])
+def test_arms_that_are_trained_a_few_at_a_time(
+    tmp_path: Path, teacher_run: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, groups: list[list[str]]
 ) -> None:
     arms = {"kd": "kd", "kt": "kt"}
-    roomy = segtailor.compare(recipe(tmp_path / "roomy", teacher_run, arms))
-    tight = recipe(tmp_path / "tight", teacher_run, arms)
-    tight["memory"] = 1e-6
-    result = segtailor.compare(tight)
-    assert "memory for 1 of 3 arms at a time" in capsys.readouterr().err
+    together = segtailor.compare(recipe(tmp_path / "together", teacher_run, arms))
+    seen: list[list[str]] = []
+    whole = compare_job.train_arms
+
+    def noted(context: Any, built: list[Any], **settings: Any) -> Any:
+        seen.append([arm.label for arm in built])
+        return whole(context, built, **settings)
+
+    monkeypatch.setattr(compare_job, "train_arms", noted)
+    result = segtailor.compare(recipe(tmp_path / "few", teacher_run, arms), {"arms_at_once": at_once})
+    assert seen == groups
     for arm in ("none", *arms):
-        pair = [weights(run.folder / "arms" / arm / "seed0" / "student.safetensors") for run in (roomy, result)]
+        pair = [weights(run.folder / "arms" / arm / "seed0" / "student.safetensors") for run in (together, result)]
         torch.testing.assert_close(pair[0], pair[1], rtol=0, atol=0)
-
-
-def test_groups_count_what_is_kept_and_the_largest_peak() -> None:
-    demands = {"a": Demand(4, 10), "b": Demand(4, 2), "c": Demand(4, 2)}
-    device, unit = torch.device("cpu"), 1 / 2**30
-    assert pack(["a", "b", "c"], demands, 18 * unit, device) == ["a", "b"]
-    assert pack(["b", "c"], demands, 10 * unit, device) == ["b", "c"]
-    assert pack(["a"], demands, unit, device) == ["a"]  # one always runs
-    assert pack(["a", "b", "c"], demands, None, device) == ["a", "b", "c"]
 
 
 def test_the_student_alone_is_always_there() -> None:
@@ -217,6 +214,8 @@ def test_the_student_alone_is_always_there() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"memory": 4}, "'memory' was removed; set arms_at_once"),
+        ({"executor": "ray"}, "'executor' was removed; start one process a GPU: torchrun"),
         ({"seeds": [0, 0]}, "seeds must differ"),
         ({"seeds": []}, "'seeds'"),
         ({"arms": {}}, "'arms'"),

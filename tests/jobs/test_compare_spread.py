@@ -1,4 +1,4 @@
-"""A comparison over several processes, and on a local Ray cluster: the same result as in one process."""
+"""A comparison over several processes: the same result as in one process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def written(folder: Path, teacher: Path, **settings: Any) -> Path:
 
 
 def run(words: list[str]) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_DISABLE_IMPORT_WARNING": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -54,17 +54,13 @@ def expected(
     return students(folder)
 
 
-@pytest.mark.parametrize("how", ["two processes, a seed each", "ray"])
 def test_seeds_dealt_out_give_the_same(
-    tmp_path: Path, teacher_run: Path, expected: dict[tuple[str, int], dict[str, torch.Tensor]], how: str
+    tmp_path: Path, teacher_run: Path, expected: dict[tuple[str, int], dict[str, torch.Tensor]]
 ) -> None:
     folder = tmp_path / "spread"
     path = written(folder, teacher_run)
     command = ["-m", "segtailor.cli", "compare", str(path)]
-    if how == "ray":
-        output = run([sys.executable, *command, "--executor", "ray"])
-    else:
-        output = run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *command])
+    output = run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *command])
     assert "difference to none" in output
     torch.testing.assert_close(students(folder), expected, rtol=0, atol=0)
     assert read_comparison(folder / "comparison").problems == []

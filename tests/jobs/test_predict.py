@@ -108,3 +108,52 @@ def test_the_models_mode_is_put_back_and_a_wrong_device_is_named(tmp_path):
     assert model.training
     with pytest.raises(SegtailorError, match="device 'gpu'"):
         predict(model, tmp_path / "a.png", tmp_path / "out", device="gpu")
+
+
+def test_images_in_memory_give_labels_at_their_own_size(tmp_path):
+    save_model(create_model("deeplabv3plus-lcnet_035", 3), tmp_path / "student.safetensors", SIZED)
+    photo = _photo(tmp_path / "a.png", size=(20, 30))
+    (mask,) = predict(tmp_path, tmp_path / "a.png", tmp_path / "out")
+    expected = _read(mask)
+    picture, tensor = Image.fromarray(photo), torch.from_numpy(photo).permute(2, 0, 1)
+    for image in (photo, picture, tensor, tensor / 255, tmp_path / "a.png"):
+        labels = predict(tmp_path, image)
+        assert (labels.dtype, labels.shape) == (np.uint8, (20, 30))
+        assert (labels == expected).all()
+    several = predict(tmp_path, [photo, photo[:10]], size=(16, 16))
+    assert [labels.shape for labels in several] == [(20, 30), (10, 30)]
+
+
+SIZED = {"palette": PALETTE, "recipe": {"data": {"size": [32, 48]}}}
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((3, 8, 8), np.uint8), r"the image has the shape \(3, 8, 8\), not \(height, width, 3\)"),
+        (torch.full((3, 8, 8), -1.5), "the image is float32 from -1.5 to -1.5; give bytes of 0 to 255"),
+        (7, "the image is a int"),
+        ([np.zeros((8, 8, 3), np.uint8), None], "image 1 is a NoneType"),
+    ],
+)
+def test_what_is_no_image_is_named(image, message):
+    with pytest.raises(SegtailorError, match=message) as error:
+        predict(TinyModel(), image)
+    assert "\n" not in str(error.value)
+
+
+def test_files_need_a_place_for_their_masks_and_images_do_not(tmp_path):
+    with pytest.raises(SegtailorError, match="is a folder; add out"):
+        predict(TinyModel(), tmp_path)
+    with pytest.raises(SegtailorError, match="is no file"):
+        predict(TinyModel(), tmp_path / "nowhere.png")
+    with pytest.raises(SegtailorError, match="leave it out"):
+        predict(TinyModel(), np.zeros((8, 8, 3), np.uint8), tmp_path)
+
+
+def test_an_output_folder_spelled_otherwise_is_not_read(tmp_path, monkeypatch):
+    _photo(tmp_path / "in/a.png")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        written = predict(TinyModel(), "in", tmp_path / "in/out")
+        assert len(written) == 1

@@ -18,7 +18,7 @@ from segtailor.data.toy import draw_scene
 from segtailor.engine.logging import read_metrics
 from segtailor.engine.preemption import RunStopped, StopRequest
 from segtailor.errors import SegtailorError
-from segtailor.jobs.arms import arm_recipe
+from segtailor.jobs.build import arm_recipe
 from segtailor.models import load_model
 from segtailor.recipes import load_recipe
 from tiny import tiny_distill, tiny_train

@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from segtailor.losses import cross_entropy, global_batch
+from segtailor.losses import Step, cross_entropy
 from segtailor.methods import Method, create_method
 from segtailor.models.network import SegOutput
 
@@ -54,14 +54,14 @@ class Distilling(nn.Module):
         if prepare is not None:
             prepare(self.method)
 
-    def forward(self, images: Tensor, teacher: SegOutput, target: Tensor, progress: float) -> Tensor:
+    def forward(self, images: Tensor, teacher: SegOutput, target: Tensor, step: Step) -> Tensor:
         student = self.student(images)
         enlarged = [
             nn.functional.interpolate(logits, size=target.shape[-2:], mode="bilinear")
             for logits in (student.logits, student.aux_logits)
         ]
-        terms = self.method(student, teacher, target, progress)
-        return sum(terms.values(), cross_entropy(enlarged[0], target) + cross_entropy(enlarged[1], target))
+        terms = self.method(student, teacher, target, step)
+        return sum(terms.values(), cross_entropy(enlarged[0], target, step) + cross_entropy(enlarged[1], target, step))
 
 
 def step_gradients(
@@ -80,13 +80,13 @@ def step_gradients(
     runner: nn.Module = module
     if world > 1:
         runner = nn.parallel.DistributedDataParallel(
-            module, broadcast_buffers=False, find_unused_parameters=module.method.phases
+            module, broadcast_buffers=False, find_unused_parameters=module.method.sparse_gradients
         )
     share = slice(rank * len(target) // world, (rank + 1) * len(target) // world)
     parts = list(zip(images[share].chunk(micro_batches), target[share].chunk(micro_batches), strict=True))
-    with global_batch([part for _, part in parts]):
-        for image, part in parts:
-            (runner(image, teacher(image).detach(), part, progress) / micro_batches).backward()
+    step = Step(progress, [part for _, part in parts])
+    for image, part in parts:
+        (runner(image, teacher(image).detach(), part, step) / micro_batches).backward()
     return {key: value.grad for key, value in module.named_parameters() if value.grad is not None}
 
 

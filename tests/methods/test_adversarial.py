@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from segtailor.errors import SegtailorError
-from segtailor.methods import check_options, create_method
-from segtailor.methods.adversarial import Adversarial, Adversary
+from segtailor.losses import Step
+from segtailor.methods import Method, check_options, create_method
+from segtailor.methods.adversarial import Adversarial, LogitAdversary
 from segtailor.methods.discriminator import Discriminator, SelfAttention, discriminator_loss
 from segtailor.models.network import SegOutput
 
@@ -17,14 +18,22 @@ from .cases import CLASSES, STUDENT, TEACHER, labels, output
 from .tester import MethodTester
 
 
+def trained(method: Method) -> None:
+    """Mark the discriminator as the engine does."""
+    assert method.adversary is not None
+    method.adversary.trained = True
+
+
 class TestAdversarial(MethodTester):
     name = "adversarial"
+    prepare = staticmethod(trained)
     options: ClassVar = {"width": 8, "adversarial": 1.0}
     size_matters = True  # patches see more context in a larger crop
     terms = frozenset({"adversarial"})
 
 
 class TestAdversarialPublished(TestAdversarial):
+    couples_images = True
     options: ClassVar = {"variant": "published", "width": 8, "adversarial": 1.0}
     void_matters = True
 
@@ -32,16 +41,17 @@ class TestAdversarialPublished(TestAdversarial):
         # Each pass advances batch norm and the power iteration, so every call starts from the same state.
         if isinstance(method, Adversarial):
             method = copy.copy(method)
-            method.opponent = copy.deepcopy(method.opponent)
+            method.adversary = copy.deepcopy(method.adversary)
         return super().call(method, student, teacher, target, progress)
 
 
-def adversary(**options: Any) -> tuple[Adversarial, Adversary]:
+def adversary(**options: Any) -> tuple[Adversarial, LogitAdversary]:
     torch.manual_seed(0)
     method = create_method("adversarial", CLASSES, STUDENT, TEACHER, width=8, **options)
     assert isinstance(method, Adversarial)
-    assert isinstance(method.opponent, Adversary)
-    return method, method.opponent
+    assert isinstance(method.adversary, LogitAdversary)
+    trained(method)
+    return method, method.adversary
 
 
 def test_the_published_discriminator_is_as_large_as_published() -> None:
@@ -100,7 +110,7 @@ def test_the_discriminator_learns_to_tell_the_two_apart(loss: str, variant: str)
     losses = []
     for _ in range(30):
         optimizer.zero_grad()
-        value = opponent(student, teacher, labels())
+        value = opponent(student, teacher, labels(), Step())
         value.backward()
         optimizer.step()
         losses.append(value.item())
@@ -111,11 +121,18 @@ def test_the_discriminator_learns_to_tell_the_two_apart(loss: str, variant: str)
     assert own > alike  # the student's maps are told from the teacher's, and it is charged for it
 
 
+def test_outside_the_engine_it_is_refused_until_its_discriminator_is_trained() -> None:
+    method = create_method("adversarial", CLASSES, STUDENT, TEACHER)
+    with pytest.raises(SegtailorError, match="method adversarial has an adversary that nobody trains") as error:
+        method(output(STUDENT), output(TEACHER, seed=2), labels(), 0.5)
+    assert "\n" not in str(error.value)
+
+
 def test_the_opponent_is_no_part_of_the_method() -> None:
     method, _ = adversary()
     assert not list(method.parameters())
     assert not method.state_dict()
-    assert create_method("adversarial", CLASSES, STUDENT, TEACHER, adversarial=0).opponent is None
+    assert create_method("adversarial", CLASSES, STUDENT, TEACHER, adversarial=0).adversary is None
 
 
 def test_a_grid_that_is_too_small_is_refused_in_one_line() -> None:

@@ -18,6 +18,7 @@ from .tester import MethodTester
 
 class TestDenseContrast(MethodTester):
     name = "afdcd"
+    minimal: ClassVar = frozenset({"kd"})
     random = True
     size_matters = True  # a larger crop is pooled more, has other patches, and fewer zeros beside its 3x3 windows
     terms = frozenset({"reconstruction", "contrast", "kd"})
@@ -25,6 +26,7 @@ class TestDenseContrast(MethodTester):
 
 class TestDenseContrastCentre(MethodTester):
     name = "afdcd"
+    minimal: ClassVar = frozenset({"kd"})
     options: ClassVar = {"mask": "centre", "tap": "stages.0", "groups": 4}
     size_matters = True  # as above
     terms = frozenset({"reconstruction", "contrast", "kd"})
@@ -32,6 +34,7 @@ class TestDenseContrastCentre(MethodTester):
 
 class TestDenseContrastPublished(MethodTester):
     name = "afdcd"
+    minimal: ClassVar = frozenset({"kd"})
     options: ClassVar = {"variant": "published", "mask": "centre", "contrast": 1, "reconstruction": 1}
     void_matters = True
     size_matters = True
@@ -55,6 +58,7 @@ class TestDenseContrastReconstructionAlone(MethodTester):
 
 class TestDenseContrastLogitsAlone(MethodTester):
     name = "afdcd"
+    minimal: ClassVar = frozenset({"kd"})
     options: ClassVar = {"contrast": 0, "reconstruction": 0}
     terms = frozenset({"kd"})
 
@@ -209,14 +213,14 @@ def test_last_is_each_networks_own_last_stage() -> None:
     student = SegOutput(torch.randn(1, 3, 4, 4), stages=(torch.zeros(1), torch.zeros(1), torch.randn(1, 6, 4, 4)))
     teacher = SegOutput(torch.randn(1, 3, 4, 4), stages=(torch.zeros(1), torch.randn(1, 8, 4, 4)))
     method = create_method("afdcd", 3, own, guide)
-    assert method.reads == {"stages.2", "stages.1"}
+    assert method.inputs == {"stages.2", "stages.1", "logits"}
     assert method(student, teacher, torch.zeros(1, 8, 8, dtype=torch.uint8), 0.5)["reconstruction"] > 0
 
 
 def test_without_stages_the_feature_is_read() -> None:
     method = create_method("afdcd", 3, {"feature": 4, "stages.0": 4}, 4)
-    assert method.reads == {"feature"}
-    assert method.needs == {"feature", "labels"}
+    assert method.inputs == {"feature", "logits"}
+    assert method.labels == "ignore_mask"
 
 
 def test_masks_hide_what_they_say() -> None:

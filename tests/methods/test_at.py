@@ -17,11 +17,13 @@ from .tester import MethodTester
 
 class TestAttentionTransfer(MethodTester):
     name = "at"
+    minimal: ClassVar = frozenset({"at"})
     terms = frozenset({"at"})
 
 
 class TestAttentionTransferPublished(MethodTester):
     name = "at"
+    minimal: ClassVar = frozenset({"at"})
     options: ClassVar = {"variant": "published"}
     void_matters = True
     size_matters = True
@@ -30,12 +32,14 @@ class TestAttentionTransferPublished(MethodTester):
 
 class TestAttentionTransferOfStages(MethodTester):
     name = "at"
+    minimal: ClassVar = frozenset({"at.feature", "at.stages.0", "at.stages.1"})
     options: ClassVar = {"taps": ["stages.0", "stages.1", "decoder"]}
     terms = frozenset({"at.stages.0", "at.stages.1", "at.feature"})
 
 
 class TestAttentionTransferOfOneStage(MethodTester):
     name = "at"
+    minimal: ClassVar = frozenset({"at"})
     options: ClassVar = {"taps": "stages.0", "variant": "published"}
     void_matters = True
     size_matters = True
@@ -114,5 +118,6 @@ def test_a_wrong_tap_lists_the_nearest() -> None:
 
 def test_weight_0_needs_nothing() -> None:
     method = create_method("at", CLASSES, {}, {}, at=0)
-    assert not method.needs
+    assert not method.inputs
+    assert method.labels == "unused"
     assert method(output(STUDENT), output(TEACHER), None, 0.5) == {}

@@ -16,17 +16,20 @@ from .tester import MethodTester
 
 class TestBoundaryPrivileged(MethodTester):
     name = "bpkd"
+    minimal: ClassVar = frozenset({"body", "edge"})
     terms = frozenset({"body", "edge"})
 
 
 class TestBoundaryPrivilegedBodyAlone(MethodTester):
     name = "bpkd"
+    minimal: ClassVar = frozenset({"body"})
     options: ClassVar = {"edge": 0, "temperature": 2, "edge_width": 11}
     terms = frozenset({"body"})
 
 
 class TestBoundaryPrivilegedEdgeAlone(MethodTester):
     name = "bpkd"
+    minimal: ClassVar = frozenset({"edge"})
     options: ClassVar = {"body": 0, "temperature": 2, "edge_width": 3}
     terms = frozenset({"edge"})
 

@@ -54,17 +54,23 @@ class RelationTester(MethodTester):
 
 
 class TestCIRKD(RelationTester):
+    minimal: ClassVar = frozenset({"minibatch"})
+    couples_images = True
     options: ClassVar = SMALL
     terms = ALL
 
 
 class TestCIRKDPublished(RelationTester):
+    minimal: ClassVar = frozenset({"minibatch"})
+    couples_images = True
     options: ClassVar = SMALL | {"variant": "published"}
     void_matters = True
     terms = ALL
 
 
 class TestCIRKDMinibatch(RelationTester):
+    minimal: ClassVar = frozenset({"minibatch"})
+    couples_images = True
     options: ClassVar = {"memory_pixel": 0, "memory_region": 0, "within_image": False, "pool": 2}
     random = False
     terms = frozenset({"minibatch"})
@@ -245,7 +251,7 @@ def test_one_image_is_warned_of_once(within_image: bool) -> None:
 def test_without_memory_weights_there_is_no_queue_and_no_projector() -> None:
     method = create_method("cirkd", CLASSES, STUDENT, TEACHER, memory_pixel=0, memory_region=0, variant="published")
     assert not method.state_dict()
-    assert not method.needs & {"labels"}
+    assert method.labels == "unused"
     only = create_method("cirkd", CLASSES, STUDENT, TEACHER, memory_pixel=0, **SMALL)
     assert set(dict(only.named_buffers())) == {
         f"queues.memory_region.{part}" for part in ("queue", "pointer", "filled")

@@ -12,11 +12,13 @@ from .tester import MethodTester
 
 class TestChannelWise(MethodTester):
     name = "cwd"
+    minimal: ClassVar = frozenset({"cwd_logits"})
     terms = frozenset({"cwd_logits", "cwd_feature"})
 
 
 class TestChannelWisePublished(MethodTester):
     name = "cwd"
+    minimal: ClassVar = frozenset({"cwd_logits"})
     options: ClassVar = {"variant": "published"}
     void_matters = True
     terms = frozenset({"cwd_logits", "cwd_feature"})
@@ -24,6 +26,7 @@ class TestChannelWisePublished(MethodTester):
 
 class TestChannelWiseOnLogits(MethodTester):
     name = "cwd"
+    minimal: ClassVar = frozenset({"cwd_logits"})
     options: ClassVar = {"feature": 0}
     terms = frozenset({"cwd_logits"})
 

@@ -48,22 +48,26 @@ class DiffKDTester(MethodTester):
 
 
 class TestDiffKD(DiffKDTester):
+    couples_images = True
     options: ClassVar = {"steps": 2}  # compiling takes as long as there are steps
     terms = frozenset({"kd", "ddim", "kd_aux", "ddim_aux"})
 
 
 class TestDiffKDPublished(DiffKDTester):
+    couples_images = True
     options: ClassVar = {"variant": "published", "feature": 1, "steps": 1}
     void_matters = True
     terms = frozenset({"kd", "ddim", "kd_aux", "ddim_aux", "kd_feature", "ddim_feature", "rec_feature"})
 
 
 class TestDiffKDOnTheFeature(DiffKDTester):
+    couples_images = True
     options: ClassVar = {"logits": 0, "aux": 0, "feature": 1, "encoder_width": 8, "steps": 2}
     terms = frozenset({"kd_feature", "ddim_feature", "rec_feature"})
 
 
 class TestDiffKDWithEverySwitch(DiffKDTester):
+    couples_images = True
     phased = True
     options: ClassVar = {
         "aux": 0,
@@ -79,6 +83,7 @@ class TestDiffKDWithEverySwitch(DiffKDTester):
 
 
 class TestDiffKDWithoutItsOwnTerm(DiffKDTester):
+    couples_images = True
     options: ClassVar = {"aux": 0, "ddim": 0, "distance": "kl", "mixing": "linear", "steps": 2}
     terms = frozenset({"kd"})
 
@@ -211,7 +216,7 @@ def test_the_denoiser_can_be_kept_from_kd() -> None:
 def test_the_auto_encoder_can_be_frozen_part_of_the_way(pair: Pair) -> None:
     options: dict[str, Any] = {"logits": 0, "aux": 0, "feature": 1, "steps": 1, "freeze_encoder_after": 0.5}
     method = build(**options)
-    assert method.phases
+    assert method.sparse_gradients
     assert set(call(method, progress=0.5)) == {"kd_feature", "ddim_feature", "rec_feature"}
     late = call(method, progress=0.51)
     assert set(late) == {"kd_feature", "ddim_feature"}
@@ -221,16 +226,16 @@ def test_the_auto_encoder_can_be_frozen_part_of_the_way(pair: Pair) -> None:
         alone = step_gradients("diffkd", options, progress, uneven_labels(), 1)
         # Two processes agree on which parameters this phase leaves alone.
         assert set(pair.step("diffkd", options, progress, uneven_labels(), 2)) == set(alone)
-    assert not build(logits=1, aux=0, feature=1).phases
+    assert not build(logits=1, aux=0, feature=1).sparse_gradients
 
 
 def test_terms_on_auxiliary_logits_are_left_out_where_a_network_has_none() -> None:
     method = build()
-    assert method.phases  # their parameters then stay unused
+    assert method.sparse_gradients  # their parameters then stay unused
     student, teacher = output(STUDENT), output(TEACHER, seed=2)
     teacher.aux_logits = None
     assert set(method(student, teacher, labels(), 0.5)) == {"kd", "ddim"}
-    assert not build(aux=0).phases
+    assert not build(aux=0).sparse_gradients
 
 
 def test_a_weight_of_zero_drops_the_pair_and_its_modules() -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segtailor.losses import Step
 from segtailor.methods import create_method
 from segtailor.methods.diffusion.distances import dist, kl, mse
 from segtailor.methods.diffusion.modules import (
@@ -253,10 +254,12 @@ def test_a_denoiser_learns_to_find_the_noise_in_the_teacher() -> None:
 def test_distances_of_all_positions_equal_the_closed_forms() -> None:
     index = torch.arange(2 * 5 * 4 * 8, dtype=torch.float64).view(2, 5, 4, 8)
     student, teacher = 3 * (0.23 * index).cos() + 0.5, 4 * (0.37 * index).sin()
-    assert dist(student, teacher, None).item() == pytest.approx(2.008070552239, abs=1e-9)
-    assert kl(student, teacher, None).item() == pytest.approx(2.304662163900, abs=1e-9)
+    assert dist(student, teacher, None, Step()).item() == pytest.approx(2.008070552239, abs=1e-9)
+    assert kl(student, teacher, None, Step()).item() == pytest.approx(2.304662163900, abs=1e-9)
     pairs = zip(student.flatten().tolist(), teacher.flatten().tolist(), strict=True)
-    assert mse(student, teacher, None).item() == pytest.approx(sum((a - b) ** 2 for a, b in pairs) / index.numel())
+    assert mse(student, teacher, None, Step()).item() == pytest.approx(
+        sum((a - b) ** 2 for a, b in pairs) / index.numel()
+    )
 
 
 def test_distances_of_valid_pixels_weigh_each_cell_by_them() -> None:
@@ -264,7 +267,7 @@ def test_distances_of_valid_pixels_weigh_each_cell_by_them() -> None:
     as_method = create_method("dist", CLASSES, STUDENT, TEACHER, aux=0)(
         output(STUDENT), output(TEACHER, seed=2), target, 0.5
     )
-    torch.testing.assert_close(dist(student, teacher, target), as_method["inter"] + as_method["intra"])
+    torch.testing.assert_close(dist(student, teacher, target, Step()), as_method["inter"] + as_method["intra"])
     sums, count = {"kl": 0.0, "mse": 0.0}, 0
     for image, i, j in (target != 255).nonzero().tolist():
         own, guide = (value[image, :, i * 6 // 46, j * 8 // 63] for value in (student, teacher))
@@ -272,5 +275,5 @@ def test_distances_of_valid_pixels_weigh_each_cell_by_them() -> None:
         sums["kl"] += (chances * (chances.log() - own.log_softmax(0))).sum().item()
         sums["mse"] += (own - guide).square().mean().item()
         count += 1
-    assert kl(student, teacher, target).item() == pytest.approx(sums["kl"] / count, rel=1e-5)
-    assert mse(student, teacher, target).item() == pytest.approx(sums["mse"] / count, rel=1e-5)
+    assert kl(student, teacher, target, Step()).item() == pytest.approx(sums["kl"] / count, rel=1e-5)
+    assert mse(student, teacher, target, Step()).item() == pytest.approx(sums["mse"] / count, rel=1e-5)

@@ -13,17 +13,21 @@ from segtailor.methods.dist import NEGLIGIBLE, correlation, intra_by_image, prob
 from .cases import CLASSES, STUDENT, TEACHER, labels, output
 from .golden import CLASSES as GOLDEN_CLASSES
 from .golden import STUDENT_WIDTH, TEACHER_WIDTH, assert_equals_golden
+from .processes import step_gradients
 from .test_closed_form import close, wave
 from .tester import MethodTester
 
 
 class TestDIST(MethodTester):
     name = "dist"
+    minimal: ClassVar = frozenset({"inter", "inter_aux", "intra", "intra_aux"})
     terms = frozenset({"inter", "intra", "inter_aux", "intra_aux"})
 
 
 class TestDISTPublished(MethodTester):
     name = "dist"
+    minimal: ClassVar = frozenset({"inter", "inter_aux", "intra", "intra_aux"})
+    couples_images = True
     options: ClassVar = {"variant": "published"}
     void_matters = True
     terms = frozenset({"inter", "intra", "inter_aux", "intra_aux"})
@@ -31,12 +35,14 @@ class TestDISTPublished(MethodTester):
 
 class TestDISTStandardised(MethodTester):
     name = "dist"
+    minimal: ClassVar = frozenset({"inter", "intra"})
     options: ClassVar = {"standardise": True, "temperature": 2, "aux": 0}
     terms = frozenset({"inter", "intra"})
 
 
 class TestDISTOfPixelsAlone(MethodTester):
     name = "dist"
+    minimal: ClassVar = frozenset({"inter"})
     options: ClassVar = {"variant": "published", "intra": 0, "aux": 0}
     void_matters = True
     terms = frozenset({"inter"})
@@ -127,10 +133,11 @@ def test_auxiliary_terms_are_weighted_and_go_where_a_network_has_no_auxiliary_lo
     assert set(method(student, teacher, target, 0.5)) == {"inter"}
 
 
-def test_only_the_published_intra_term_couples_images() -> None:
-    for options in ({}, {"variant": "published"}, {"variant": "published", "intra": 0}):
-        method = create_method("dist", CLASSES, STUDENT, TEACHER, **options)
-        assert method.couples_images == (options == {"variant": "published"})
+def test_of_the_published_terms_only_intra_couples_images() -> None:
+    for intra in (0, 1):
+        options = {"variant": "published", "intra": intra}
+        alone, parts = (step_gradients("dist", options, 0.5, labels(4), count) for count in (1, 2))
+        assert all(torch.allclose(parts[key], alone[key], rtol=1e-4, atol=1e-5) for key in alone) == (not intra)
 
 
 @pytest.mark.parametrize("name", ["dist", "kd"])

@@ -18,12 +18,14 @@ from .tester import MethodTester
 
 class TestDoubleSimilarity(MethodTester):
     name = "dsd"
+    minimal: ClassVar = frozenset({"csd", "psd"})
     options: ClassVar = {"psd": 1, "csd": 1e-2}
     terms = frozenset({"psd", "csd"})
 
 
 class TestDoubleSimilarityPublished(MethodTester):
     name = "dsd"
+    minimal: ClassVar = frozenset({"csd", "psd"})
     options: ClassVar = {"variant": "published"}
     void_matters = True
     size_matters = True
@@ -32,18 +34,21 @@ class TestDoubleSimilarityPublished(MethodTester):
 
 class TestDoubleSimilarityOfPixels(MethodTester):
     name = "dsd"
+    minimal: ClassVar = frozenset({"psd"})
     options: ClassVar = {"csd": 0}
     terms = frozenset({"psd"})
 
 
 class TestDoubleSimilarityOfClasses(MethodTester):
     name = "dsd"
+    minimal: ClassVar = frozenset({"csd"})
     options: ClassVar = {"psd": 0, "csd": 1, "temperature": 1}
     terms = frozenset({"csd"})
 
 
 class TestDoubleSimilarityWithoutAux(MethodTester):
     name = "dsd"
+    minimal: ClassVar = frozenset({"csd", "psd"})
     options: ClassVar = {"psd": 1, "csd": 1e-2}
     terms = frozenset({"psd", "csd"})
 
@@ -184,7 +189,7 @@ def test_wrong_options_are_one_line(options: dict[str, Any], message: str) -> No
 
 
 def test_without_psd_no_feature_is_needed() -> None:
-    assert create_method("dsd", CLASSES, {}, {}, psd=0).needs == {"labels"}
+    assert create_method("dsd", CLASSES, {}, {}, psd=0).labels == "ignore_mask"
     method = create_method("dsd", CLASSES, {}, {}, psd=0, csd=0)
-    assert not method.needs
+    assert method.labels == "unused"
     assert method(output(STUDENT), output(TEACHER), None, 0.5) == {}

@@ -59,7 +59,8 @@ def test_equal_widths_have_a_projector_and_weight_0_has_none() -> None:
     assert create_method("fitnet", 4, 8, 8).get_parameter("projector.weight").shape == (8, 8, 1, 1)
     method = create_method("fitnet", CLASSES, {}, {}, fitnet=0)
     assert not list(method.parameters())
-    assert not method.needs
+    assert not method.inputs
+    assert method.labels == "unused"
     assert method(output(STUDENT), output(TEACHER), None, 0.5) == {}
 
 

@@ -42,17 +42,21 @@ class OneTermForTheTeachersProjector(MethodTester):
 
 class TestHeterogeneous(OneTermForTheTeachersProjector):
     name = "heteroakd"
+    minimal: ClassVar = frozenset({"kd"})
+    couples_images = True
     terms = frozenset({"hybrid", "teacher_task", "student_task", "kd"})
 
 
 class TestHeterogeneousByEntropy(OneTermForTheTeachersProjector):
     name = "heteroakd"
+    couples_images = True
     options: ClassVar = {"reliability": "entropy", "temperature": 2, "student_task": 0, "kd": 0}
     terms = frozenset({"hybrid", "teacher_task"})
 
 
 class TestHeterogeneousLogitsAlone(MethodTester):
     name = "heteroakd"
+    minimal: ClassVar = frozenset({"kd"})
     options: ClassVar = {"hybrid": 0}
     terms = frozenset({"kd"})
 
@@ -148,8 +152,8 @@ def test_a_single_valid_cell_gives_constant_maps_and_finite_gradients() -> None:
 def test_without_the_hybrid_term_there_are_no_projectors_and_no_feature_is_needed() -> None:
     method = create_method("heteroakd", 4, {}, {}, hybrid=0)
     assert not list(method.parameters())
-    assert method.needs == {"labels"}
-    assert not method.couples_images
+    assert method.labels == "classes"
+    assert method.inputs == {"logits"}
 
 
 @pytest.mark.parametrize(
@@ -168,4 +172,4 @@ def test_mistakes_are_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_the_teachers_projector_may_go_untrained_only_without_a_target() -> None:
-    assert create_method("heteroakd", CLASSES, STUDENT, TEACHER, teacher_task=0, hybrid=0).needs == {"labels"}
+    assert create_method("heteroakd", CLASSES, STUDENT, TEACHER, teacher_task=0, hybrid=0).inputs == {"logits"}

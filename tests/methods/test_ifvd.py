@@ -18,11 +18,13 @@ from .tester import MethodTester
 
 class TestClassVariation(MethodTester):
     name = "ifvd"
+    minimal: ClassVar = frozenset({"ifvd"})
     terms = frozenset({"ifvd"})
 
 
 class TestClassVariationPublished(MethodTester):
     name = "ifvd"
+    minimal: ClassVar = frozenset({"ifvd"})
     options: ClassVar = {"variant": "published"}  # void forms no centre and adds nothing, also as published
     terms = frozenset({"ifvd"})
 
@@ -95,5 +97,6 @@ def test_bad_use_is_one_line() -> None:
 
 def test_weight_0_needs_nothing() -> None:
     method = create_method("ifvd", CLASSES, {}, {}, ifvd=0)
-    assert not method.needs
+    assert not method.inputs
+    assert method.labels == "unused"
     assert method(output(STUDENT), output(TEACHER), None, 0.5) == {}

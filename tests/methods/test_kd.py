@@ -13,12 +13,14 @@ from .tester import MethodTester
 
 class TestPixelKD(MethodTester):
     name = "kd"
+    minimal: ClassVar = frozenset({"kd"})
     options: ClassVar = {"temperature": 2}
     terms = frozenset({"kd"})
 
 
 class TestPixelKDPublished(MethodTester):
     name = "kd"
+    minimal: ClassVar = frozenset({"kd"})
     options: ClassVar = {"variant": "published"}
     void_matters = True
     terms = frozenset({"kd"})
@@ -26,6 +28,7 @@ class TestPixelKDPublished(MethodTester):
 
 class TestPixelKDStandardised(MethodTester):
     name = "kd"
+    minimal: ClassVar = frozenset({"kd"})
     options: ClassVar = {"temperature": 2, "standardise": True}
     terms = frozenset({"kd"})
 

@@ -16,10 +16,12 @@ TERMS = frozenset({"kd", "kd_aux", "lt_all", "lt_class", "lt_nonclass", "ft", "c
 
 class TestKT(MethodTester):
     name = "kt"
+    minimal: ClassVar = frozenset({"kd"})
     terms = frozenset({"kd", "ft.decoder", "ft.stages.0", "ft.stages.1"})
 
 
 class TestKTEveryTerm(MethodTester):
+    minimal: ClassVar = frozenset({"kd", "kd_aux"})
     phased = True
     name = "kt"
     options: ClassVar = {**EVERY_TERM, "margin": 2.0}  # a hinge that is never slack, so that its gradient is tested
@@ -27,6 +29,7 @@ class TestKTEveryTerm(MethodTester):
 
 
 class TestKTPublished(MethodTester):
+    minimal: ClassVar = frozenset({"kd", "kd_aux", "lt_class", "lt_nonclass"})
     phased = True
     name = "kt"
     options: ClassVar = {"variant": "published", "margin": 20.0}
@@ -35,6 +38,7 @@ class TestKTPublished(MethodTester):
 
 
 class TestKTPublishedTrained(MethodTester):
+    minimal: ClassVar = frozenset({"kd", "kd_aux", "lt_class", "lt_nonclass"})
     phased = True
     name = "kt"
     options: ClassVar = {"variant": "published", "tailors": "trained", "margin": 20.0}
@@ -43,6 +47,7 @@ class TestKTPublishedTrained(MethodTester):
 
 
 class TestKTOnStages(MethodTester):
+    minimal: ClassVar = frozenset({"kd", "kd_aux"})
     phased = True
     name = "kt"
     options: ClassVar = {**EVERY_TERM, "feature_taps": ["decoder", "stages.0"], "margin": 2.0}
@@ -52,6 +57,7 @@ class TestKTOnStages(MethodTester):
 
 
 class TestKTOnOneStage(MethodTester):
+    minimal: ClassVar = frozenset({"kd", "kd_aux", "lt_class", "lt_nonclass"})
     phased = True
     name = "kt"
     options: ClassVar = {"feature_taps": "stages.1", "variant": "published", "margin": 20.0}
@@ -135,8 +141,8 @@ def test_published_reads_after_dropout_and_clean_before() -> None:
 def test_without_feature_terms_nothing_is_built_or_read() -> None:
     method = create_method("kt", CLASSES, {}, {}, ft=0, contrastive=0)
     assert not method.state_dict()
-    assert method.reads == frozenset()
-    assert not method.phases
+    assert method.inputs == {"logits"}
+    assert not method.sparse_gradients
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ TRAINED = {**EVERY_TERM, "recombination": "trained", "contrastive": 0}
 
 
 class TestKTTrainedRecombination(MethodTester):
+    minimal: ClassVar = frozenset({"kd", "kd_aux"})
     phased = True
     name = "kt"
     options: ClassVar = TRAINED
@@ -29,6 +30,7 @@ class TestKTTrainedRecombination(MethodTester):
 
 
 class TestKTLinearRegression(MethodTester):
+    minimal: ClassVar = frozenset({"kd_aux"})
     phased = True
     name = "kt"
     options: ClassVar = {**TRAINED, "tailors": "none", "kd": 0}
@@ -36,6 +38,7 @@ class TestKTLinearRegression(MethodTester):
 
 
 class TestKTWithoutTailors(MethodTester):
+    minimal: ClassVar = frozenset({"kd", "kd_aux"})
     phased = True
     name = "kt"
     options: ClassVar = {**EVERY_TERM, "tailors": "none", "margin": 2.0}
@@ -130,7 +133,7 @@ def test_the_regression_keeps_nothing_of_the_teachers_width() -> None:
 def test_at_tuning_point_1_there_is_no_late_phase() -> None:
     options = {**ALONE, "recombination": "trained", "tailors": "none", "ft": 1}
     method = create_method("kt", CLASSES, STUDENT, TEACHER, **{**options, "tuning_point": 1})
-    assert not method.phases
+    assert not method.sparse_gradients
     student, teacher, target = output(STUDENT), output(TEACHER, seed=2), labels()
     last = method(student, teacher, target, 1.0)["ft"]
     assert last.item() == method(student, teacher, target, 0.5)["ft"].item()
@@ -152,7 +155,7 @@ def test_all_taps_are_those_that_both_networks_have(
 ) -> None:
     method = create_method("kt", CLASSES, student, teacher, feature_taps="all")
     assert [key.replace("_", ".") for key in method.tailoring] == taps  # type: ignore[union-attr]
-    assert method.reads == {"feature" if tap == "decoder" else tap for tap in taps}
+    assert method.inputs - {"logits"} == {"feature" if tap == "decoder" else tap for tap in taps}
 
 
 def test_all_taps_of_networks_without_any_are_one_line() -> None:
@@ -182,7 +185,7 @@ def test_frozen_tailors_leave_the_recombination_to_learn() -> None:
     method = create_method("kt", CLASSES, STUDENT, TEACHER, **{**TRAINED, "tailors": "frozen"})
     trained = {name.split(".")[-2] for name, value in method.named_parameters() if value.requires_grad}
     assert trained == {"student_to_teacher_recombination", "teacher_to_student_recombination"}
-    assert method.phases
+    assert method.sparse_gradients
     none = create_method("kt", CLASSES, STUDENT, TEACHER, **{**TRAINED, "tailors": "none"})
     assert len(none.state_dict()) == 2
     assert set(create_method("kt", CLASSES, STUDENT, TEACHER, **{**EVERY_TERM, "tailors": "none"}).state_dict()) == {

@@ -29,12 +29,14 @@ def with_tokens(method: Method) -> None:
 
 class TestMasKD(MethodTester):
     name = "maskd"
+    minimal: ClassVar = frozenset({"maskd", "maskd_aux"})
     prepare = staticmethod(with_tokens)
     terms = frozenset({"maskd", "maskd_aux"})
 
 
 class TestMasKDPublished(MethodTester):
     name = "maskd"
+    minimal: ClassVar = frozenset({"maskd", "maskd_aux"})
     options: ClassVar = {"variant": "published"}
     prepare = staticmethod(with_tokens)
     void_matters = True
@@ -42,6 +44,7 @@ class TestMasKDPublished(MethodTester):
 
 
 class TestMasKDWithEverySwitch(MethodTester):
+    minimal: ClassVar = frozenset({"maskd", "maskd_aux"})
     phased = True
     name = "maskd"
     options: ClassVar = {"tokens": 3, "weighting": True, "customised": True, "customise_after": 0.5}
@@ -51,6 +54,7 @@ class TestMasKDWithEverySwitch(MethodTester):
 
 class TestMasKDOnTheFeature(MethodTester):
     name = "maskd"
+    minimal: ClassVar = frozenset({"maskd"})
     options: ClassVar = {"tap": "feature", "weighting": True, "customised": True}
     prepare = staticmethod(with_tokens)
     terms = frozenset({"maskd"})
@@ -58,6 +62,7 @@ class TestMasKDOnTheFeature(MethodTester):
 
 class TestMasKDPublishedOnTheFeature(MethodTester):
     name = "maskd"
+    minimal: ClassVar = frozenset({"maskd"})
     options: ClassVar = {"variant": "published", "tap": "feature"}
     prepare = staticmethod(with_tokens)
     void_matters = True
@@ -140,7 +145,10 @@ def test_auxiliary_masks_come_from_the_auxiliary_logits() -> None:
 
 def test_without_tokens_it_says_what_to_do() -> None:
     method = create_method("maskd", CLASSES, STUDENT, TEACHER)
-    with pytest.raises(SegtailorError, match=r"^method maskd has no tokens: its stage has not run; use .*tokens_file$"):
+    with pytest.raises(
+        SegtailorError,
+        match=r"^method maskd: .*tokens .* must be trained first; use .*tokens_file$",
+    ):
         method(output(STUDENT), output(TEACHER), labels(), 0.5)
 
 
@@ -157,7 +165,8 @@ def test_a_checkpoint_without_tokens_brings_none() -> None:
     first, second = (create_method("maskd", CLASSES, STUDENT, TEACHER) for _ in range(2))
     second.load_state_dict(first.state_dict())
     assert isinstance(second, MaskedDistillation)
-    assert not second.learned
+    assert second.pretraining is not None
+    assert not second.pretraining.done
 
 
 @pytest.mark.parametrize(
@@ -191,19 +200,21 @@ def test_tokens_file_is_taken_at_once_and_left_to_the_stage_to_check(tmp_path: P
     method = create_method("maskd", CLASSES, STUDENT, TEACHER, tokens_file=str(path))
     assert isinstance(method, MaskedDistillation)
     assert torch.equal(method.tokens, tokens)
-    assert method.stage is not None
-    assert method.stage.file == str(path)
+    assert method.pretraining is not None
+    assert method.pretraining.file == str(path)
     method(output(STUDENT), output(TEACHER), labels(), 0.5)
 
 
 def test_published_tokens_are_learnt_for_longer() -> None:
-    stages = [create_method("maskd", CLASSES, STUDENT, TEACHER, variant=name).stage for name in ("clean", "published")]
+    stages = [
+        create_method("maskd", CLASSES, STUDENT, TEACHER, variant=name).pretraining for name in ("clean", "published")
+    ]
     assert [stage.steps for stage in stages if stage is not None] == [1000, 10000]
 
 
 def test_without_a_term_there_is_no_stage() -> None:
     method = create_method("maskd", CLASSES, STUDENT, TEACHER, maskd=0, maskd_aux=0)
-    assert method.stage is None
+    assert method.pretraining is None
     assert not method(output(STUDENT), output(TEACHER), labels(), 0.5)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from segtailor.errors import SegtailorError
 from segtailor.methods import METHODS, check_options, create_method, list_methods
@@ -45,8 +46,8 @@ def test_mistakes_are_one_line_with_the_nearest_names(name: str, options: dict[s
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["kd", "ifvd", "cirkd", "lad", "bpkd"])
-def test_a_method_that_needs_labels_says_so_in_one_line(name: str) -> None:
+@pytest.mark.parametrize("name", ["ifvd", "cirkd", "lad", "bpkd"])
+def test_a_method_that_reads_classes_says_so_in_one_line(name: str) -> None:
     method = create_method(name, CLASSES, student_channels=STUDENT, teacher_channels=TEACHER)
     with pytest.raises(SegtailorError, match=f"method {name} needs labels; give it a target") as error:
         method(output(STUDENT), output(TEACHER, seed=2), None, 0.5)
@@ -57,6 +58,13 @@ def test_a_method_without_labels_needs_no_target() -> None:
     method = create_method("kd", CLASSES, STUDENT, TEACHER, variant="published")
     student, teacher = output(STUDENT), output(TEACHER, seed=2)
     assert method(student, teacher, None, 0.5) == method(student, teacher, labels(), 0.5)
+
+
+def test_without_a_target_a_method_that_only_masks_void_pixels_counts_all() -> None:
+    method = create_method("kd", CLASSES, STUDENT, TEACHER)
+    student, teacher = output(STUDENT), output(TEACHER, seed=2)
+    expected = method(student, teacher, torch.zeros_like(labels(size=(48, 64))), 0.5)
+    torch.testing.assert_close(method(student, teacher, None, 0.5), expected)
 
 
 @pytest.mark.parametrize("name", ["kt", "cwd"])

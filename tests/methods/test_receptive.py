@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from segtailor.errors import SegtailorError
-from segtailor.losses import cross_entropy
+from segtailor.losses import Step, cross_entropy
 from segtailor.methods import create_method
 from segtailor.methods.maskd import MaskedDistillation
 from segtailor.methods.receptive.file import TokenLayout, read_tokens, write_tokens
-from segtailor.methods.receptive.stage import TokenLesson
+from segtailor.methods.receptive.stage import TokenObjective
 from segtailor.methods.receptive.tokens import attended, dice, masked_error, receptive_masks, weight_map
 from segtailor.methods.receptive.weighting import TokenWeighting
 from segtailor.models import create_model
@@ -118,30 +118,30 @@ def method_for(teacher: Teacher, **options: Any) -> MaskedDistillation:
     return method
 
 
-def lesson_for(teacher: Teacher, **options: Any) -> TokenLesson:
+def objective_for(teacher: Teacher, **options: Any) -> TokenObjective:
     torch.manual_seed(3)
-    stage = method_for(teacher, **options).stage
+    stage = method_for(teacher, **options).pretraining
     assert stage is not None
-    lesson = stage.lesson(teacher)
-    assert isinstance(lesson, TokenLesson)
-    return lesson
+    objective = stage.objective(teacher)
+    assert isinstance(objective, TokenObjective)
+    return objective
 
 
 @pytest.mark.parametrize("options", [{}, {"weighting": True}, {"tap": "feature"}, {"variant": "published"}], ids=str)
-def test_steps_on_a_lesson_lower_its_dice_and_leave_the_teacher(teacher: Teacher, options: dict[str, Any]) -> None:
-    lesson, before, (images, target) = lesson_for(teacher, **options), teacher.fingerprint(), batch()
+def test_steps_on_an_objective_lower_its_dice_and_leave_the_teacher(teacher: Teacher, options: dict[str, Any]) -> None:
+    objective, before, (images, target) = objective_for(teacher, **options), teacher.fingerprint(), batch()
     guide = teacher(images)
     # A teacher that is right, where it is asked: otherwise the best masks are empty.
     right = teacher.upsample(guide.logits, (48, 64)).argmax(1).to(torch.uint8)
     target = right.where(target != 255, 255)
-    optimizer = torch.optim.SGD(lesson.parameters(), lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.1, momentum=0.9)
     values = []
     for step in range(60):
-        terms = lesson(images, target, guide, (step + 1) / 60)
+        terms = objective(images, target, guide, Step((step + 1) / 60))
         values.append({name: value.item() for name, value in terms.items()})
         optimizer.zero_grad()
         sum(terms.values(), torch.zeros(())).backward()
-        assert all(value.grad is not None for value in lesson.parameters())
+        assert all(value.grad is not None for value in objective.parameters())
         optimizer.step()
     assert set(values[0]) == {"task", "dice"}
     assert values[0]["dice"] == pytest.approx(1, abs=0.1)  # tokens near 0 draw the same mask
@@ -149,66 +149,66 @@ def test_steps_on_a_lesson_lower_its_dice_and_leave_the_teacher(teacher: Teacher
     assert sum(values[-1].values()) < sum(values[0].values())
     tapped = guide.tap(options.get("tap", "logits"))
     assert tapped is not None
-    assert receptive_masks(tapped, lesson.tokens).max() > 0.5
+    assert receptive_masks(tapped, objective.tokens).max() > 0.5
     assert teacher.fingerprint() == before
     assert not teacher.model.training
 
 
-def test_a_lesson_holds_the_tokens_and_nothing_of_the_teacher(teacher: Teacher) -> None:
-    lesson = lesson_for(teacher)
-    assert set(lesson.state_dict()) == {"tokens"}
-    assert lesson.subject is None
-    assert lesson.tokens.std().item() == pytest.approx(0.01, rel=0.5)
-    weighted = dict(lesson_for(teacher, weighting=True).named_parameters())
+def test_an_objective_holds_the_tokens_and_nothing_of_the_teacher(teacher: Teacher) -> None:
+    objective = objective_for(teacher)
+    assert set(objective.state_dict()) == {"tokens"}
+    assert objective.subject is None
+    assert objective.tokens.std().item() == pytest.approx(0.01, rel=0.5)
+    weighted = dict(objective_for(teacher, weighting=True).named_parameters())
     assert {name.split(".")[0] for name in weighted} == {"tokens", "weighting"}
 
 
 @pytest.mark.parametrize("variant", ["clean", "published"])
-def test_a_lesson_is_cross_entropy_under_masks_and_their_overlap(teacher: Teacher, variant: str) -> None:
-    lesson, (images, target) = lesson_for(teacher, variant=variant, dice=0.5), batch()
+def test_an_objective_is_cross_entropy_under_masks_and_their_overlap(teacher: Teacher, variant: str) -> None:
+    objective, (images, target) = objective_for(teacher, variant=variant, dice=0.5), batch()
     guide = teacher(images)
-    terms = lesson(images, target, guide, 0.5)
-    masks = (lesson.tokens.view(1, 4, CLASSES, 1, 1) * guide.logits.unsqueeze(1)).sum(2).sigmoid()
+    terms = objective(images, target, guide, Step(0.5))
+    masks = (objective.tokens.view(1, 4, CLASSES, 1, 1) * guide.logits.unsqueeze(1)).sum(2).sigmoid()
     summed = guide.logits * masks.sum(1, keepdim=True)
-    torch.testing.assert_close(terms["task"], cross_entropy(teacher.upsample(summed, (48, 64)), target))
+    torch.testing.assert_close(terms["task"], cross_entropy(teacher.upsample(summed, (48, 64)), target, Step()))
     whole = 0.5 * dice(masks)
     assert torch.allclose(terms["dice"], whole, rtol=1e-6) == (variant == "published")
 
 
-def test_void_does_not_reach_the_overlap_of_a_clean_lesson(teacher: Teacher) -> None:
-    lesson, (images, target) = lesson_for(teacher, tap="feature", weighting=True), batch()
+def test_void_does_not_reach_the_overlap_of_a_clean_objective(teacher: Teacher) -> None:
+    objective, (images, target) = objective_for(teacher, tap="feature", weighting=True), batch()
     target[:, 24:] = 255
     guide = teacher(images)
-    before = lesson(images, target, guide, 0.5)["dice"]
+    before = objective(images, target, guide, Step(0.5))["dice"]
     assert guide.feature is not None
     guide.feature[:, :, guide.feature.shape[2] // 2 :] = 50
-    torch.testing.assert_close(lesson(images, target, guide, 0.5)["dice"], before)
+    torch.testing.assert_close(objective(images, target, guide, Step(0.5))["dice"], before)
 
 
 def test_a_feature_goes_through_the_teachers_classifier(teacher: Teacher) -> None:
-    lesson, (images, target) = lesson_for(teacher, tap="feature", dice=0), batch()
+    objective, (images, target) = objective_for(teacher, tap="feature", dice=0), batch()
     guide = teacher(images)
     assert guide.feature is not None
     with torch.no_grad():
-        lesson.tokens.zero_()  # four masks of 0.5
-    terms = lesson(images, target, guide, 0.5)
+        objective.tokens.zero_()  # four masks of 0.5
+    terms = objective(images, target, guide, Step(0.5))
     assert set(terms) == {"task"}
     expected = teacher.upsample(teacher.model.head.classifier(2 * guide.feature), (48, 64))
-    torch.testing.assert_close(terms["task"], cross_entropy(expected, target))
+    torch.testing.assert_close(terms["task"], cross_entropy(expected, target, Step()))
 
 
 def test_a_teacher_without_a_classifier_is_told_to_use_logits(teacher: Teacher) -> None:
-    stage = method_for(teacher, tap="feature").stage
+    stage = method_for(teacher, tap="feature").pretraining
     bare = Teacher(create_model("fcn-lcnet_050", CLASSES))
     bare.model.head = torch.nn.Identity()  # type: ignore[assignment]
     assert stage is not None
     with pytest.raises(SegtailorError, match=r"^method maskd, tap feature: the teacher fcn-.*set tap: logits$"):
-        stage.lesson(bare)
+        stage.objective(bare)
 
 
 def test_the_stage_is_keyed_by_what_the_tokens_depend_on(teacher: Teacher) -> None:
     def key(**options: Any) -> str:
-        stage = method_for(teacher, **options).stage
+        stage = method_for(teacher, **options).pretraining
         assert stage is not None
         return json.dumps(stage.key())
 
@@ -219,7 +219,7 @@ def test_the_stage_is_keyed_by_what_the_tokens_depend_on(teacher: Teacher) -> No
 
 
 def test_the_stage_trains_by_sgd_with_the_options_it_was_given(teacher: Teacher) -> None:
-    stage = method_for(teacher, token_steps=7, token_lr=0.3, token_weight_decay=0.02, token_momentum=0.5).stage
+    stage = method_for(teacher, token_steps=7, token_lr=0.3, token_weight_decay=0.02, token_momentum=0.5).pretraining
     assert stage is not None
     assert stage.optimizer is not None
     assert stage.schedule is not None
@@ -230,17 +230,17 @@ def test_the_stage_trains_by_sgd_with_the_options_it_was_given(teacher: Teacher)
 
 @pytest.mark.parametrize("weighting", [False, True])
 def test_saved_tokens_are_the_loaded_ones(teacher: Teacher, tmp_path: Path, weighting: bool) -> None:
-    lesson, path = lesson_for(teacher, weighting=weighting), tmp_path / "tokens.safetensors"
+    objective, path = objective_for(teacher, weighting=weighting), tmp_path / "tokens.safetensors"
     method, fingerprint = method_for(teacher, weighting=weighting), teacher.fingerprint()
-    assert method.stage is not None
-    method.stage.save(lesson, path, {"teacher": fingerprint, "seed": 3})
-    method.stage.load(path, fingerprint)
-    assert method.learned
-    assert torch.equal(method.tokens, lesson.tokens)
+    assert method.pretraining is not None
+    method.pretraining.save(objective, path, {"teacher": fingerprint, "seed": 3})
+    method.pretraining.load(path, fingerprint)
+    assert method.pretraining.done
+    assert torch.equal(method.tokens, objective.tokens)
     if weighting:
         assert method.weighting is not None
-        assert lesson.weighting is not None
-        torch.testing.assert_close(method.weighting.state_dict(), lesson.weighting.state_dict(), rtol=0, atol=0)
+        assert objective.weighting is not None
+        torch.testing.assert_close(method.weighting.state_dict(), objective.weighting.state_dict(), rtol=0, atol=0)
         assert not any(value.requires_grad for value in method.weighting.parameters())
     with safetensors.safe_open(path, framework="pt") as file:
         card = json.loads(file.metadata()["card"])

@@ -20,11 +20,13 @@ from .tester import MethodTester, NoSyncNoFullSize
 
 class TestPairwise(MethodTester):
     name = "skd"
+    minimal: ClassVar = frozenset({"pairwise"})
     terms = frozenset({"pairwise"})
 
 
 class TestPairwisePublished(MethodTester):
     name = "skd"
+    minimal: ClassVar = frozenset({"pairwise"})
     options: ClassVar = {"variant": "published"}
     void_matters = True
     terms = frozenset({"pairwise"})
@@ -32,12 +34,14 @@ class TestPairwisePublished(MethodTester):
 
 class TestPairwiseUnpooled(MethodTester):
     name = "skd"
+    minimal: ClassVar = frozenset({"pairwise"})
     options: ClassVar = {"pool": 1}
     terms = frozenset({"pairwise"})
 
 
 class TestPairwiseOfFewNodes(MethodTester):
     name = "skd"
+    minimal: ClassVar = frozenset({"pairwise"})
     options: ClassVar = {"nodes": 2, "pairwise": 100}
     size_matters = True  # a larger crop has larger windows
     terms = frozenset({"pairwise"})
@@ -163,5 +167,6 @@ def test_a_teacher_without_a_feature_is_refused_and_weight_0_needs_none() -> Non
     with pytest.raises(SegtailorError, match="tap of the teacher"):
         create_method("skd", CLASSES, 8, {"stages.0": 8})
     method = create_method("skd", CLASSES, {}, {}, pairwise=0)
-    assert not method.needs
+    assert not method.inputs
+    assert method.labels == "unused"
     assert method(output(STUDENT), output(TEACHER), None, 0.5) == {}

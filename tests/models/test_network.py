@@ -13,7 +13,7 @@ from segtailor.config import DataConfig
 from segtailor.data import create_dataset
 from segtailor.engine.distiller import Distiller
 from segtailor.evaluation import evaluate_model
-from segtailor.jobs.alignment import align
+from segtailor.jobs.build import align
 from segtailor.losses import to_grid
 from segtailor.methods import create_method
 from segtailor.models import Network, Preprocess, SegOutput, Teacher, create_model
@@ -35,7 +35,7 @@ class Window(Network):
 
     def __init__(self, **preprocess: Any) -> None:
         super().__init__()
-        self.name, self.num_classes, self.licences = "window", 3, {}
+        self.name, self.num_classes, self.licenses = "window", 3, {}
         self.preprocess = Preprocess(**preprocess)
         self.seen: list[Tensor] = []
 

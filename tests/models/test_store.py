@@ -16,6 +16,7 @@ import torch
 from segtailor.errors import SegtailorError
 from segtailor.files import write_atomically
 from segtailor.models import Segmenter, create_model, load_model, read_card, save_model
+from segtailor.models.store import open_card
 
 IMAGES = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -34,7 +35,7 @@ def error_of(uri: str | Path, num_classes: int | None = None) -> str:
 
 def test_a_saved_model_comes_back_with_its_card(model: Segmenter, tmp_path: Path) -> None:
     path = tmp_path / "new" / "model.safetensors"
-    save_model(model, path, {"classes": ["a", "b", "c"], "metrics": {"miou": 0.5}, "licences": {"data": "CC-0"}})
+    save_model(model, path, {"classes": ["a", "b", "c"], "metrics": {"miou": 0.5}, "licenses": {"data": "CC-0"}})
     again = load_model(path, num_classes=3).eval()
     with torch.no_grad():
         assert torch.equal(again(IMAGES).logits, model(IMAGES).logits)
@@ -42,7 +43,7 @@ def test_a_saved_model_comes_back_with_its_card(model: Segmenter, tmp_path: Path
     assert card["model"] == again.spec() == model.spec()
     assert card["classes"] == ["a", "b", "c"]
     assert card["metrics"] == {"miou": 0.5}
-    assert again.licences == card["licences"] == {"data": "CC-0"}
+    assert again.licenses == card["licenses"] == {"data": "CC-0"}
     assert [item.name for item in path.parent.iterdir()] == ["model.safetensors"]
 
 
@@ -155,3 +156,23 @@ def test_saved_files_have_ordinary_permissions(tmp_path: Path) -> None:
 def test_importing_models_does_not_import_timm() -> None:
     code = "import sys, segtailor.models; sys.exit('timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_card_of_a_published_repository_is_found_by_its_uri(model: Segmenter, tmp_path: Path) -> None:
+    save_model(model, tmp_path / "model.safetensors", {"recipe": {"data": {"size": [32, 48]}}})
+    (tmp_path / "config.json").write_text(json.dumps({"segtailor": {}}))
+    assert open_card(f"hf:{tmp_path}")["recipe"]["data"]["size"] == [32, 48]
+    assert open_card(tmp_path) == open_card(tmp_path / "model.safetensors") == open_card(f"hf:{tmp_path}")
+    assert open_card(model) == open_card("deeplabv3-resnet18") == open_card("smp:Unet/resnet18") == {}
+
+
+def test_cards_of_earlier_versions_are_read(model: Segmenter, tmp_path: Path) -> None:
+    save_model(model, tmp_path / "new.safetensors", {"data_license": "CC-0", "licenses": {"backbone": "MIT"}})
+    with safetensors.safe_open(tmp_path / "new.safetensors", framework="pt") as file:
+        text = file.metadata()["card"]
+    assert "licence" not in text
+    earlier = text.replace("license", "licence")
+    tensors = safetensors.torch.load_file(tmp_path / "new.safetensors")
+    safetensors.torch.save_file(tensors, tmp_path / "old.safetensors", metadata={"card": earlier})
+    assert read_card(tmp_path / "old.safetensors") == read_card(tmp_path / "new.safetensors")
+    assert load_model(tmp_path / "old.safetensors").licenses == {"backbone": "MIT"}

@@ -15,7 +15,6 @@ from torch import Tensor
 from segtailor.config import DataConfig
 from segtailor.data.base import SegmentationDataset, check_classes
 from segtailor.data.classes_file import ClassesFile, distinct_colors, read_classes
-from segtailor.data.folder import describe
 from segtailor.data.image_io import INDEX_MODES
 from segtailor.data.masks import index_values
 from segtailor.data.paired import MaskDataset, Raw
@@ -61,7 +60,7 @@ class TorchDataset(MaskDataset):
         config = (config or DataConfig()).model_copy(update={"name": name})
         described = _described(pairs, classes, name)
         values = index_values(config, described, f"the data set {name}")
-        super().__init__(**describe(config, described, values, split, training))
+        super().__init__(config, split, training, described, values)
         self.pairs = pairs
 
     def __len__(self) -> int:
@@ -75,7 +74,7 @@ class TorchDataset(MaskDataset):
         if not isinstance(pair, Sequence) or len(pair) < 2:
             raise SegtailorError(f"sample {where} is a {type(pair).__name__}; expected a pair (image, mask)")
         image_at, mask_at = f"image {where}", f"mask {where}"
-        return Raw(_image(pair[0], image_at), _mask(pair[1], mask_at), f"{self.split}-{index:06d}", image_at, mask_at)
+        return Raw(to_image(pair[0], image_at), _mask(pair[1], mask_at), f"{self.split}-{index:06d}", image_at, mask_at)
 
 
 def _described(pairs: Any, classes: Classes | None, name: str) -> ClassesFile:
@@ -94,8 +93,8 @@ def _described(pairs: Any, classes: Classes | None, name: str) -> ClassesFile:
     return validate(ClassesFile, content, f"the data set {name}")
 
 
-def _image(image: Any, where: str) -> Tensor:
-    """Return ``image`` as RGB bytes (3,H,W)."""
+def to_image(image: Any, where: str) -> Tensor:
+    """Return a PIL image, an array or a tensor as RGB bytes (3,H,W); ``where`` names it in a ``SegtailorError``."""
     if isinstance(image, Image.Image):
         image = np.array(image.convert("RGB"))
     if isinstance(image, np.ndarray):

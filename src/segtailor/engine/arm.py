@@ -25,7 +25,7 @@ from segtailor.engine.optim import AveragedWeights, build_optimizer, learning_ra
 from segtailor.engine.unlabelled import Handout, StepTargets, check_rows
 from segtailor.engine.window import check_weights
 from segtailor.evaluation import EvaluationResult, evaluate_model, inference_settings
-from segtailor.losses import global_batch
+from segtailor.losses import Step
 from segtailor.models import save_model
 from segtailor.models.network import Network, SegOutput
 
@@ -150,7 +150,7 @@ class Arm:
         self,
         batch: Batch,
         shared: SegOutput | None,
-        progress: float,
+        step: Step,
         index: int,
         count: int,
         targets: StepTargets | None = None,
@@ -161,16 +161,16 @@ class Arm:
         not teach passes these images over.
         """
         if targets is None:
-            self._accumulate(batch, shared, progress, index, count, None)
+            self._accumulate(batch, shared, step, index, count, None)
         elif self.learner.uses_shared:
-            self._accumulate(batch, shared, progress, index, count, targets.handout(index, self.learner.readings))
+            self._accumulate(batch, shared, step, index, count, targets.handout(index, self.learner.readings))
             self._confident = targets.confident
         else:
-            with global_batch(targets.targets["labelled images"]):
-                self._accumulate(batch.labelled_part(), None, progress, index, count, None)
+            labelled = Step(step.progress, targets.targets["labelled images"])
+            self._accumulate(batch.labelled_part(), None, labelled, index, count, None)
 
     def _accumulate(
-        self, batch: Batch, shared: SegOutput | None, progress: float, index: int, count: int, handout: Handout | None
+        self, batch: Batch, shared: SegOutput | None, step: Step, index: int, count: int, handout: Handout | None
     ) -> None:
         learner, last = self.learner, index + 1 == count
         with self.fabric.autocast():
@@ -180,9 +180,9 @@ class Arm:
         # Gradients are exchanged once a step, with the last micro-batch.
         waiting = nullcontext() if last else self.fabric.no_backward_sync(self.module)
         with waiting, self.opponents.frozen():
-            terms = self.module(batch.images, batch.target, taught, progress, handout)
+            terms = self.module(batch.images, batch.target, taught, step, handout)
             self.fabric.backward(torch.stack(list(terms.values())).sum() / count)
-        terms |= self.opponents.accumulate(learner.seen, taught, batch.target, 1 / count, last, handout)
+        terms |= self.opponents.accumulate(learner.seen, taught, batch.target, step, 1 / count, last, handout)
         for name, value in terms.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value.detach() / count
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 
 from torch import Tensor, nn
 
 from segtailor.engine.learner import Learner, Taught
 from segtailor.engine.unlabelled import Handout, Reading, reading_of
-from segtailor.losses import cross_entropy
-from segtailor.methods.base import Method
-from segtailor.methods.stage import Opponent
+from segtailor.losses import Step, cross_entropy
+from segtailor.methods.base import Adversary, Method
 from segtailor.models.network import Network, SegOutput
 from segtailor.models.teacher import Teacher
 
@@ -43,24 +41,19 @@ class Distiller(Learner):
         return self.student
 
     @property
-    def has_phases(self) -> bool:
-        """Whether some parameters are used only part of the time."""
-        return any(method.phases for method in self._methods().values())
-
-    @property
     def uses_shared(self) -> bool:
         """Whether a method learns from the recipe's teacher."""
-        return any(method.uses_teacher for method in self._methods().values())
+        return any(method.teacher == "recipe" for method in self._methods().values())
 
     @property
     def teachers(self) -> dict[str, Teacher]:
         """Methods' own teachers."""
-        return {name: method.teacher for name, method in self._methods().items() if method.teacher is not None}
+        return {name: own for name, method in self._methods().items() if (own := method.own_teacher) is not None}
 
     @property
-    def opponents(self) -> dict[str, Opponent]:
+    def opponents(self) -> dict[str, Adversary]:
         """Methods' opponents."""
-        return {name: method.opponent for name, method in self._methods().items() if method.opponent is not None}
+        return {name: own for name, method in self._methods().items() if (own := method.adversary) is not None}
 
     @property
     def readings(self) -> dict[str, Reading]:
@@ -81,7 +74,7 @@ class Distiller(Learner):
         return {name: method.select(output) for name, (method, output) in found.items() if output is not None}
 
     def forward(
-        self, images: Tensor, target: Tensor, taught: Taught, progress: float, handout: Handout | None = None
+        self, images: Tensor, target: Tensor, taught: Taught, step: Step, handout: Handout | None = None
     ) -> dict[str, Tensor]:
         """Return the terms, which sum to the loss, for raw ``images`` (B,3,H,W) and ``target`` (B,H,W).
 
@@ -89,23 +82,23 @@ class Distiller(Learner):
         alone, and each method's of what it is given.
         """
         output = self.student(images)
-        terms = {"task": self._task(output.logits, target, handout)}
+        terms = {"task": self._task(output.logits, target, step, handout)}
         if output.aux_logits is not None and self.aux_weight > 0:
-            terms["task_aux"] = self.aux_weight * self._task(output.aux_logits, target, handout)
+            terms["task_aux"] = self.aux_weight * self._task(output.aux_logits, target, step, handout)
         self._seen = {}
         for name, method in self._methods().items():
             if name not in taught:
                 continue
             handed = None if handout is None else handout.methods[name]
             own, labels = (output, target) if handed is None else (handed.part_of(output), handed.target)
-            with nullcontext() if handed is None else handed.counting():
-                for term, value in method(own, taught[name], labels, progress).items():
-                    terms[f"{name}.{term}"] = self.weights[name] * value
-            if method.opponent is not None:
+            counted = step if handed is None else handed.step(step)
+            for term, value in method(own, taught[name], labels, counted).items():
+                terms[f"{name}.{term}"] = self.weights[name] * value
+            if method.adversary is not None:
                 self._seen[name] = method.select(own).detach()
         return terms
 
-    def _task(self, logits: Tensor, target: Tensor, handout: Handout | None) -> Tensor:
+    def _task(self, logits: Tensor, target: Tensor, step: Step, handout: Handout | None) -> Tensor:
         if handout is not None and handout.task.rows is not None:
             logits, target = logits.index_select(0, handout.task.rows), handout.task.target
-        return cross_entropy(self.student.upsample(logits, (target.shape[-2], target.shape[-1])), target)
+        return cross_entropy(self.student.upsample(logits, (target.shape[-2], target.shape[-1])), target, step)

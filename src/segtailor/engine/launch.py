@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from segtailor.config import TrainConfig
 from segtailor.errors import SegtailorError, reason
+
+T = TypeVar("T")
 
 PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "fp32": "32-true",
@@ -123,3 +125,17 @@ def average_over_processes(fabric: Any, tensors: Sequence[Tensor]) -> None:
     mean = fabric.all_reduce(torch.cat([tensor.flatten() for tensor in tensors]), reduce_op="mean")
     for tensor, value in zip(tensors, mean.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(value.view_as(tensor))
+
+
+def on_first_process(fabric: Any, action: Callable[[], T]) -> T:
+    """Run ``action`` on the first process and hand its result, or its error, to all."""
+    outcome: tuple[Any, str | None] = (None, None)
+    if fabric.is_global_zero:
+        try:
+            outcome = (action(), None)
+        except SegtailorError as error:
+            outcome = (None, str(error))
+    value, problem = fabric.broadcast(outcome) if fabric.world_size > 1 else outcome
+    if problem is not None:
+        raise SegtailorError(problem)
+    return value  # type: ignore[no-any-return]

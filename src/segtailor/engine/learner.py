@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from segtailor.engine.unlabelled import Handout, Reading
-from segtailor.methods.stage import Lesson, Opponent
+from segtailor.losses import Step
+from segtailor.methods.base import Adversary, PretrainObjective
 from segtailor.models.network import SegOutput
 from segtailor.models.teacher import Teacher
 
@@ -30,7 +31,7 @@ class Learner(nn.Module, ABC):
         return {}
 
     @property
-    def opponents(self) -> dict[str, Opponent]:
+    def opponents(self) -> dict[str, Adversary]:
         """Networks trained against the student, by the method's name."""
         return {}
 
@@ -60,7 +61,7 @@ class Learner(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, images: Tensor, target: Tensor, taught: Taught, progress: float, handout: Handout | None = None
+        self, images: Tensor, target: Tensor, taught: Taught, step: Step, handout: Handout | None = None
     ) -> dict[str, Tensor]:
         """Return the terms, which sum to the loss, for raw ``images`` (B,3,H,W) and ``target`` (B,H,W).
 
@@ -71,7 +72,7 @@ class Learner(nn.Module, ABC):
 class StageLearner(Learner):
     """A stage's lesson."""
 
-    def __init__(self, lesson: Lesson) -> None:
+    def __init__(self, lesson: PretrainObjective) -> None:
         super().__init__()
         self.lesson = lesson
 
@@ -85,8 +86,8 @@ class StageLearner(Learner):
         return {} if shared is None else {"teacher": shared}
 
     def forward(
-        self, images: Tensor, target: Tensor, taught: Taught, progress: float, handout: Handout | None = None
+        self, images: Tensor, target: Tensor, taught: Taught, step: Step, handout: Handout | None = None
     ) -> dict[str, Tensor]:
         """Return the lesson's terms; lessons are learnt from labelled images alone."""
-        terms: dict[str, Tensor] = self.lesson(images, target, taught.get("teacher"), progress)
+        terms: dict[str, Tensor] = self.lesson(images, target, taught.get("teacher"), step)
         return terms

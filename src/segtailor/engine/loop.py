@@ -20,7 +20,7 @@ from segtailor.engine.preemption import RunStopped, StopRequest
 from segtailor.engine.unlabelled import StepTargets
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import EvaluationResult
-from segtailor.losses import global_batch
+from segtailor.losses import Step
 from segtailor.models.teacher import Teacher
 
 __all__ = ["Task", "Trained", "fit", "fit_together"]
@@ -107,27 +107,27 @@ def fit_together(
                 if ahead:
                     with _teaching(ahead, device, wait=several):
                         targets.label_ahead(teacher, fabric.autocast)
-            with global_batch([batch.target for batch in step_batches]):
-                for part, batch in enumerate(step_batches):
-                    taught = [arms[index] for index in active if arms[index].learner.uses_shared]
-                    shared = None
-                    if teacher is not None and taught:
-                        with _teaching(taught, device, wait=several):
-                            with fabric.autocast():
-                                shared = teacher(batch.images, batch.target)
-                            if targets is not None:
-                                targets.label(part, teacher, shared)
-                    for index in list(active):
-                        seed_step(train.seed, step, rank, part)
-                        arm = arms[index]
-                        with (
-                            _surviving(arm, keep_going, problems, index, active),
-                            arm.timed(several),
-                            arm.measured(step),
-                        ):
-                            arm.accumulate(batch, shared, step / train.steps, part, count, targets)
-                            if part + 1 == count:
-                                arm.finish(step)
+            now = Step(step / train.steps, [batch.target for batch in step_batches])
+            for part, batch in enumerate(step_batches):
+                taught = [arms[index] for index in active if arms[index].learner.uses_shared]
+                shared = None
+                if teacher is not None and taught:
+                    with _teaching(taught, device, wait=several):
+                        with fabric.autocast():
+                            shared = teacher(batch.images, batch.target)
+                        if targets is not None:
+                            targets.label(part, teacher, shared)
+                for index in list(active):
+                    seed_step(train.seed, step, rank, part)
+                    arm = arms[index]
+                    with (
+                        _surviving(arm, keep_going, problems, index, active),
+                        arm.timed(several),
+                        arm.measured(step),
+                    ):
+                        arm.accumulate(batch, shared, now, part, count, targets)
+                        if part + 1 == count:
+                            arm.finish(step)
             last, stopping = step == train.steps, any_process(fabric, stop.requested, device)
             for index in list(active):
                 with _surviving(arms[index], keep_going, problems, index, active):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from segtailor.engine.learner import Taught
 from segtailor.engine.unlabelled import Handout
-from segtailor.methods.stage import Opponent
+from segtailor.losses import Step
+from segtailor.methods.base import Adversary
 
 
 class Opponents:
@@ -21,9 +22,11 @@ class Opponents:
     student in the main loss and take none.
     """
 
-    def __init__(self, fabric: Any, opponents: Mapping[str, Opponent]) -> None:
+    def __init__(self, fabric: Any, opponents: Mapping[str, Adversary]) -> None:
         self._fabric = fabric
         self._raw = dict(opponents)
+        for opponent in opponents.values():
+            opponent.trained = True
         self._set_up: dict[str, tuple[Any, Any]] = {
             name: fabric.setup(opponent, opponent.build_optimizer(opponent.parameters()))
             for name, opponent in opponents.items()
@@ -46,7 +49,14 @@ class Opponents:
                 opponent.requires_grad_(True)
 
     def accumulate(
-        self, seen: Taught, taught: Taught, target: Tensor, share: float, last: bool, handout: Handout | None = None
+        self,
+        seen: Taught,
+        taught: Taught,
+        target: Tensor,
+        step: Step,
+        share: float,
+        last: bool,
+        handout: Handout | None = None,
     ) -> dict[str, torch.Tensor]:
         """Add the gradients of one micro-batch, ``share`` of the step's; returns each opponent's loss.
 
@@ -58,8 +68,9 @@ class Opponents:
         for name, (module, _) in self._set_up.items():
             handed = None if handout is None else handout.methods[name]
             waiting = nullcontext() if last else self._fabric.no_backward_sync(module)
-            with waiting, nullcontext() if handed is None else handed.counting():
-                loss = module(seen[name], taught[name], target if handed is None else handed.target)
+            labels, counted = (target, step) if handed is None else (handed.target, handed.step(step))
+            with waiting:
+                loss = module(seen[name], taught[name], labels, counted)
                 self._fabric.backward(loss * share)
             losses[f"{name}.opponent"] = loss.detach()
         return losses

@@ -15,7 +15,7 @@ from segtailor.data.pseudo import mix_of
 from segtailor.engine.launch import split_batch
 from segtailor.errors import SegtailorError
 from segtailor.files import VOID
-from segtailor.losses import full_precision, global_batch
+from segtailor.losses import Step, full_precision
 from segtailor.methods.base import Method
 from segtailor.models.network import SegOutput
 from segtailor.models.teacher import Teacher
@@ -30,9 +30,9 @@ def reading_of(method: Method) -> Reading:
     A teacher of its own is shown the labels, so it has nothing to say about images without any. A method that reads
     classes trusts those of the teacher only where it is sure; one that does not learns from every pixel.
     """
-    if method.teacher is not None or not method.uses_teacher:
+    if method.teacher != "recipe":
         return "labelled images"
-    return "confident pixels" if "labels" in method.needs and not method.void_only else "every pixel"
+    return "confident pixels" if method.labels == "classes" else "every pixel"
 
 
 class Handed:
@@ -44,9 +44,9 @@ class Handed:
     def __init__(self, target: Tensor, counted: Sequence[Tensor], rows: Tensor | None = None) -> None:
         self.target, self.counted, self.rows = target, counted, rows
 
-    def counting(self) -> AbstractContextManager[None]:
-        """Return the context in which the method computes its terms."""
-        return global_batch(self.counted)
+    def step(self, step: Step) -> Step:
+        """Return ``step`` with the method's targets in place of the task's."""
+        return Step(step.progress, self.counted)
 
     def part_of(self, output: SegOutput) -> SegOutput:
         """Return the method's rows of ``output``; tensors that it does not read may be empty."""

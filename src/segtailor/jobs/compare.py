@@ -8,173 +8,230 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import numpy as np
+from torch import nn
 
 from segtailor.config import CompareRecipe, Strict, TrainConfig
-from segtailor.engine.launch import launch
-from segtailor.engine.memory import Demand
+from segtailor.engine.launch import launch, on_first_process
+from segtailor.engine.loop import Trained
 from segtailor.engine.preemption import resumable
-from segtailor.engine.runs import open_run, write_json
+from segtailor.engine.runs import open_run
 from segtailor.errors import SegtailorError
-from segtailor.evaluation import evaluate_model, inference_settings
 from segtailor.evaluation.boundary import BoundarySettings
-from segtailor.jobs.arms import all_arms, arm_folder, baseline_of, recorded
-from segtailor.jobs.group import Ground, outcome_status, train_group
-from segtailor.jobs.setup import (
+from segtailor.files import write_atomically
+from segtailor.jobs.build import (
+    Arm,
+    Context,
+    all_arms,
+    arm_recipe,
+    baseline_of,
+    build_arm,
+    card_with_metrics,
     check_methods,
-    check_weights_licences,
     class_map_rows,
-    environment,
-    make_teacher,
-    on_first_process,
-    open_data,
-    profile_size,
-    result_row,
-    score_teacher,
-)  # fmt: skip
-from segtailor.jobs.unlabelled import add_unlabelled
+    load_student,
+    open_context,
+    pretrain,
+    recorded,
+    run_name,
+    train_arms,
+    unlabelled_of,
+)
+from segtailor.jobs.objects import Objects
+from segtailor.jobs.train import draw_samples
 from segtailor.methods import METHODS, check_options
-from segtailor.models import load_model
+from segtailor.models import save_model
+from segtailor.models.inspect import count_multiply_adds, count_parameters
 from segtailor.recipes import load_recipe
 from segtailor.report import write_report
-from segtailor.report.samples import write_samples, write_tailored
+from segtailor.report.samples import write_tailored
 from segtailor.results.leaderboard import Leaderboard
-from segtailor.results.model import read_comparison
-from segtailor.results.tables import write_tables
+from segtailor.results.model import Outcome, Plan, Row, State, arm_folder, arm_status, read_comparison
+from segtailor.results.tables import text_table, write_tables
+
+LAUNCHER = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass
 class ComparisonResult:
-    """A comparison that ended: its folder, its report, and its leaderboard."""
+    """A comparison that ended: its folder, its report, and its leaderboard. Shows itself as a table."""
 
     folder: Path
     report: Path
     board: Leaderboard
+
+    def __str__(self) -> str:
+        """Return the table that the command prints."""
+        return f"{text_table(self.board)}\nreport: {self.report}"
+
+    def _repr_html_(self) -> str:
+        from segtailor.report.summary import html_board
+
+        return html_board(self.board, self.report)
 
 
 def compare(
     recipe: str | Path | Mapping[str, Any] | Strict,
     overrides: Mapping[str, Any] | None = None,
     *,
-    executor: Literal["local", "ray"] = "local",
+    teacher: nn.Module | None = None,
+    student: nn.Module | None = None,
+    train_data: Any = None,
+    val_data: Any = None,
+    classes: Any = None,
 ) -> ComparisonResult:
     """Train every arm of ``recipe`` with every seed, and compare them.
 
     The arms of one seed see the same batches and share one pass of the teacher; a failed arm is marked and does not
-    stop the others. ``executor`` ``ray`` hands the seeds to a Ray cluster (extra ``ray``). Raises ``SegtailorError``
-    for a mistake in recipe, data or teacher, ``RunStopped`` after Ctrl-C.
+    stop the others. ``teacher``, ``student`` (every arm starts from a copy), ``train_data``, ``val_data`` and
+    ``classes`` are objects in the place of what the recipe names, as for `distill`. Raises ``SegtailorError`` for a
+    mistake in recipe, data or teacher, ``RunStopped`` after Ctrl-C.
     """
-    checked = load_recipe(recipe, CompareRecipe, overrides)
-    for arm in checked.arms.values():
-        check_methods(arm.method)
-    folder = checked.run.folder / (checked.run.name or f"{checked.data.name}-comparison")
-    if executor == "ray":
-        from segtailor.jobs.cluster import train_on_ray
-
-        train_on_ray(checked)
-    else:
-        train_seeds(checked, checked.seeds)
-    return conclude(folder)
-
-
-def train_seeds(
-    recipe: CompareRecipe, seeds: Sequence[int], fresh: bool = True, arms: Sequence[str] | None = None
-) -> Path:
-    """Train all arms for ``seeds`` and return the comparison's folder; with several processes, their share of seeds.
-
-    ``fresh`` opens the folder as `run.exists` says; without it the folder is there already. ``arms`` are the only ones
-    to be trained, where they are given.
-    """
-    train = _own_process(recipe)
-    rank, world = _place() if recipe.spread == "groups" else (0, 1)
-    fabric = launch(train, find_unused_parameters=any(_has_phases(recipe)))
-    data, val = open_data(recipe.data, fabric)
-    more = add_unlabelled(recipe.data, recipe.train.batch, data, val, fabric)
-    teacher = make_teacher(recipe.teacher, data)
-    if teacher is not None and recipe.teacher is not None:
-        check_weights_licences(recipe.run.license_policy, {"teacher": teacher.model}, fabric.is_global_zero)
-        teacher.to(fabric.device)
-        if fabric.is_global_zero and teacher.class_map is not None:
-            print("\n".join(teacher.class_map.lines()), file=sys.stderr)
-        if recipe.teacher.check:
-            score_teacher(teacher, val, fabric.device)
-    name = recipe.run.name or f"{recipe.data.name}-comparison"
-    plain = recipe.model_dump(mode="json")
-    run = recipe.run if fresh and rank == 0 else recipe.run.model_copy(update={"exists": "resume"})
-    if rank > 0 or not fresh:
-        _wait_for(recipe.run.folder / name / "comparison.json")
-    folder = on_first_process(fabric, lambda: open_run(run, name, plain).path)
-    ground = Ground(fabric, recipe, folder, data, val, teacher, profile_size(recipe.data, val), more)
-    if fabric.is_global_zero and rank == 0 and not (folder / "comparison.json").exists():
-        _write_plan(ground, name)
-    names = [name for name in all_arms(recipe) if arms is None or name in arms]
-    demands = dict[str, Demand]()
-    with resumable(folder):
-        for seed in list(seeds)[rank::world]:
-            train_group(ground, names, seed, demands)
-            if fabric.is_global_zero:
-                _illustrate(ground, names, seed)
-                write_report(folder)
-    return folder
-
-
-def conclude(folder: Path) -> ComparisonResult:
-    """Write tables and report of what is in ``folder``."""
+    objects = Objects(teacher, student, train_data, val_data, classes)
+    checked = load_recipe(recipe, CompareRecipe, {**objects.overrides(), **(overrides or {})})
+    folder = train_seeds(checked, checked.seeds, objects=objects)
     board = write_tables(read_comparison(folder), folder)
     return ComparisonResult(folder, write_report(folder), board)
 
 
-def _write_plan(ground: Ground, name: str) -> None:
-    recipe, val = ground.recipe, ground.val
-    plan = {
-        "version": 1, "name": name, "arms": list(all_arms(recipe)), "baseline": baseline_of(recipe),
-        "seeds": recipe.seeds, "classes": list(val.classes), "palette": [list(color) for color in val.palette],
-        "data": recipe.data.name, "size": list(ground.size), "teacher": _teacher_row(ground),
-        "recipe": recorded(recipe), "class_map": class_map_rows(ground.teacher),
-        "environment": environment(recipe.train, ground.fabric), "samples": [], "tailoring": [],
-    }  # fmt: skip
-    write_json(ground.folder / "comparison.json", plan)
+def train_seeds(
+    recipe: CompareRecipe,
+    seeds: Sequence[int],
+    arms: Sequence[str] | None = None,
+    objects: Objects | None = None,
+) -> Path:
+    """Train all arms for ``seeds`` and return the comparison's folder; with several processes, their share of seeds.
+
+    ``arms`` are the only ones to be trained, where they are given.
+    """
+    sparse = [check_methods(arm.method) for arm in recipe.arms.values()]
+    train, rank, world = _this_process(recipe)
+    fabric = launch(train, find_unused_parameters=any(sparse))
+    context = open_context(fabric, recipe, objects or Objects())
+    name = recipe.run.name or run_name(context.data_name, "comparison")
+    run = recipe.run
+    if rank > 0:  # the first process opens the folder
+        run = run.model_copy(update={"exists": "resume"})
+        _wait_for(recipe.run.folder / name / "comparison.json")
+    folder = on_first_process(fabric, lambda: open_run(run, name, recipe.model_dump(mode="json")).path)
+    if context.first and rank == 0 and not (folder / "comparison.json").exists():
+        _plan(context, recipe, name).write(folder / "comparison.json")
+    names = [name for name in all_arms(recipe) if arms is None or name in arms]
+    with resumable(folder):
+        for seed in list(seeds)[rank::world]:
+            waiting = [name for name in names if arm_status(folder, name, seed) != "finished"]
+            together = recipe.arms_at_once or len(waiting)
+            while waiting:
+                _train_together(context, recipe, folder, waiting[:together], seed)
+                waiting = waiting[together:]
+            if context.first:
+                if seed == recipe.seeds[0] and (folder / "comparison.json").exists():
+                    _illustrate(context, recipe, folder, names)
+                write_report(folder)
+    return folder
 
 
-def _teacher_row(ground: Ground) -> dict[str, Any] | None:
-    if ground.teacher is None:
-        return None
-    recipe = ground.recipe
-    scored = evaluate_model(
-        ground.teacher, ground.val, device=ground.fabric.device, batch=recipe.evaluate.batch,
-        workers=recipe.data.workers, boundary=BoundarySettings() if recipe.boundary else None,
-        calibration=recipe.boundary, **inference_settings(recipe.evaluate, recipe.data),
-    )  # fmt: skip
-    measured = scored.to_dict()
-    row = result_row("teacher", "Teacher", ground.teacher.model, scored, ground.size)
-    return {**row, "boundary": measured.get("boundary"), "calibration": measured.get("calibration")}
-
-
-def _illustrate(ground: Ground, names: Sequence[str], seed: int) -> None:
-    """Draw the sample images of the first seed's arms, and what a method makes of the teacher's logits."""
-    import json
-
-    path = ground.folder / "comparison.json"
-    if seed != ground.recipe.seeds[0] or not path.exists():
+def _train_together(context: Context, recipe: CompareRecipe, folder: Path, names: Sequence[str], seed: int) -> None:
+    """Train the arms ``names`` with ``seed`` in lockstep and write their outcomes."""
+    arms = []
+    for name in names:
+        place = arm_folder(folder, name, seed)
+        try:
+            single = arm_recipe(recipe, name, seed)
+            arm = build_arm(context, single, name, place)
+            pretrain(context, arm, single)
+        except SegtailorError as error:
+            _write(context, State(arm=name, seed=seed, status="failed", reason=str(error)), place)
+            continue
+        _write(context, State(arm=name, seed=seed, status="running"), place)
+        arms.append(arm)
+    if not arms:
         return
-    finished = [name for name in names if outcome_status(ground.folder, name, seed) == "finished"]
-    models: dict[str, Any] = {} if ground.teacher is None else {"teacher": ground.teacher}
-    for name in finished:
-        models[f"arm:{name}"] = load_model(arm_folder(ground.folder, name, seed) / "student.safetensors")
-    recipe = ground.recipe
-    window = inference_settings(recipe.evaluate, recipe.data)["window"]
-    samples = write_samples(ground.folder, ground.val, models, recipe.evaluate, ground.fabric.device, window)
+    for arm, trained in zip(arms, train_arms(context, arms, keep_going=True), strict=True):
+        if trained.problem is not None:
+            failed = State(arm=arm.label, seed=seed, status="failed", reason=trained.problem)
+            _write(context, failed, arm.folder)
+        else:
+            _conclude(context, recipe, arm, trained, seed)
+
+
+def _conclude(context: Context, recipe: CompareRecipe, arm: Arm, trained: Trained, seed: int) -> None:
+    """Score a trained arm once more, with everything that the comparison keeps, and write its files."""
+    scored = context.score(
+        trained.student, per_image=True, teacher=context.teacher if recipe.boundary else None, **_measures(recipe)
+    )
+    if not context.first:
+        return
+    assert scored.per_image is not None
+    confusions = scored.per_image.numpy()
+    write_atomically(arm.folder / "confusions.npz", lambda file: np.savez_compressed(file, confusions=confusions))
+    card = card_with_metrics(arm.card, scored, arm.train.steps)
+    save_model(trained.student, arm.folder / "student.safetensors", card)
+    outcome = Outcome(
+        arm=arm.label, seed=seed, miou=scored.miou, miou_all=scored.miou_all, best_miou=trained.best_miou,
+        best_step=trained.best_step, iou=scored.iou, steps=arm.train.steps,
+        seconds=trained.seconds - trained.teacher_seconds, teacher_seconds=trained.teacher_seconds,
+        teacher_seconds_alone=trained.teacher_seconds_alone,
+        stage_seconds=sum(stage["seconds"] or 0.0 for stage in arm.stages), peak_bytes=trained.peak_bytes,
+        parameters=count_parameters(trained.student), multiply_adds=count_multiply_adds(trained.student, context.size),
+        model=trained.student.name, method="+".join(arm.methods), alignment=arm.alignment,
+        **_measured(scored), **unlabelled_of(context, arm),
+    )  # fmt: skip
+    _write(context, outcome, arm.folder)
+
+
+def _write(context: Context, state: State, folder: Path) -> None:
+    if context.first:
+        state.write(folder / "outcome.json")
+
+
+def _measures(recipe: CompareRecipe) -> dict[str, Any]:
+    return {"boundary": BoundarySettings() if recipe.boundary else None, "calibration": recipe.boundary}
+
+
+def _measured(scored: Any) -> dict[str, Any]:
+    found = scored.to_dict()
+    return {key: found.get(key) for key in ("boundary", "calibration", "agreement")}
+
+
+def _plan(context: Context, recipe: CompareRecipe, name: str) -> Plan:
+    val = context.val_data
+    return Plan(
+        name=name, arms=tuple(all_arms(recipe)), baseline=baseline_of(recipe), seeds=tuple(recipe.seeds),
+        classes=val.classes, palette=[list(color) for color in val.palette], data=context.data_name,
+        size=list(context.size), teacher=_teacher_row(context, recipe), recipe=recorded(recipe),
+        class_map=class_map_rows(context), environment=context.environment(recipe.train),
+    )  # fmt: skip
+
+
+def _teacher_row(context: Context, recipe: CompareRecipe) -> Row | None:
+    if context.teacher is None:
+        return None
+    scored = context.score(context.teacher, **_measures(recipe))
+    return context.row("teacher", "Teacher", context.teacher.model, scored, **_measured(scored))
+
+
+def _illustrate(context: Context, recipe: CompareRecipe, folder: Path, names: Sequence[str]) -> None:
+    """Draw the sample images of the first seed's arms, and what a method makes of the teacher's logits."""
+    seed, path = recipe.seeds[0], folder / "comparison.json"
+    models: dict[str, nn.Module] = {} if context.teacher is None else {"teacher": context.teacher}
+    for name in names:
+        if arm_status(folder, name, seed) == "finished":
+            models[f"arm:{name}"] = load_student(context, arm_folder(folder, name, seed) / "student.safetensors")
+    samples = draw_samples(context, folder, models)
     tailoring = []
-    if ground.teacher is not None:
+    if context.teacher is not None:
         altered = [
             (name, alter)
             for name, arm in recipe.arms.items()
             for method in arm.method
             if (alter := METHODS[method.name].altered_logits(check_options(method.name, method.options()))) is not None
         ]
-        tailoring = write_tailored(ground.folder, ground.val, ground.teacher, altered, recipe.evaluate.samples)
-    plan = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, {**plan, "samples": samples, "tailoring": tailoring})
+        tailoring = write_tailored(folder, context.val_data, context.teacher, altered, recipe.evaluate.samples)
+    plan = Plan.model_validate_json(path.read_bytes())
+    plan.model_copy(update={"samples": samples, "tailoring": tailoring}).write(path)
 
 
 def _wait_for(path: Path, seconds: float = 900.0) -> None:
@@ -186,32 +243,21 @@ def _wait_for(path: Path, seconds: float = 900.0) -> None:
         time.sleep(0.2)
 
 
-def _has_phases(recipe: CompareRecipe) -> list[bool]:
-    return [METHODS[method.name].phases for arm in recipe.arms.values() for method in arm.method]
+def _this_process(recipe: CompareRecipe) -> tuple[TrainConfig, int, int]:
+    """Return the settings of this process, its number and how many share the seeds.
 
-
-def _place() -> tuple[int, int]:
-    """Return this process's rank and how many there are, as the launcher said."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _own_process(recipe: CompareRecipe) -> TrainConfig:
-    """Return the settings of this process: where seeds are dealt out, each process trains by itself."""
-    rank, world = _place()
+    Where seeds are dealt to processes, each trains by itself: what the launcher says of a common group is taken away.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if recipe.spread == "data" or world == 1:
-        return recipe.train
+        return recipe.train, 0, 1
     if world > len(recipe.seeds):
         raise SegtailorError(
             f"{world} processes for {len(recipe.seeds)} seeds: start at most as many, or set spread to data"
         )
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local = os.environ.get("LOCAL_RANK", "0")
     for key in [key for key in os.environ if key in LAUNCHER or key.startswith("TORCHELASTIC")]:
         del os.environ[key]
-    os.environ["RANK"], os.environ["WORLD_SIZE"] = str(rank), str(world)
-    if "CUDA_VISIBLE_DEVICES" not in os.environ:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(local)
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", local)
     print(f"process {rank}: seeds {recipe.seeds[rank::world]}", file=sys.stderr)
-    return recipe.train.model_copy(update={"devices": 1, "nodes": 1})
-
-
-LAUNCHER = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+    return recipe.train.model_copy(update={"devices": 1, "nodes": 1}), rank, world

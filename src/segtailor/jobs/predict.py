@@ -1,4 +1,4 @@
-"""`segtailor predict`: images in; index masks, coloured masks and overlays out."""
+"""`segtailor predict`: images in; index masks, coloured masks and overlays, or labels, out."""
 
 from __future__ import annotations
 
@@ -6,74 +6,163 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+
+from typing_extensions import Unpack
 
 from segtailor.errors import SegtailorError
 from segtailor.files import Size
-from segtailor.jobs.network import choose_device, open_card, open_model
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+    from PIL import Image
     from torch import nn
 
+    ImageLike = Image.Image | NDArray[Any] | torch.Tensor
+    Labels = NDArray[np.uint8]
 
+
+class PredictSettings(TypedDict, total=False):
+    """How images go through the network, and how masks are drawn; see :func:`predict`."""
+
+    size: Size | None
+    mode: Literal["whole", "slide"]
+    window: Size | None
+    stride: Size | None
+    alpha: float
+    palette: Sequence[Sequence[int]] | None
+    device: str
+    note: Callable[[str], object]
+
+
+@overload
+def predict(
+    model: str | Path | nn.Module, images: str | Path, out: str | Path, **settings: Unpack[PredictSettings]
+) -> list[Path]: ...
+@overload
+def predict(
+    model: str | Path | nn.Module, images: ImageLike | str | Path, **settings: Unpack[PredictSettings]
+) -> Labels: ...
+@overload
+def predict(
+    model: str | Path | nn.Module, images: Sequence[ImageLike], **settings: Unpack[PredictSettings]
+) -> list[Labels]: ...
 def predict(
     model: str | Path | nn.Module,
-    path: str | Path,
-    out: str | Path,
-    *,
-    size: Size | None = None,
-    mode: Literal["whole", "slide"] = "whole",
-    window: Size | None = None,
-    stride: Size | None = None,
-    alpha: float = 0.5,
-    palette: Sequence[Sequence[int]] | None = None,
-    device: str = "auto",
-    note: Callable[[str], object] = print,
-) -> list[Path]:
-    """Write what ``model`` sees in the image ``path``, or in every image below that folder; return the index masks.
+    images: Any,
+    out: str | Path | None = None,
+    **settings: Unpack[PredictSettings],
+) -> Any:
+    """Segment ``images``: one or several PIL images, arrays (H,W,3) or tensors (3,H,W), or files.
 
-    ``out/index/NAME.png`` holds class indices (8 bit, no palette), ``out/color`` the same in the classes' colours and
-    ``out/overlay`` those over the image, all at the image's own size. ``size`` is what an image is resized to before
-    the network; by default the size that the model was trained at (the recipe on its card), else the image's own.
-    Colours are ``palette``, else the card's, else a default. Files that are no images are named through ``note``.
+    Returns the labels uint8 (H,W) of an image, at its own size, and a list of them for a list. With ``out`` the image
+    at the path ``images``, or every image below that folder, is segmented into files, and the index masks' paths are
+    returned: ``out/index/NAME.png`` holds class indices (8 bit, no palette), ``out/color`` the same in the classes'
+    colors and ``out/overlay`` those over the image.
+
+    ``size`` is what an image is resized to before the network; by default the size that the model was trained at (the
+    recipe on its card), else the image's own. ``mode`` ``slide`` uses a ``window`` and a ``stride``. Colors are
+    ``palette``, else the card's, else a default; ``alpha`` is their strength in overlays. Files that are no images are
+    named through ``note``. A module that is no network of segtailor gets raw pixels, see `adapt`.
 
     Raises SegtailorError when there is nothing to read, and, once all others are written, for unreadable images.
     """
-    from segtailor.data.classes_file import distinct_colors
-    from segtailor.data.image_io import UnreadableFile, read_image
+    from segtailor.models.store import open_card, resolve
+
+    network, card = resolve(model), open_card(model)
+    size = settings.get("size") or _trained_size(card)
+    segment = _segmenter(network, card, size, settings)
+    is_path = isinstance(images, str | Path)
+    if is_path and out is not None:
+        return _write_all(segment, network, card, Path(images), Path(out), settings)
+    if out is not None:
+        raise SegtailorError("out takes the masks of files; for images in memory leave it out and keep the result")
+    if is_path and not Path(images).is_file():
+        what = "is a folder; add out, the folder for its masks" if Path(images).is_dir() else "is no file"
+        raise SegtailorError(f"{images} {what}")
+    return (
+        segment(_read(images))
+        if is_path or not isinstance(images, list | tuple)
+        else [segment(_read(image, f"image {index}")) for index, image in enumerate(images)]
+    )
+
+
+def _segmenter(
+    network: nn.Module, card: dict[str, Any], size: Size | None, settings: PredictSettings
+) -> Callable[[torch.Tensor], Labels]:
+    """Return the function from one image (3,H,W) to its labels (H,W)."""
+    import torch
+
+    from segtailor.data.image_io import resize_image
     from segtailor.evaluation import evaluating, predict_logits
     from segtailor.evaluation.inference import IMAGENET_COLOR
+    from segtailor.models.store import choose_device
+
+    device = choose_device(settings.get("device", "auto"))
+    network.to(device)
+    red, green, blue = card.get("mean_color", IMAGENET_COLOR)
+    logits_of = partial(
+        predict_logits, network, mode=settings.get("mode", "whole"), window=settings.get("window"),
+        stride=settings.get("stride"), fill=(red, green, blue),
+    )  # fmt: skip
+
+    def segment(image: torch.Tensor) -> Labels:
+        own = image.shape[-2], image.shape[-1]
+        if size is not None:
+            image = resize_image(image, size)
+        with evaluating(network):
+            logits = logits_of(image[None].to(device), own)
+        labels: Labels = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
+        return labels
+
+    return segment
+
+
+def _read(image: Any, where: str = "the image") -> torch.Tensor:
+    from segtailor.data.external import to_image
+    from segtailor.data.image_io import UnreadableFile, read_image
+
+    if not isinstance(image, str | Path):
+        return to_image(image, where)
+    try:
+        return read_image(Path(image))
+    except UnreadableFile as error:
+        raise SegtailorError(f"{image} cannot be read ({error})") from error
+
+
+def _write_all(
+    segment: Callable[[torch.Tensor], Labels],
+    network: nn.Module,
+    card: dict[str, Any],
+    path: Path,
+    out: Path,
+    settings: PredictSettings,
+) -> list[Path]:
+    """Write the masks, colored masks and overlays of the images at ``path``; return the index masks."""
+    from segtailor.data.classes_file import distinct_colors
+    from segtailor.data.image_io import UnreadableFile, read_image
     from segtailor.evaluation.render import colorize, overlay
 
-    out = Path(out)
-    images, others = find_images(Path(path), out)
+    images, others = find_images(path, out)
     if others:
-        note(f"skipped, not an image: {_listed(others)}")
-    network = open_model(model)
-    card = open_card(model)
-    colors = palette or card.get("palette") or distinct_colors(int(getattr(network, "num_classes", 255)))
-    size = size or _trained_size(card)
-    chosen = choose_device(device)
-    network.to(chosen)
-    red, green, blue = card.get("mean_color", IMAGENET_COLOR)
-    segment = partial(predict_logits, network, mode=mode, window=window, stride=stride, fill=(red, green, blue))
+        settings.get("note", print)(f"skipped, not an image: {_listed(others)}")
+    colors = settings.get("palette") or card.get("palette")
+    colors = colors or distinct_colors(int(getattr(network, "num_classes", 255)))
     written: list[Path] = []
     unreadable: list[str] = []
-    with evaluating(network):
-        for file, name in images.items():
-            try:
-                image = read_image(file)
-            except UnreadableFile as error:
-                unreadable.append(f"{file} ({error})")
-                continue
-            labels = _labels(segment, image, size, chosen)
-            _save(labels, out / "index" / name)
-            _save(colorize(labels, colors), out / "color" / name)
-            _save(overlay(image.permute(1, 2, 0).numpy(), labels, colors, alpha), out / "overlay" / name)
-            written.append(out / "index" / name)
+    for file, name in images.items():
+        try:
+            image = read_image(file)
+        except UnreadableFile as error:
+            unreadable.append(f"{file} ({error})")
+            continue
+        labels = segment(image)
+        shown = overlay(image.permute(1, 2, 0).numpy(), labels, colors, settings.get("alpha", 0.5))
+        for kind, picture in (("index", labels), ("color", colorize(labels, colors)), ("overlay", shown)):
+            _save(picture, out / kind / name)
+        written.append(out / "index" / name)
     if unreadable:
         kept = f"; the other {len(written)} are in {out}" if written else ""
         raise SegtailorError(f"{len(unreadable)} of {len(images)} images cannot be read: {_listed(unreadable)}{kept}")
@@ -84,7 +173,7 @@ def find_images(path: Path, out: Path) -> tuple[dict[Path, str], list[str]]:
     """Return the images at or below ``path`` with the name of their masks, and the files that are no images.
 
     Masks repeat the folders below ``path``; where two images differ in their suffix alone, it is kept in the names.
-    What lies in ``out`` is passed over. Raises SegtailorError when there is no such path or no image in it.
+    What is in ``out`` is passed over. Raises SegtailorError when there is no such path or no image in it.
     """
     from segtailor.data.image_io import IMAGE_SUFFIXES
 
@@ -92,7 +181,8 @@ def find_images(path: Path, out: Path) -> tuple[dict[Path, str], list[str]]:
         return {path: path.stem + ".png"}, []
     if not path.is_dir():
         raise SegtailorError(f"no such file or folder: {path}")
-    files = sorted(file for file in path.rglob("*") if file.is_file() and out not in file.parents)
+    skipped = out.resolve()
+    files = sorted(file for file in path.rglob("*") if file.is_file() and skipped not in file.resolve().parents)
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     others = [str(file.relative_to(path)) for file in files if file.suffix.lower() not in IMAGE_SUFFIXES]
     if not images:
@@ -104,21 +194,6 @@ def find_images(path: Path, out: Path) -> tuple[dict[Path, str], list[str]]:
         name = file.with_suffix(".png") if stems[file.with_suffix("")] == 1 else file.with_name(file.name + ".png")
         names[file] = name.relative_to(path).as_posix()
     return names, others
-
-
-def _labels(
-    segment: Callable[[torch.Tensor, Size], torch.Tensor], image: torch.Tensor, size: Size | None, device: torch.device
-) -> NDArray[np.uint8]:
-    import torch
-
-    from segtailor.data.image_io import resize_image
-
-    own = image.shape[-2], image.shape[-1]
-    if size is not None:
-        image = resize_image(image, size)
-    logits = segment(image[None].to(device), own)
-    labels: NDArray[np.uint8] = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
-    return labels
 
 
 def _trained_size(card: dict[str, Any]) -> Size | None:

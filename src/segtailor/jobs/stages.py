@@ -19,8 +19,7 @@ from segtailor.data.base import SegmentationDataset
 from segtailor.engine.learner import StageLearner
 from segtailor.engine.loop import Task, fit
 from segtailor.errors import SegtailorError
-from segtailor.methods.base import Method
-from segtailor.methods.stage import Stage
+from segtailor.methods.base import Method, Pretraining
 from segtailor.models.store import read_card
 from segtailor.models.teacher import Teacher
 
@@ -44,7 +43,7 @@ def run_stages(
     """
     records = []
     for name, method in methods.items():
-        stage = method.stage
+        stage = method.pretraining
         if stage is None:
             continue
         if stage.uses_teacher and teacher is None:
@@ -70,7 +69,7 @@ def run_stages(
     return records
 
 
-def stage_path(stage: Stage, recipe: DistillRecipe, settings: TrainConfig, fingerprint: str | None) -> Path:
+def stage_path(stage: Pretraining, recipe: DistillRecipe, settings: TrainConfig, fingerprint: str | None) -> Path:
     """Return the file of a stage: its name says by a hash what it was learnt from."""
     facts = {
         "stage": stage.key(),
@@ -105,7 +104,7 @@ def _no_other(fabric: Any, path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _settings(stage: Stage, train: TrainConfig) -> TrainConfig:
+def _settings(stage: Pretraining, train: TrainConfig) -> TrainConfig:
     """Return the run's training settings with the stage's own in their place."""
     own = {"steps": stage.steps, "optimizer": stage.optimizer, "schedule": stage.schedule}
     changes = {key: value for key, value in own.items() if value is not None}
@@ -114,7 +113,7 @@ def _settings(stage: Stage, train: TrainConfig) -> TrainConfig:
 
 def _train(
     fabric: Any,
-    stage: Stage,
+    stage: Pretraining,
     path: Path,
     recipe: DistillRecipe,
     settings: TrainConfig,
@@ -132,14 +131,14 @@ def _train(
     saving = settings.model_copy(update={"checkpoint_every": settings.checkpoint_every or recipe.evaluate.every})
     task = Task(stage.name, folder, data, val, recipe.data, saving, evaluate)
     torch.manual_seed(SEED)
-    lesson = stage.lesson(teacher)
+    lesson = stage.objective(teacher)
     trained = fit(fabric, StageLearner(lesson), teacher if stage.uses_teacher else None, task)
     if fabric.is_global_zero:
         card = {
             "stage": stage.name,
             "teacher": fingerprint,
             "data": recipe.data.name,
-            "data_licence": data.license,
+            "data_license": data.license,
             "settings": settings.model_dump(mode="json", include={"steps", "batch", "optimizer", "schedule"}),
             "seconds": trained.seconds,
             "miou_with_labels": trained.score.miou if trained.score is not None else None,

@@ -5,111 +5,126 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from torch import nn
 
 from segtailor.config import Strict, TrainRecipe
-from segtailor.data.base import SegmentationDataset
-from segtailor.engine.distiller import Distiller
-from segtailor.engine.launch import launch
-from segtailor.engine.loop import Task, Trained, fit
+from segtailor.engine.launch import launch, on_first_process
+from segtailor.engine.loop import Trained
 from segtailor.engine.preemption import resumable
-from segtailor.engine.runs import open_run, write_json
+from segtailor.engine.runs import open_run
 from segtailor.evaluation import inference_settings
-from segtailor.jobs.setup import (
+from segtailor.jobs.build import (
+    Arm,
+    Context,
+    build_arm,
     card_with_metrics,
-    check_weights_licences,
-    environment,
-    make_student,
-    model_card,
-    on_first_process,
-    open_data,
-    profile_size,
-    result_row,
-    weights_path,
-)  # fmt: skip
-from segtailor.jobs.unlabelled import refuse_unlabelled
+    open_context,
+    run_name,
+    train_arms,
+)
+from segtailor.jobs.objects import Objects
 from segtailor.models import save_model
+from segtailor.models.network import Network
 from segtailor.recipes import load_recipe
 from segtailor.report import write_report
 from segtailor.report.samples import write_samples
-from segtailor.results.model import RunResults, read_results
+from segtailor.report.summary import format_results, html_results
+from segtailor.results.model import Row, RunResults, read_results
+
+ROLES = {"model": "Model", "alone": "Student alone"}
 
 
 @dataclass
 class RunResult:
-    """A finished run: its folder, its report and what stands in ``results.json``."""
+    """A finished run: its folder, its report, and what is in ``results.json``. Shows itself as a table."""
 
     folder: Path
     report: Path
     results: RunResults
 
+    def __str__(self) -> str:
+        """Return the table that the command prints."""
+        return f"{format_results(self.results)}\nreport: {self.report}"
 
-def train(recipe: str | Path | Mapping[str, Any] | Strict, overrides: Mapping[str, Any] | None = None) -> RunResult:
+    def _repr_html_(self) -> str:
+        return html_results(self.results, self.report)
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any] | Strict,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    model: nn.Module | None = None,
+    train_data: Any = None,
+    val_data: Any = None,
+    classes: Any = None,
+) -> RunResult:
     """Train one model as ``recipe`` says (a shipped name, a YAML file, a mapping or a ``TrainRecipe``).
 
-    ``overrides`` maps dotted keys to values. Leaves ``model.safetensors``, ``results.json`` and ``report.html`` in the
-    run folder. Raises ``SegtailorError`` for a mistake in recipe or data, ``RunStopped`` after Ctrl-C.
+    ``overrides`` maps dotted keys to values. ``model`` (any ``nn.Module``, which gets the trained weights) and
+    ``train_data`` with ``val_data`` (`torch.utils.data.Dataset` of image and mask; ``classes`` are their names)
+    replace those that the recipe names. Leaves ``model.safetensors``, ``results.json`` and ``report.html`` in the run
+    folder. Raises ``SegtailorError`` for a mistake in recipe or data, ``RunStopped`` after Ctrl-C.
     """
-    checked = load_recipe(recipe, TrainRecipe, overrides)
-    refuse_unlabelled(checked.data)
+    objects = Objects(None, model, train_data, val_data, classes)
+    checked = load_recipe(recipe, TrainRecipe, {**objects.overrides("model"), **(overrides or {})})
     fabric = launch(checked.train)
-    data, val = open_data(checked.data, fabric)
-    model = make_student(checked.model, data.num_classes, checked.train.seed)
-    check_weights_licences(checked.run.license_policy, {"model": model}, fabric.is_global_zero)
-    name = checked.run.name or f"{checked.data.name}-{model.name}"
-    plain = checked.model_dump(mode="json")
-    run = on_first_process(fabric, lambda: open_run(checked.run, name, plain))
-    if run.finished:
-        return finished(run.path)
-    card = model_card(data, plain)
-    task = Task("train", run.path, data, val, checked.data, checked.train, checked.evaluate, card)
-    with resumable(run.path):
-        trained = fit(fabric, Distiller(model, {}, aux_weight=checked.train.aux_weight), None, task)
-    if fabric.is_global_zero:
-        save_model(trained.student, weights_path(run.path), card_with_metrics(card, trained.last, checked.train.steps))
-        size = profile_size(checked.data, val)
-        row = result_row(
-            "model", "Model", trained.student, trained.last, size, **training_facts(trained, checked.train.steps)
-        )
-        window = inference_settings(checked.evaluate, checked.data)["window"]
-        samples = write_samples(run.path, val, {"model": trained.student}, checked.evaluate, fabric.device, window)
-        results = {
-            **header(name, "train", checked.data.name, val, size),
-            "rows": [row],
-            "curves": {"model": "metrics.jsonl"},
-            "samples": samples,
-            "environment": environment(checked.train, fabric),
-        }
-        write_json(run.results, results)
-        write_report(run.path)
-    fabric.barrier()
+    context = open_context(fabric, checked, objects)
+    arm = build_arm(context, checked, "train")
+    name = checked.run.name or run_name(context.data_name, arm.student.name)
+    run = on_first_process(fabric, lambda: open_run(checked.run, name, arm.card["recipe"]))
+    if not run.finished:
+        arm.folder = run.path
+        with resumable(run.path):
+            train_alone(context, arm, name, "model")
+    objects.receive(run.path)
     return finished(run.path)
 
 
-def header(name: str, kind: str, data: str, dataset: SegmentationDataset, size: tuple[int, int]) -> dict[str, Any]:
-    """Return the head of ``results.json``."""
+def train_alone(context: Context, arm: Arm, name: str, role: Literal["model", "alone"]) -> tuple[Network, Row]:
+    """Train ``arm``, which has no methods, and write model and results into its folder; a report of a ``model``."""
+    (trained,) = train_arms(context, [arm])
+    row = context.row(role, ROLES[role], trained.student, trained.last, **training_facts(trained, arm))
+    if context.first:
+        card = card_with_metrics(arm.card, trained.last, arm.train.steps)
+        save_model(trained.student, arm.folder / "model.safetensors", card)
+        shown: dict[str, nn.Module] = {role: trained.student} if role == "model" else {}
+        results = RunResults(
+            **header(context, name, "train"), rows=[row], curves={role: "metrics.jsonl"},
+            samples=draw_samples(context, arm.folder, shown), environment=context.environment(arm.train),
+        )  # fmt: skip
+        results.write(arm.folder / "results.json")
+        if role == "model":
+            write_report(arm.folder)
+    context.fabric.barrier()
+    return trained.student, row
+
+
+def header(context: Context, name: str, kind: str) -> dict[str, Any]:
+    """Return the head of a run's results."""
+    val = context.val_data
     return {
-        "version": 1,
-        "name": name,
-        "kind": kind,
-        "method": None,
-        "variant": None,
-        "data": data,
-        "classes": list(dataset.classes),
-        "palette": [list(color) for color in dataset.palette],
-        "size": list(size),
-        "gap_closed": None,
-    }
+        "name": name, "kind": kind, "data": context.data_name, "classes": val.classes, "palette": val.palette,
+        "size": context.size,
+    }  # fmt: skip
 
 
-def training_facts(trained: Trained, steps: int) -> dict[str, Any]:
+def training_facts(trained: Trained, arm: Arm) -> dict[str, Any]:
     """Return what a row of the results says of a training."""
     return {
-        "best_miou": trained.best_miou,
-        "best_step": trained.best_step,
-        "steps": steps,
+        "best_miou": trained.best_miou, "best_step": trained.best_step, "steps": arm.train.steps,
         "seconds": trained.seconds,
-    }
+    }  # fmt: skip
+
+
+def draw_samples(context: Context, folder: Path, models: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
+    """Draw the validation images of the report into ``folder``, each as ``models`` segment it."""
+    if not models:
+        return []
+    window = inference_settings(context.evaluate, context.data)["window"]
+    return write_samples(folder, context.val_data, models, context.evaluate, context.fabric.device, window)
 
 
 def finished(folder: Path) -> RunResult:

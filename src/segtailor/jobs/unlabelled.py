@@ -17,10 +17,10 @@ from segtailor.data.pseudo import (
     mix_of,
     open_unlabelled,
 )
+from segtailor.engine.launch import on_first_process
 from segtailor.engine.logging import read_metrics
 from segtailor.engine.unlabelled import Reading, reading_of
 from segtailor.errors import SegtailorError
-from segtailor.jobs.setup import on_first_process
 from segtailor.methods.base import Method
 
 WORDS: dict[Reading, str] = {

@@ -29,7 +29,7 @@ from segtailor.methods.maskd import MaskedDistillation
 from segtailor.methods.none import NoDistillation
 from segtailor.methods.skd import Pairwise
 
-METHODS: dict[str, type[Method]] = {
+METHODS: dict[str, type[Method[Any]]] = {
     "none": NoDistillation,
     "kd": PixelKD,
     "fitnet": FitNet,
@@ -93,7 +93,7 @@ def create_method(
     student_channels: int | Channels,
     teacher_channels: int | Channels,
     **options: Any,
-) -> Method:
+) -> Method[Any]:
     """Return the method ``name`` for two networks of the given widths.
 
     Channels are a dict tap -> width (``model.tap_channels``), or an int, the width of the feature in front of the

@@ -9,10 +9,9 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from segtailor.losses import full_precision, standardise, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions
+from segtailor.losses import Step, full_precision, standardise, to_grid, valid_counts
+from segtailor.methods.base import Adversary, Channels, Method, VariantOptions
 from segtailor.methods.discriminator import Discriminator, discriminator_loss
-from segtailor.methods.stage import Opponent
 from segtailor.models.network import SegOutput
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -39,7 +38,7 @@ class AdversarialOptions(VariantOptions):
     width: PositiveInt = Field(64, description="channels of the discriminator's first layer")
 
 
-class Adversary(Opponent):
+class LogitAdversary(Adversary):
     """The discriminator with its loss and optimizer."""
 
     def __init__(self, num_classes: int, options: AdversarialOptions) -> None:
@@ -47,7 +46,7 @@ class Adversary(Opponent):
         self.options = options
         self.discriminator = Discriminator(num_classes, options.variant == "published", options.width)
 
-    def forward(self, student: SegOutput, teacher: SegOutput, target: Tensor) -> Tensor:
+    def forward(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> Tensor:
         """Return the discriminator's weighted loss for two detached outputs."""
         options = self.options
         with torch.autocast(student.logits.device.type, enabled=False):
@@ -69,7 +68,7 @@ class Adversary(Opponent):
         return torch.optim.Adam(parameters, lr=self.options.lr, betas=self.options.betas)
 
 
-class Adversarial(Method):
+class Adversarial(Method[AdversarialOptions]):
     """The holistic part of structured knowledge distillation (Liu et al., CVPR 2019).
 
     Term ``adversarial``: minus the mean score that a discriminator gives the student's logits; the discriminator is
@@ -91,23 +90,18 @@ class Adversarial(Method):
         "short trainings, where the discriminator learns nothing; grids below 4 x 4; tiny batches with `published`, "
         "whose batch norm mixes images"
     )
-    Options: ClassVar[type[MethodOptions]] = AdversarialOptions
-    void_only = True
-    options: AdversarialOptions
 
-    def __init__(
-        self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: AdversarialOptions
-    ) -> None:
-        super().__init__(num_classes, student_channels, teacher_channels, options)
+    def build(self, student: Channels, teacher: Channels) -> None:
+        """Make what the options ask for."""
+        options = self.options
         published = options.variant == "published"
-        self.needs = frozenset() if published else frozenset({"labels"})
-        self.couples_images = published
-        self.opponent = Adversary(num_classes, options) if options.adversarial else None
+        self.labels = "unused" if published else "ignore_mask"
+        self.adversary = LogitAdversary(self.num_classes, options) if options.adversarial else None
 
-    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return ``{"adversarial": ...}``."""
-        adversary = self.opponent
-        if not isinstance(adversary, Adversary):
+        adversary = self.adversary
+        if not isinstance(adversary, LogitAdversary):
             return {}
         # In eval mode the power iteration rests; there is no other difference without batch norm.
         adversary.discriminator.train(self.options.variant == "published")

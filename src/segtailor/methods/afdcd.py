@@ -10,8 +10,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
-from segtailor.losses import full_precision, global_count, pixel_kl, pixel_mean, recomputed, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, read_tap, width_of
+from segtailor.losses import Step, full_precision, pixel_kl, pixel_mean, recomputed, to_grid, valid_counts, valid_pixels
+from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
 from segtailor.models.network import SegOutput
 
 CODE = "Af-DCD's code"
@@ -53,7 +53,7 @@ class DenseContrastOptions(VariantOptions):
     temperature: PositiveFloat = Field(0.07, description="divides the distances of the contrast")
 
 
-class DenseContrast(Method):
+class DenseContrast(Method[DenseContrastOptions]):
     """Masked reconstruction of the teacher's last stage, and contrast without other images (Af-DCD, NeurIPS 2023).
 
     The student's map is lifted to the teacher's width by a 1x1 convolution, most of its positions are set to zero, and
@@ -97,21 +97,18 @@ class DenseContrast(Method):
         "little memory: its convolutions are as wide as the teacher's last stage; stages coarser than stride 8, which "
         "leave a patch or two for an image"
     )
-    Options: ClassVar[type[MethodOptions]] = DenseContrastOptions
-    void_only = True
-    options: DenseContrastOptions
     rebuild: nn.Module | None
 
-    def __init__(
-        self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: DenseContrastOptions
-    ) -> None:
-        super().__init__(num_classes, student_channels, teacher_channels, options)
+    def build(self, student: Channels, teacher: Channels) -> None:
+        """Make what the options ask for."""
+        options = self.options
         self.rebuild = None
-        needs = {"labels"} if options.variant == "clean" else set()
+        self.labels = "ignore_mask" if options.variant == "clean" else "unused"
+        self.inputs = frozenset({"logits"} if options.kd else ())
         if options.reconstruction or options.contrast:
-            self.taps = tap_names(options.tap, student_channels, teacher_channels)
-            own = width_of(student_channels, self.taps[0], "student")
-            guide = width_of(teacher_channels, self.taps[1], "teacher")
+            self.taps = tap_names(options.tap, student, teacher)
+            own = width_of(student, self.taps[0], "student")
+            guide = width_of(teacher, self.taps[1], "teacher")
             self.align = nn.Conv2d(own, guide, 1) if own != guide else nn.Identity()
             self.rebuild = nn.Sequential(
                 nn.Conv2d(guide, guide, 3, padding=1), nn.ReLU(), nn.Conv2d(guide, guide, 3, padding=1)
@@ -122,13 +119,9 @@ class DenseContrast(Method):
                     f"method afdcd cannot split the {guide} channels of the teacher's '{self.taps[1]}' into 2 to "
                     f"{options.groups} equal groups; choose other groups or another tap, or contrast: 0"
                 )
-            self.reads = frozenset(self.taps)
-            needs |= {"feature"} & self.reads
-        self.needs = frozenset(needs)
-        self.compares_logits = bool(options.kd)
-        self.minimal_at_teacher = frozenset({"kd"} if options.kd else ())
+            self.inputs |= frozenset(self.taps)
 
-    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return the terms whose weight is not 0."""
         options, terms = self.options, {}
         labels = target if options.variant == "clean" else None
@@ -142,17 +135,17 @@ class DenseContrast(Method):
             rebuilt = self.rebuild(lifted * (shown if valid is None else shown & (valid > 0)))
             if options.reconstruction:
                 cells = recomputed(squared_error, rebuilt, guide)
-                value = cells.sum() / len(cells) if labels is None else pixel_mean(cells / guide.shape[1], labels)
+                value = cells.sum() / len(cells) if labels is None else pixel_mean(cells / guide.shape[1], labels, step)
                 terms["reconstruction"] = options.reconstruction * value
             if options.contrast:
                 total, weight = dense_contrast(
                     rebuilt, guide, valid, self.groups, options.pool, options.patch, options.temperature
                 )
-                count = weight if labels is None else self.groups * global_count(lambda y: (y != 255).sum(), labels)
+                count = weight if labels is None else self.groups * step.count(valid_pixels, labels)
                 terms["contrast"] = options.contrast * total / count
         if options.kd:
             guide = to_grid(teacher.logits, (student.logits.shape[-2], student.logits.shape[-1]))
-            terms["kd"] = options.kd * pixel_kl(student.logits, guide, 1.0, labels)
+            terms["kd"] = options.kd * pixel_kl(student.logits, guide, 1.0, labels, step)
         return terms
 
     def _shown(self, maps: Tensor) -> Tensor:

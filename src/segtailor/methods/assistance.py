@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,14 +10,14 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from segtailor.config import OptimizerConfig, ScheduleConfig
-from segtailor.losses import channel_kl, cross_entropy, valid_counts
-from segtailor.methods.stage import Lesson, Stage
+from segtailor.losses import Step, channel_kl, cross_entropy, valid_counts
+from segtailor.methods.base import Pretraining, PretrainObjective
 from segtailor.models.label_assisted import Codes, LabelAssisted, LabelAssistedTeacher, load_assisted, save_assisted
 from segtailor.models.network import SegOutput
 from segtailor.models.teacher import Teacher
 
 
-class DualPath(Lesson):
+class DualPath(PretrainObjective):
     """Two codings of the same labels, two outputs: each must be right, and they must agree.
 
     Terms ``task`` and ``task_aux`` (weight 0.4), each summed over both paths, and ``consistency``: channel-wise KL from
@@ -38,13 +39,12 @@ class DualPath(Lesson):
         """The network, scored with labels."""
         return self.assisted
 
-    def forward(self, images: Tensor, target: Tensor, teacher: SegOutput | None, progress: float) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, target: Tensor, teacher: SegOutput | None, step: Step) -> dict[str, Tensor]:
         """Return the terms."""
         first, second = self.assisted(images, target), self.assisted(images, target)
-        size = (target.shape[-2], target.shape[-1])
-        terms = {"task": self._task(first.logits, target, size) + self._task(second.logits, target, size)}
+        terms = {"task": self._task(first.logits, target, step) + self._task(second.logits, target, step)}
         if first.aux_logits is not None:
-            aux = self._task(first.aux_logits, target, size) + self._task(second.aux_logits, target, size)
+            aux = self._task(first.aux_logits, target, step) + self._task(second.aux_logits, target, step)
             terms["task_aux"] = self.aux_weight * aux
         if self.consistency:
             grid = (first.logits.shape[-2], first.logits.shape[-1])
@@ -54,16 +54,18 @@ class DualPath(Lesson):
             terms["consistency"] = self.consistency * both
         return terms
 
-    def _task(self, logits: Tensor, target: Tensor, size: tuple[int, int]) -> Tensor:
-        return cross_entropy(self.assisted.upsample(logits, size), target)
+    def _task(self, logits: Tensor, target: Tensor, step: Step) -> Tensor:
+        size = (target.shape[-2], target.shape[-1])
+        return cross_entropy(self.assisted.upsample(logits, size), target, step)
 
 
-class AssistanceStage(Stage):
+class TeacherPretraining(Pretraining):
     """Trains the network of a :class:`LabelAssistedTeacher` and hands it its weights."""
 
     name: ClassVar[str] = "lad"
     about: ClassVar[str] = "the label-assisted teacher"
     uses_teacher: ClassVar[bool] = False
+    file_option: ClassVar[str] = "teacher_file"
 
     def __init__(
         self,
@@ -95,19 +97,18 @@ class AssistanceStage(Stage):
             **self.origin,
         }
 
-    def lesson(self, teacher: Teacher | None) -> Lesson:
+    def objective(self, teacher: Teacher | None) -> PretrainObjective:
         """Return the network with its losses; it is the teacher's own, made trainable until it is loaded again."""
-        import copy
-
         network = copy.deepcopy(self.teacher.model).requires_grad_(True)
         assisted = LabelAssisted(network, self.codes, self.noise)
         return DualPath(assisted, self.consistency, self.temperature, self.masked)
 
-    def save(self, lesson: nn.Module, path: Path, card: Mapping[str, Any]) -> None:
+    def save(self, objective: nn.Module, path: Path, card: Mapping[str, Any]) -> None:
         """Write the network."""
-        assert isinstance(lesson, DualPath)
-        save_assisted(lesson.assisted.model, path, card)
+        assert isinstance(objective, DualPath)
+        save_assisted(objective.assisted.model, path, card)
 
     def load(self, path: Path, fingerprint: str | None) -> None:
         """Give the teacher its weights."""
         load_assisted(self.teacher.model, path)
+        self.done = True

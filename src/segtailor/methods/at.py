@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from segtailor.losses import full_precision, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, read_tap, width_of
+from segtailor.losses import Step, full_precision, to_grid, valid_counts
+from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
 from segtailor.models.network import SegOutput
 
 
@@ -49,7 +49,7 @@ def attention(feature: Tensor, multiplicity: Tensor | None = None) -> Tensor:
     return F.normalize(energy, dim=1, eps=1e-12)
 
 
-class AttentionTransfer(Method):
+class AttentionTransfer(Method[AttentionTransferOptions]):
     """Squared error between maps of activity, one for each image and tap (Zagoruyko and Komodakis, ICLR 2017).
 
     Term ``at``; with several taps ``at.TAP``. ``published`` reads the feature after dropout and averages over all
@@ -66,33 +66,22 @@ class AttentionTransfer(Method):
         "it passes one number for each position, and nothing of which class is there; positions of little activity, as "
         "small or thin objects often are, hardly count"
     )
-    Options: ClassVar[type[MethodOptions]] = AttentionTransferOptions
-    void_only = True
-    compares_logits = False
-    options: AttentionTransferOptions
 
-    def __init__(
-        self,
-        num_classes: int,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        options: AttentionTransferOptions,
-    ) -> None:
-        super().__init__(num_classes, student_channels, teacher_channels, options)
+    def build(self, student: Channels, teacher: Channels) -> None:
+        """Make what the options ask for."""
+        options = self.options
         clean = options.variant == "clean"
         self.tap_of: dict[str, str] = {}
         taps = options.chosen() if options.at else []
         for tap in taps:
-            width_of(student_channels, tap, "student")
-            width_of(teacher_channels, tap, "teacher")
+            width_of(student, tap, "student")
+            width_of(teacher, tap, "teacher")
             term = f"at.{tap}" if len(taps) > 1 else "at"
             self.tap_of[term] = "classifier_input" if tap == "feature" and not clean else tap
-        self.reads = frozenset([*self.tap_of.values(), *({"feature"} & set(taps))])
-        conditions = {"labels": clean and bool(taps), "feature": "feature" in taps}
-        self.needs = frozenset(name for name, needed in conditions.items() if needed)
-        self.minimal_at_teacher = frozenset(self.tap_of)
+        self.inputs = frozenset([*self.tap_of.values(), *({"feature"} & set(taps))])
+        self.labels = "ignore_mask" if clean and taps else "unused"
 
-    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return the term of each tap, or nothing where the weight is 0."""
         terms = {}
         for term, tap in self.tap_of.items():

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
-from segtailor.config import ModelConfig
+from segtailor.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from segtailor.errors import SegtailorError, unknown
-from segtailor.methods.stage import Opponent, Stage
+from segtailor.losses import Step
 from segtailor.models.network import SegOutput
 from segtailor.models.teacher import Teacher
 
@@ -39,63 +42,141 @@ class VariantOptions(MethodOptions):
     variant: Literal["clean", "published"] = "clean"
 
 
-class Method(nn.Module):
-    """How knowledge passes: ``method(student, teacher, target, progress) -> {term: weighted loss}``.
+OptionsT = TypeVar("OptionsT", bound=MethodOptions, default=MethodOptions)
 
-    A subclass sets the class attributes below and writes :meth:`terms`. Its projectors are its parameters.
-    ``progress`` is step / steps, counted from 1; a plain float. The teacher's output is detached and autocast is off
-    inside, so terms compute in float32.
+
+class PretrainObjective(nn.Module, ABC):
+    """What a pre-training trains: one forward gives named, weighted losses; its trainable parameters are learned."""
+
+    @property
+    def subject(self) -> nn.Module | None:
+        """The network that is scored, or None where there is nothing to score."""
+        return None
+
+    @abstractmethod
+    def forward(self, images: Tensor, target: Tensor, teacher: SegOutput | None, step: Step) -> dict[str, Tensor]:
+        """Return the terms, which sum to the loss, for raw ``images`` (B,3,H,W) and ``target`` (B,H,W)."""
+
+
+class Pretraining(ABC):
+    """The training that a method needs before the student's; ``method.pretraining`` is an instance, or None.
+
+    The job trains :meth:`objective` with the settings below (batch, precision and data are the run's), saves it, and
+    gives the file to :meth:`load`. A later run with the same :meth:`key`, teacher and data takes the file it finds.
+    """
+
+    name: ClassVar[str]
+    """Starts the file's name."""
+    about: ClassVar[str]
+    """What is trained, for one printed line."""
+    uses_teacher: ClassVar[bool]
+    """Whether each batch comes with the output of the recipe's teacher."""
+    file_option: ClassVar[str]
+    """The method's option that names a file to load instead of training."""
+    steps: int | None = None
+    """Training steps; None takes the run's, as for the two below."""
+    optimizer: OptimizerConfig | None = None
+    schedule: ScheduleConfig | None = None
+    file: str | None = None
+    """A file that was trained earlier, loaded instead of training."""
+    done: bool = False
+    """Whether the method has what is trained here."""
+
+    @abstractmethod
+    def key(self) -> dict[str, Any]:
+        """Return what, beside teacher, data and training settings, the result depends on; plain values."""
+
+    @abstractmethod
+    def objective(self, teacher: Teacher | None) -> PretrainObjective:
+        """Return the module to be trained, untrained."""
+
+    @abstractmethod
+    def save(self, objective: nn.Module, path: Path, card: Mapping[str, Any]) -> None:
+        """Write what was trained as safetensors, ``card`` in it (plain values; `teacher` is its fingerprint)."""
+
+    @abstractmethod
+    def load(self, path: Path, fingerprint: str | None) -> None:
+        """Give the method what :meth:`save` wrote, and set :attr:`done`.
+
+        ``fingerprint`` is that of the recipe's teacher. Raises :class:`SegtailorError` where the file cannot be read,
+        does not fit, or was trained on another teacher.
+        """
+
+
+class Adversary(nn.Module, ABC):
+    """A network that is trained against the student, with its own optimizer.
+
+    Calling it gives the loss that it is trained by, so that data parallelism averages its gradients. While the main
+    loss is computed its parameters are frozen.
+    """
+
+    trained: bool = False
+    """Whether someone trains it; set by whoever steps its optimizer."""
+
+    @abstractmethod
+    def forward(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> Tensor:
+        """Return the adversary's weighted loss for two detached outputs and ``target`` (B,H,W)."""
+
+    @abstractmethod
+    def build_optimizer(self, parameters: Any) -> Any:
+        """Return the optimizer of ``parameters``, which are this module's own."""
+
+
+class Method(nn.Module, Generic[OptionsT]):
+    """How knowledge passes: ``method(student, teacher, target, step) -> {term: weighted loss}``.
+
+    A subclass sets ``name`` and ``summary`` and writes :meth:`terms`; with projectors also :meth:`build`, with options
+    ``class Mine(Method[MineOptions])``. The attributes below are read by the training loop; a class or, in ``build``,
+    an instance sets those that differ. The teacher's output is detached and autocast is off inside, so terms compute in
+    float32.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    formula: ClassVar[str]
-    """One line for each term."""
-    source: ClassVar[str]
+    """One line for lists of methods."""
+    formula: ClassVar[str] = ""
+    source: ClassVar[str] = ""
     widths: ClassVar[str] = "no widths to align: it compares logits"
-    """How networks of different width are brought together."""
     extra_modules: ClassVar[str] = "none"
-    """What it adds to the training that the exported student does not carry."""
     figures: ClassVar[str] = "none"
-    """Published figures, and whose."""
-    unsuited: ClassVar[str]
-    """When to choose another method."""
+    unsuited: ClassVar[str] = ""
     Options: ClassVar[type[MethodOptions]] = MethodOptions
 
-    uses_teacher: bool = True
-    """Whether it reads the teacher at all; where no method does, the teacher is not run."""
-    needs: frozenset[str] = frozenset()
-    """What it reads beside the logits: labels, aux_logits, feature. An instance may need less than its class."""
-    void_only: bool = False
-    """Whether labels tell it only where void is; it then learns from every pixel of images without masks."""
-    reads: frozenset[str] = frozenset()
-    """Taps that it reads beside the two kinds of logits, by their names in :class:`SegOutput`."""
-    compares_logits: bool = True
-    """Whether it compares the logits, too; only told, not acted on."""
-    phases: bool = False
-    """Some parameters are used only part of the time."""
-    couples_images: bool = False
-    """The value does not split over ranks and micro-batches."""
-    minimal_at_teacher: frozenset[str] = frozenset()
-    """Terms that are least where the student's output equals the teacher's."""
-    stage: Stage | None = None
-    """What must be learnt before the student is trained."""
-    teacher: Teacher | None = None
-    """A teacher of its own, instead of the recipe's; no part of the module."""
-    opponent: Opponent | None = None
-    """A network trained against the student; no part of the module, since it has an optimizer of its own."""
+    inputs: frozenset[str] = frozenset({"logits"})
+    """What it reads: ``logits``, ``aux_logits``, ``feature``, ``classifier_input``, ``stages.N`` and named taps."""
+    labels: Literal["unused", "ignore_mask", "classes"] = "ignore_mask"
+    """How it uses labels: not at all, to leave void pixels out, or by their classes."""
+    teacher: Literal["recipe", "none", "own"] = "recipe"
+    """Whose output it reads; where no method reads the recipe's teacher, that is not run."""
+    sparse_gradients: bool = False
+    """Whether some parameters are used only part of the time."""
+    pretraining: Pretraining | None = None
+    """What must be trained before the student."""
+    adversary: Adversary | None = None
+    """A network trained against the student; not registered as a submodule, since it has its own optimizer."""
+    own_teacher: Teacher | None = None
+    """What :meth:`build_teacher` returned; not registered either."""
 
-    def __init__(
-        self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: MethodOptions
-    ) -> None:
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        for base in cls.__dict__.get("__orig_bases__", ()):
+            for argument in get_args(base):
+                if isinstance(argument, type) and issubclass(argument, MethodOptions):
+                    cls.Options = argument
+
+    def __init__(self, num_classes: int, student: Channels, teacher: Channels, options: OptionsT) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.options = options
+        self.build(student, teacher)
+
+    def build(self, student: Channels, teacher: Channels) -> None:
+        """Make the projectors for networks of these widths, and set what depends on the options."""
 
     @classmethod
-    def own_teacher(cls, options: MethodOptions, student: ModelConfig, num_classes: int, seed: int) -> Teacher | None:
-        """Return the teacher that a method with ``options`` brings for a student built as ``student`` says, if any."""
-        return None
+    def build_teacher(cls, options: MethodOptions, student: ModelConfig, num_classes: int, seed: int) -> Teacher:
+        """Return the method's own teacher, for a student built as ``student`` says; for ``teacher = "own"``."""
+        raise NotImplementedError
 
     @classmethod
     def altered_logits(cls, options: MethodOptions) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -106,32 +187,54 @@ class Method(nn.Module):
         """
         return None
 
-    def adopt(self, teacher: Teacher) -> None:
-        """Take what :meth:`own_teacher` returned."""
-        self.teacher = teacher
+    def use_teacher(self, teacher: Teacher) -> None:
+        """Take what :meth:`build_teacher` returned."""
+        self.own_teacher = teacher
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("teacher", "opponent"):
-            object.__setattr__(self, name, value)  # not registered
+        if name in ("own_teacher", "adversary"):
+            object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
 
     def forward(
-        self, student: SegOutput, teacher: SegOutput, target: Tensor | None, progress: float
+        self, student: SegOutput, teacher: SegOutput, target: Tensor | None, step: Step | float
     ) -> dict[str, Tensor]:
-        """Return the weighted terms; ``target`` (B,H,W) holds class indices and 255 for void.
+        """Return the weighted terms; ``target`` (B,H,W) holds class indices and 255 for void, None for no labels.
 
-        Raises :class:`SegtailorError` where ``target`` is None and the method needs labels.
+        A number instead of ``step`` is its progress. Raises :class:`SegtailorError` where the method reads classes and
+        there are none, or where nobody trains what it depends on (see :meth:`check_driven`).
         """
         if target is None:
-            if "labels" in self.needs:
+            if self.labels == "classes":
                 raise SegtailorError(f"method {self.name} needs labels; give it a target, or choose another method")
             height, width = student.logits.shape[-2:]
             target = torch.zeros(len(student.logits), height, width, dtype=torch.uint8, device=student.logits.device)
+        self.check_driven()
+        if not isinstance(step, Step):
+            step = Step(step)
         with torch.autocast(student.logits.device.type, enabled=False):
-            return self.terms(student, teacher.detach(), target, progress)
+            return self.terms(student, teacher.detach(), target, step)
 
-    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+    def check_driven(self) -> None:
+        """Raise :class:`SegtailorError` unless own teacher, pre-training and adversary are there and trained."""
+        if self.teacher == "own" and self.own_teacher is None:
+            raise SegtailorError(
+                f"method {self.name} learns from a teacher that it builds and trains first, and has none; use "
+                "`segtailor distill`, or choose a method that learns from your teacher"
+            )
+        if self.pretraining is not None and not self.pretraining.done:
+            raise SegtailorError(
+                f"method {self.name}: {self.pretraining.about} must be trained first; use `segtailor distill`, or set "
+                f"{self.pretraining.file_option}"
+            )
+        if self.adversary is not None and not self.adversary.trained:
+            raise SegtailorError(
+                f"method {self.name} has an adversary that nobody trains, so its term would mean nothing; use "
+                "`segtailor distill`, or train method.adversary beside the student and set method.adversary.trained"
+            )
+
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return the weighted terms of a detached teacher; written by each method."""
         raise NotImplementedError
 
@@ -139,14 +242,14 @@ class Method(nn.Module):
         """Return ``output`` with only the tensors that this method reads, so that the others' memory is free."""
         return SegOutput(
             logits=output.logits,
-            aux_logits=output.aux_logits if "aux_logits" in self.needs else None,
-            feature=output.feature if "feature" in self.reads else None,
-            classifier_input=output.classifier_input if "classifier_input" in self.reads else None,
+            aux_logits=output.aux_logits if "aux_logits" in self.inputs else None,
+            feature=output.feature if "feature" in self.inputs else None,
+            classifier_input=output.classifier_input if "classifier_input" in self.inputs else None,
             stages=tuple(
-                stage if f"stages.{index}" in self.reads else stage.new_empty(0)
+                stage if f"stages.{index}" in self.inputs else stage.new_empty(0)
                 for index, stage in enumerate(output.stages)
             ),
-            taps={name: value for name, value in output.taps.items() if name in self.reads},
+            taps={name: value for name, value in output.taps.items() if name in self.inputs},
         )
 
 
@@ -186,10 +289,10 @@ def read_tap(output: SegOutput, tap: str, role: str) -> Tensor:
     return value
 
 
-def projector(student_channels: Channels, teacher_channels: Channels, tap: str, always: bool = False) -> nn.Module:
+def projector(student: Channels, teacher: Channels, tap: str, always: bool = False) -> nn.Module:
     """Return a 1x1 convolution without bias from the student's width of ``tap`` to the teacher's.
 
     It is the identity where the widths are equal, unless ``always``.
     """
-    own, guide = width_of(student_channels, tap, "student"), width_of(teacher_channels, tap, "teacher")
+    own, guide = width_of(student, tap, "student"), width_of(teacher, tap, "teacher")
     return nn.Conv2d(own, guide, 1, bias=False) if always or own != guide else nn.Identity()

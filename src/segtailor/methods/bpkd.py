@@ -11,8 +11,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
 from torch import Tensor
 
 from segtailor.files import VOID
-from segtailor.losses import channel_kl, full_precision, recomputed, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, MethodOptions
+from segtailor.losses import Step, channel_kl, full_precision, recomputed, to_grid, valid_counts
+from segtailor.methods.base import Method, MethodOptions
 from segtailor.models.network import SegOutput
 
 BLOCK = 16
@@ -43,7 +43,7 @@ class BoundaryPrivilegedOptions(MethodOptions):
         return width
 
 
-class BoundaryPrivileged(Method):
+class BoundaryPrivileged(Method[BoundaryPrivilegedOptions]):
     """KL over space on logits away from the labels' edges, KL over classes at them (Liu et al., WACV 2024).
 
     Reconstructed: the authors' training code is not public, the formula is a third party's reading. A label pixel is an
@@ -73,21 +73,9 @@ class BoundaryPrivileged(Method):
         "labels with rough or missing outlines (its edges are the labels'), and images that are mostly void; masks are "
         "made at label size, so many classes on large crops take time and memory"
     )
-    Options: ClassVar[type[MethodOptions]] = BoundaryPrivilegedOptions
-    needs: frozenset[str] = frozenset({"labels"})
-    options: BoundaryPrivilegedOptions
+    labels = "classes"
 
-    def __init__(
-        self,
-        num_classes: int,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        options: BoundaryPrivilegedOptions,
-    ) -> None:
-        super().__init__(num_classes, student_channels, teacher_channels, options)
-        self.minimal_at_teacher = frozenset(term for term in ("body", "edge") if getattr(options, term))
-
-    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return the terms whose weight is not 0."""
         options = self.options
         terms: dict[str, Tensor] = {}

@@ -9,9 +9,8 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from segtailor.files import VOID
-from segtailor.losses import full_precision, global_count, nearest_labels, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, read_tap, width_of
+from segtailor.losses import Step, full_precision, nearest_labels, to_grid, valid_counts, valid_pixels
+from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
 from segtailor.methods.relation.divergence import directions, relation_kl, unit
 from segtailor.methods.relation.memory import (
     VectorQueue,
@@ -68,7 +67,7 @@ class CIRKDOptions(VariantOptions):
     pool: PositiveInt = Field(1, description="side of the average pooling before the relations within the batch")
 
 
-class CIRKD(Method):
+class CIRKD(Method[CIRKDOptions]):
     """Cross-image relational distillation (Yang et al., CVPR 2022): KL between softmaxes over cosine similarities.
 
     Term ``minibatch`` compares each pixel with all pixels of each image on this process. ``memory_pixel`` and
@@ -109,45 +108,40 @@ class CIRKD(Method):
         "of pixels in a batch; two classes, which give the memory little to tell apart; little GPU memory: set the "
         "memory weights to 0, which cost most and gained least (+0.13 mIoU in a user's report)"
     )
-    Options: ClassVar[type[MethodOptions]] = CIRKDOptions
-    compares_logits = False
-    couples_images = True
-    options: CIRKDOptions
     projector: RelationProjector | None
 
-    def __init__(
-        self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: CIRKDOptions
-    ) -> None:
-        super().__init__(num_classes, student_channels, teacher_channels, options)
+    def build(self, student: Channels, teacher: Channels) -> None:
+        """Make what the options ask for."""
+        options = self.options
         self.clean = options.variant == "clean"
         self.queues = nn.ModuleDict()
         self.projector = None
         if options.memory_pixel or options.memory_region:
-            own = width_of(student_channels, "feature", "student")
-            guide = width_of(teacher_channels, "feature", "teacher")
+            own = width_of(student, "feature", "student")
+            guide = width_of(teacher, "feature", "teacher")
             self.projector = RelationProjector(own, guide)
-            longest = max(1, options.max_pixels // num_classes)
+            longest = max(1, options.max_pixels // self.num_classes)
             sizes = {"memory_pixel": options.pixel_queue, "memory_region": options.region_queue}
             for term, size in sizes.items():
                 if getattr(options, term):
-                    self.queues[term] = VectorQueue(num_classes, min(size, longest), guide, noise=not self.clean)
+                    self.queues[term] = VectorQueue(self.num_classes, min(size, longest), guide, noise=not self.clean)
         self.samples = {
-            "memory_pixel": options.pixel_samples // num_classes + 1,
-            "memory_region": options.region_samples // num_classes + 1,
+            "memory_pixel": options.pixel_samples // self.num_classes + 1,
+            "memory_region": options.region_samples // self.num_classes + 1,
         }
         used = bool(options.minibatch) or self.projector is not None
         self.tap = "feature" if self.clean else "classifier_input"
-        self.reads = frozenset({self.tap, "feature"} if used else ())
-        self.void_only = self.projector is None
-        labels = used and (self.clean or not self.void_only)
-        self.needs = frozenset(name for name, needed in {"labels": labels, "feature": used}.items() if needed)
-        self.minimal_at_teacher = frozenset({"minibatch"} if options.minibatch else ())
+        self.inputs = frozenset({self.tap, "feature"} if used else ())
+        if self.projector is not None:
+            self.labels = "classes"
+        else:
+            self.labels = "ignore_mask" if used and self.clean else "unused"
         self._warned = False
 
-    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return the terms whose weight is not 0."""
         terms: dict[str, Tensor] = {}
-        if not self.reads:
+        if not self.inputs:
             return terms
         own = full_precision(read_tap(student, self.tap, "student"))
         size = (own.shape[-2], own.shape[-1])
@@ -158,12 +152,12 @@ class CIRKD(Method):
             void = (counts == 0).view(len(own), 1, *size)
             own, guide = own.masked_fill(void, 0), guide.masked_fill(void, 0)
         if self.options.minibatch:
-            terms["minibatch"] = self.options.minibatch * self._minibatch(own, guide, counts, target)
+            terms["minibatch"] = self.options.minibatch * self._minibatch(own, guide, counts, target, step)
         if self.projector is not None:
-            terms |= self._memory(self.projector, own, guide, target)
+            terms |= self._memory(self.projector, own, guide, target, step)
         return terms
 
-    def _minibatch(self, own: Tensor, guide: Tensor, counts: Tensor | None, target: Tensor) -> Tensor:
+    def _minibatch(self, own: Tensor, guide: Tensor, counts: Tensor | None, target: Tensor, step: Step) -> Tensor:
         options = self.options
         if len(own) < 2:
             self._warn_of_one_image()
@@ -174,9 +168,11 @@ class CIRKD(Method):
         total = minibatch_relations(own, guide, counts, options.temperature, options.within_image)
         if counts is None:
             return total / (len(own) * own[0, 0].numel())
-        return total / global_count(lambda labels: (labels != VOID).sum(), target)
+        return total / step.count(valid_pixels, target)
 
-    def _memory(self, projector: RelationProjector, own: Tensor, guide: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def _memory(
+        self, projector: RelationProjector, own: Tensor, guide: Tensor, target: Tensor, step: Step
+    ) -> dict[str, Tensor]:
         options, size = self.options, (own.shape[-2], own.shape[-1])
         labels, guides = self._labels(target, size), directions(guide)
         if self.training:
@@ -185,7 +181,7 @@ class CIRKD(Method):
         rows = own.flatten(2).transpose(1, 2).flatten(0, 1)
         anchors = unit(projector(rows, valid if self.clean else None))
         if self.clean:
-            count = global_count(lambda part: (self._labels(part, size) < self.num_classes).sum(), target)
+            count = step.count(lambda part: (self._labels(part, size) < self.num_classes).sum(), target)
         else:
             count = valid.sum().clamp(min=1)
         terms = {}

@@ -7,8 +7,8 @@ from typing import ClassVar
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
-from segtailor.losses import channel_kl, full_precision, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, projector, read_tap
+from segtailor.losses import Step, channel_kl, full_precision, to_grid, valid_counts
+from segtailor.methods.base import Channels, Method, VariantOptions, projector, read_tap
 from segtailor.models.network import SegOutput
 
 
@@ -27,7 +27,7 @@ class ChannelWiseOptions(VariantOptions):
     temperature: PositiveFloat = Field(4.0, description="divides the maps before the softmax over space")
 
 
-class ChannelWise(Method):
+class ChannelWise(Method[ChannelWiseOptions]):
     """KL divergence between softmaxes over space, one for each channel of each image (Shu et al., ICCV 2021).
 
     Terms ``cwd_logits`` and ``cwd_feature``; the feature term lifts the student's feature to the teacher's width by a
@@ -50,27 +50,20 @@ class ChannelWise(Method):
         "pairs of a CNN and a transformer, whose features are active in other places (the published SegFormer figure "
         "lies below the student alone); teachers without a feature, with which `feature: 0` leaves the logit term"
     )
-    Options: ClassVar[type[MethodOptions]] = ChannelWiseOptions
-    void_only = True
-    minimal_at_teacher: frozenset[str] = frozenset({"cwd_logits"})
-    options: ChannelWiseOptions
     projector: nn.Module | None
 
-    def __init__(
-        self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: ChannelWiseOptions
-    ) -> None:
-        super().__init__(num_classes, student_channels, teacher_channels, options)
+    def build(self, student: Channels, teacher: Channels) -> None:
+        """Make what the options ask for."""
+        options = self.options
         self.projector = None
-        needs = {"labels"} if options.variant == "clean" else set()
+        self.labels = "ignore_mask" if options.variant == "clean" else "unused"
+        self.inputs = frozenset({"logits"} if options.logits else ())
         if options.feature:
             self.tap = "feature" if options.variant == "clean" else "classifier_input"
-            self.reads = frozenset({self.tap, "feature"})
-            needs.add("feature")
-            self.projector = projector(student_channels, teacher_channels, "feature")
-        self.needs = frozenset(needs)
-        self.compares_logits = bool(options.logits)
+            self.inputs |= {self.tap, "feature"}
+            self.projector = projector(student, teacher, "feature")
 
-    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return the terms whose weight is not 0."""
         options, terms = self.options, {}
         if options.logits:

@@ -51,19 +51,17 @@ def describe(name: str) -> str:
     return "\n".join(lines)
 
 
-def _facts(name: str, method: type[Method]) -> dict[str, str]:
+def _facts(name: str, method: type[Method[Any]]) -> dict[str, str]:
     default = create_method(name, 2, student_channels=WIDTHS, teacher_channels=WIDTHS)
-    maps = {"logits": default.compares_logits, "aux_logits": "aux_logits" in default.needs}
-    taps = [*(name for name, read in maps.items() if read), *sorted(default.reads)]
-    needs = sorted(default.needs - {"aux_logits", "feature"})
-    if method.stage is not None or default.stage is not None or name == "lad":
+    taps = sorted(default.inputs, key=lambda tap: (tap != "logits", tap != "aux_logits", tap))
+    needs = [] if default.labels == "unused" else ["labels"]
+    if default.pretraining is not None or default.teacher == "own":
         needs.append("a stage of its own before the student's training")
     return {
         "taps": ", ".join(taps) or "none",
         "needs beside them": ", ".join(needs) or "nothing",
         "widths": method.widths,
         "extra modules": method.extra_modules,
-        "batches": "its value depends on which images share a device" if default.couples_images else "any split",
         "cost": cost(name),
         "published figures": method.figures,
         "unsuited": method.unsuited,

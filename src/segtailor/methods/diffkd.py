@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from segtailor.losses import full_precision, pixel_mean, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, read_tap, width_of
+from segtailor.losses import Step, full_precision, pixel_mean, to_grid, valid_counts
+from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
 from segtailor.methods.diffusion.distances import DISTANCES
 from segtailor.methods.diffusion.pair import DiffusedPair, PairSettings
 from segtailor.models.network import SegOutput
@@ -76,7 +76,7 @@ class DiffKDOptions(VariantOptions):
         return value
 
 
-class DiffKD(Method):
+class DiffKD(Method[DiffKDOptions]):
     """The student's map, taken for the teacher's with noise in it, is denoised and then compared (Huang et al., 2023).
 
     Reconstructed: the official segmentation code is in no public repository. ``published`` has the parts of the
@@ -118,44 +118,43 @@ class DiffKD(Method):
         "denoiser is one channel wide inside and `dist` has no gradient within a pixel; where training time counts: "
         "every step runs each denoiser six times"
     )
-    Options: ClassVar[type[MethodOptions]] = DiffKDOptions
-    void_only = True
-    phases = True
-    couples_images = True
-    options: DiffKDOptions
+    sparse_gradients = True
 
-    def __init__(
-        self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: DiffKDOptions
-    ) -> None:
-        super().__init__(num_classes, student_channels, teacher_channels, options)
+    def build(self, student: Channels, teacher: Channels) -> None:
+        """Make what the options ask for."""
+        options = self.options
         settings = PairSettings(options.steps, options.kernel, options.mixing, options.start, options.denoiser_gradient)
         clean = options.variant == "clean"
         self.pairs = nn.ModuleDict()
         for key in ("logits", "aux"):
             if getattr(options, key):
-                self.pairs[key] = DiffusedPair(num_classes, num_classes, settings)
+                self.pairs[key] = DiffusedPair(self.num_classes, self.num_classes, settings)
         self.tap = "feature" if clean else "classifier_input"
         if options.feature:
             widths = (
-                width_of(student_channels, "feature", "student"),
-                width_of(teacher_channels, "feature", "teacher"),
+                width_of(student, "feature", "student"),
+                width_of(teacher, "feature", "teacher"),
             )
             self.pairs["feature"] = DiffusedPair(*widths, settings, options.encoder_width)
-            self.reads = frozenset({self.tap, "feature"})
-        conditions = {"labels": clean and self.pairs, "aux_logits": options.aux, "feature": options.feature}
-        self.needs = frozenset(name for name, needed in conditions.items() if needed)
-        self.compares_logits = bool(options.logits)
+        taps = {
+            "logits": options.logits,
+            "aux_logits": options.aux,
+            "feature": options.feature,
+            self.tap: options.feature,
+        }
+        self.inputs = frozenset(tap for tap, weight in taps.items() if weight)
+        self.labels = "ignore_mask" if clean and self.pairs else "unused"
         # A network may turn out to have no auxiliary logits; then that pair's parameters are never used.
         freezes = options.feature and options.encoder_width is not None and options.freeze_encoder_after < 1
-        self.phases = bool(options.aux or freezes)
+        self.sparse_gradients = bool(options.aux or freezes)
 
-    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return the terms of every pair that both networks have."""
         terms: dict[str, Tensor] = {}
         for key, pair in self.pairs.items():
             own, guide = self._tensors(student, key, "student"), self._tensors(teacher, key, "teacher")
             if own is not None and guide is not None:
-                terms |= self._pair(key, pair, own, guide, target, progress)
+                terms |= self._pair(key, pair, own, guide, target, step)
         return terms
 
     def _tensors(self, output: SegOutput, key: str, role: str) -> Tensor | None:
@@ -164,7 +163,7 @@ class DiffKD(Method):
         return output.logits if key == "logits" else output.aux_logits
 
     def _pair(
-        self, key: str, pair: nn.Module, student: Tensor, teacher: Tensor, target: Tensor, progress: float
+        self, key: str, pair: nn.Module, student: Tensor, teacher: Tensor, target: Tensor, step: Step
     ) -> dict[str, Tensor]:
         options, suffix = self.options, SUFFIXES[key]
         size = (student.shape[-2], student.shape[-1])
@@ -174,12 +173,12 @@ class DiffKD(Method):
             to_grid(teacher, size),
             None if counted is None else valid_counts(counted, size),
             train_denoiser=options.ddim > 0,
-            train_encoder=progress <= options.freeze_encoder_after,
+            train_encoder=step.progress <= options.freeze_encoder_after,
         )
         distance = DISTANCES["mse" if key == "feature" else options.distance]
-        terms = {f"kd{suffix}": getattr(options, key) * distance(result.refined, result.goal, counted)}
+        terms = {f"kd{suffix}": getattr(options, key) * distance(result.refined, result.goal, counted, step)}
         if result.ddim is not None:
-            terms[f"ddim{suffix}"] = options.ddim * pixel_mean(result.ddim, counted)
+            terms[f"ddim{suffix}"] = options.ddim * pixel_mean(result.ddim, counted, step)
         if result.rec is not None:
-            terms[f"rec{suffix}"] = options.rec * pixel_mean(result.rec, counted)
+            terms[f"rec{suffix}"] = options.rec * pixel_mean(result.rec, counted, step)
         return terms

@@ -8,8 +8,8 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from segtailor.losses import full_precision, pixel_mean, recomputed, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions
+from segtailor.losses import Step, full_precision, pixel_mean, recomputed, to_grid, valid_counts
+from segtailor.methods.base import Channels, Method, VariantOptions
 from segtailor.methods.standardised import DESCRIPTION, check_classes, standardised
 from segtailor.models.network import SegOutput
 
@@ -36,7 +36,7 @@ class DISTOptions(VariantOptions):
     standardise: bool = Field(False, description=DESCRIPTION)
 
 
-class DIST(Method):
+class DIST(Method[DISTOptions]):
     """Pearson distances between class probabilities (Huang et al., NeurIPS 2022).
 
     Terms ``inter`` and ``intra``, and ``inter_aux`` and ``intra_aux`` on the auxiliary logits. ``published`` counts
@@ -63,31 +63,25 @@ class DIST(Method):
         "two classes: the correlation of two numbers is 1 or -1, so that `inter` has no gradient; "
         "where calibrated probabilities are wanted, since a correlation ignores scale and shift: take kd"
     )
-    Options: ClassVar[type[MethodOptions]] = DISTOptions
-    void_only = True
-    options: DISTOptions
 
-    def __init__(
-        self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: DISTOptions
-    ) -> None:
-        super().__init__(num_classes, student_channels, teacher_channels, options)
+    def build(self, student: Channels, teacher: Channels) -> None:
+        """Make what the options ask for."""
+        options = self.options
         if options.standardise:
-            check_classes(self.name, num_classes)
-        clean = options.variant == "clean"
-        terms = [term for term in ("inter", "intra") if getattr(options, term)]
-        self.needs = frozenset(({"labels"} if clean else set()) | ({"aux_logits"} if options.aux else set()))
-        self.couples_images = not clean and bool(options.intra)
-        suffixes = ("", "_aux") if options.aux else ("",)
-        self.minimal_at_teacher = frozenset(term + suffix for term in terms for suffix in suffixes)
+            check_classes(self.name, self.num_classes)
+        self.labels = "ignore_mask" if options.variant == "clean" else "unused"
+        self.inputs = frozenset({"logits", "aux_logits"} if options.aux else {"logits"})
 
-    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return the terms whose weight is not 0."""
-        terms = self._pair(student.logits, teacher.logits, target, 1.0, "")
+        terms = self._pair(student.logits, teacher.logits, target, step, 1.0, "")
         if self.options.aux and student.aux_logits is not None and teacher.aux_logits is not None:
-            terms |= self._pair(student.aux_logits, teacher.aux_logits, target, self.options.aux, "_aux")
+            terms |= self._pair(student.aux_logits, teacher.aux_logits, target, step, self.options.aux, "_aux")
         return terms
 
-    def _pair(self, student: Tensor, teacher: Tensor, target: Tensor, factor: float, suffix: str) -> dict[str, Tensor]:
+    def _pair(
+        self, student: Tensor, teacher: Tensor, target: Tensor, step: Step, factor: float, suffix: str
+    ) -> dict[str, Tensor]:
         options = self.options
         size = (student.shape[-2], student.shape[-1])
         teacher = to_grid(teacher, size)
@@ -95,7 +89,7 @@ class DIST(Method):
         settings = options.temperature, options.standardise
         if options.inter:
             cells = recomputed(_inter_cells, student, teacher, *settings)
-            terms[f"inter{suffix}"] = factor * options.inter * pixel_mean(cells, target if clean else None)
+            terms[f"inter{suffix}"] = factor * options.inter * pixel_mean(cells, target if clean else None, step)
         if options.intra:
             valid = valid_counts(target, size) if clean else None
             distance = recomputed(_intra, student, teacher, valid, *settings)

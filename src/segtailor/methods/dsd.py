@@ -11,9 +11,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from segtailor.errors import SegtailorError
-from segtailor.losses import full_precision, to_grid, valid_counts
+from segtailor.losses import Step, full_precision, to_grid, valid_counts
 from segtailor.methods.at import attention
-from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, read_tap, width_of
+from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
 from segtailor.models.network import SegOutput
 
 OUTSIDE = -1e30
@@ -78,7 +78,7 @@ def _summed(values: Tensor) -> Tensor:
     return F.avg_pool2d(values, 2, 2, ceil_mode=True, divisor_override=1).flatten(2)
 
 
-class DoubleSimilarity(Method):
+class DoubleSimilarity(Method[DoubleSimilarityOptions]):
     """Residual attention between layers, and similarity between classes (Feng et al., IEEE TIP 2021).
 
     Terms ``psd`` and ``csd``. ``psd`` compares how the maps of mean squared activations differ between the auxiliary
@@ -103,26 +103,19 @@ class DoubleSimilarity(Method):
         "two classes, whose similarities are four numbers an image; networks without auxiliary logits, where `psd` "
         "keeps one of three comparisons; classes of very few pixels, whose peaked maps rule `csd`"
     )
-    Options: ClassVar[type[MethodOptions]] = DoubleSimilarityOptions
-    void_only = True
-    options: DoubleSimilarityOptions
 
-    def __init__(
-        self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: DoubleSimilarityOptions
-    ) -> None:
-        super().__init__(num_classes, student_channels, teacher_channels, options)
+    def build(self, student: Channels, teacher: Channels) -> None:
+        """Make what the options ask for."""
+        options = self.options
         clean = options.variant == "clean"
         self.tap = "feature" if clean else "classifier_input"
-        needs = {"labels"} if clean and (options.psd or options.csd) else set()
+        self.labels = "ignore_mask" if clean and (options.psd or options.csd) else "unused"
         if options.psd:
-            width_of(student_channels, "feature", "student")
-            width_of(teacher_channels, "feature", "teacher")
-            self.reads = frozenset({self.tap, "feature"})
-            needs |= {"feature", "aux_logits"}
-        self.needs = frozenset(needs)
-        self.minimal_at_teacher = frozenset(term for term in ("psd", "csd") if getattr(options, term))
+            width_of(student, "feature", "student")
+            width_of(teacher, "feature", "teacher")
+            self.inputs = frozenset({"logits", "aux_logits", "feature", self.tap})
 
-    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return the terms whose weight is not 0.
 
         Raises :class:`SegtailorError` where ``published`` meets a network without auxiliary logits.

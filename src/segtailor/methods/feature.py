@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
-from segtailor.losses import full_precision, pixel_mean, recomputed, standardise, to_grid, valid_counts
+from segtailor.losses import Step, full_precision, pixel_mean, recomputed, standardise, to_grid, valid_counts
 from segtailor.methods.base import Channels, Method, MethodOptions, projector, read_tap, width_of
 from segtailor.models.network import SegOutput
 
@@ -35,7 +35,7 @@ class FeatureOptions(MethodOptions):
     tap: str = Field("feature", description="`feature` (in front of the classifier) or `stages.N`")
 
 
-class FeatureRegression(Method):
+class FeatureRegression(Method[FeatureOptions]):
     """Squared error between the projected student's feature and the teacher's.
 
     Term ``feature``. ``standardised`` compares every channel of an image at mean 0 and variance 1 over its valid
@@ -60,33 +60,27 @@ class FeatureRegression(Method):
         "a teacher that gives only logits (then `kd`); short runs, since the projector must first be learnt; "
         "`standardised` on crops of a few cells, where moments over one image say little"
     )
-    Options: ClassVar[type[MethodOptions]] = FeatureOptions
-    void_only = True
-    compares_logits = False
-    options: FeatureOptions
     projector: nn.Module | None
 
-    def __init__(
-        self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: FeatureOptions
-    ) -> None:
-        super().__init__(num_classes, student_channels, teacher_channels, options)
+    def build(self, student: Channels, teacher: Channels) -> None:
+        """Make what the options ask for."""
+        options = self.options
         self.projector = None
         if not options.feature:
+            self.inputs, self.labels = frozenset(), "unused"
             return
         tap = options.tap
-        own, guide = width_of(student_channels, tap, "student"), width_of(teacher_channels, tap, "teacher")
+        own, guide = width_of(student, tap, "student"), width_of(teacher, tap, "teacher")
         if options.projector == "none" and own != guide:
             raise SegtailorError(
                 f"method 'feature', option 'projector': '{tap}' has {own} channels in the student and {guide} in the "
                 "teacher; only equal widths go without a projector"
             )
         trained = options.projector == "trained"
-        self.projector = projector(student_channels, teacher_channels, tap, always=trained)
-        self.reads = frozenset({tap})
-        self.needs = frozenset({"labels", "feature"} if tap == "feature" else {"labels"})
-        self.minimal_at_teacher = frozenset() if trained else frozenset({"feature"})
+        self.projector = projector(student, teacher, tap, always=trained)
+        self.inputs = frozenset({tap})
 
-    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return ``{"feature": ...}``, or nothing at weight 0."""
         options, lift = self.options, self.projector
         if lift is None:
@@ -101,7 +95,7 @@ class FeatureRegression(Method):
 
         errors = recomputed(cells, own, guide)
         by_image = options.normalise == "standardised"
-        value = image_mean(errors, valid) if by_image else pixel_mean(errors, target)
+        value = image_mean(errors, valid) if by_image else pixel_mean(errors, target, step)
         return {"feature": options.feature * value}
 
 

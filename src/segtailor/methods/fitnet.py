@@ -7,8 +7,8 @@ from typing import ClassVar
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
-from segtailor.losses import full_precision, pixel_mean, to_grid
-from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, projector, read_tap
+from segtailor.losses import Step, full_precision, pixel_mean, to_grid
+from segtailor.methods.base import Channels, Method, VariantOptions, projector, read_tap
 from segtailor.models.network import SegOutput
 
 
@@ -19,7 +19,7 @@ class FitNetOptions(VariantOptions):
     fitnet: NonNegativeFloat = Field(10.0, description="weight of the term")
 
 
-class FitNet(Method):
+class FitNet(Method[FitNetOptions]):
     """Squared error between the features in front of the classifier, after a projection (Romero et al., ICLR 2015).
 
     Term ``fitnet``. The paper trains a middle layer by such a hint first, and the whole network afterwards; here, as in
@@ -38,29 +38,26 @@ class FitNet(Method):
         "the error is in units of the teacher's feature, so a teacher of another scale needs another weight; a student "
         "far narrower than the teacher cannot follow every channel (at, skd and ifvd ask for less)"
     )
-    Options: ClassVar[type[MethodOptions]] = FitNetOptions
-    void_only = True
-    compares_logits = False
-    options: FitNetOptions
+    inputs = frozenset()
     projector: nn.Module | None
 
-    def __init__(
-        self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: FitNetOptions
-    ) -> None:
-        super().__init__(num_classes, student_channels, teacher_channels, options)
+    def build(self, student: Channels, teacher: Channels) -> None:
+        """Make what the options ask for."""
+        options = self.options
         self.projector = None
+        clean = options.variant == "clean"
+        self.labels = "ignore_mask" if clean and options.fitnet else "unused"
         if options.fitnet:
-            clean = options.variant == "clean"
             self.tap = "feature" if clean else "classifier_input"
-            self.reads = frozenset({self.tap, "feature"})
-            self.needs = frozenset({"feature", "labels"} if clean else {"feature"})
-            self.projector = projector(student_channels, teacher_channels, "feature", always=True)
+            self.inputs = frozenset({self.tap, "feature"})
+            self.projector = projector(student, teacher, "feature", always=True)
 
-    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return ``{"fitnet": ...}``, or nothing where its weight is 0."""
         if self.projector is None:
             return {}
         lifted = self.projector(full_precision(read_tap(student, self.tap, "student")))
         guide = to_grid(read_tap(teacher, self.tap, "teacher"), (lifted.shape[-2], lifted.shape[-1]))
         errors = (lifted - guide).square().mean(1)
-        return {"fitnet": self.options.fitnet * pixel_mean(errors, target if self.options.variant == "clean" else None)}
+        labels = target if self.options.variant == "clean" else None
+        return {"fitnet": self.options.fitnet * pixel_mean(errors, labels, step)}

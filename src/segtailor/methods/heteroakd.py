@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from segtailor.losses import class_counts, full_precision, pixel_kl, pixel_mean, to_grid
+from segtailor.losses import Step, class_counts, full_precision, pixel_kl, pixel_mean, to_grid
 from segtailor.methods.base import Channels, Method, MethodOptions, read_tap, width_of
 from segtailor.models.network import SegOutput
 
@@ -48,7 +48,7 @@ class HeterogeneousOptions(MethodOptions):
         return weight
 
 
-class Heterogeneous(Method):
+class Heterogeneous(Method[HeterogeneousOptions]):
     """The better of teacher and student, cell by cell, in class-logit space (HeteroAKD, Huang et al., AAAI 2025).
 
     The authors' code was not at hand: the reading, from the abstract and third parties, is ours. A 1x1 convolution with
@@ -82,26 +82,19 @@ class Heterogeneous(Method):
         "micro-batches of one or two small images, whose batch-norm moments are noisy; networks of the same family, "
         "for which it was not made"
     )
-    Options: ClassVar[type[MethodOptions]] = HeterogeneousOptions
-    couples_images = True
-    options: HeterogeneousOptions
+    labels = "classes"
     projectors: nn.ModuleDict
 
-    def __init__(
-        self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: HeterogeneousOptions
-    ) -> None:
-        super().__init__(num_classes, student_channels, teacher_channels, options)
+    def build(self, student: Channels, teacher: Channels) -> None:
+        """Make what the options ask for."""
+        options = self.options
         self.projectors = nn.ModuleDict()
         if options.hybrid:
-            for role, channels in (("student", student_channels), ("teacher", teacher_channels)):
-                self.projectors[role] = ClassProjector(width_of(channels, "feature", role), num_classes)
-            self.reads = frozenset({"feature"})
-        self.needs = frozenset({"labels", "feature"} if options.hybrid else {"labels"})
-        self.compares_logits = bool(options.kd)
-        self.couples_images = bool(options.hybrid)
-        self.minimal_at_teacher = frozenset({"kd"} if options.kd else ())
+            for role, channels in (("student", student), ("teacher", teacher)):
+                self.projectors[role] = ClassProjector(width_of(channels, "feature", role), self.num_classes)
+        self.inputs = frozenset(tap for tap, weight in (("feature", options.hybrid), ("logits", options.kd)) if weight)
 
-    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return the terms whose weight is not 0."""
         options = self.options
         terms: dict[str, Tensor] = {}
@@ -117,13 +110,13 @@ class Heterogeneous(Method):
             guide = self.projectors["teacher"](to_grid(read_tap(teacher, "feature", "teacher"), size), valid)
             mixed, weight = self._target(own.detach(), guide.detach(), shares, valid)
             cells = weight * divergence(own, mixed, options.temperature)
-            terms["hybrid"] = options.hybrid * pixel_mean(cells, target)
-            terms["teacher_task"] = options.teacher_task * pixel_mean(unlikelihood(guide, shares), target)
+            terms["hybrid"] = options.hybrid * pixel_mean(cells, target, step)
+            terms["teacher_task"] = options.teacher_task * pixel_mean(unlikelihood(guide, shares), target, step)
             if options.student_task:
-                terms["student_task"] = options.student_task * pixel_mean(unlikelihood(own, shares), target)
+                terms["student_task"] = options.student_task * pixel_mean(unlikelihood(own, shares), target, step)
         if options.kd:
             logits = to_grid(teacher.logits, (student.logits.shape[-2], student.logits.shape[-1]))
-            terms["kd"] = options.kd * pixel_kl(student.logits, logits, options.temperature, target)
+            terms["kd"] = options.kd * pixel_kl(student.logits, logits, options.temperature, target, step)
         return terms
 
     def _target(self, student: Tensor, teacher: Tensor, shares: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from segtailor.losses import full_precision, global_count, nearest_labels, to_grid
-from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, read_tap, width_of
+from segtailor.losses import Step, full_precision, nearest_labels, to_grid
+from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
 from segtailor.models.network import SegOutput
 
 
@@ -37,7 +37,7 @@ def class_variation(feature: Tensor, membership: Tensor, eps: float = 1e-8) -> T
     return cosines
 
 
-class ClassVariation(Method):
+class ClassVariation(Method[ClassVariationOptions]):
     """Squared error between maps of each pixel's cosine to the mean of its class (Wang et al., ECCV 2020).
 
     Term ``ifvd``; means are taken in each image by itself, and the gradient flows through the student's. A cell of the
@@ -59,25 +59,19 @@ class ClassVariation(Method):
         "small crops, where a class's mean comes from few pixels (a lone one is its own mean and adds nothing); images "
         "without labels; it says nothing of how classes lie to one another"
     )
-    Options: ClassVar[type[MethodOptions]] = ClassVariationOptions
-    compares_logits = False
-    needs: frozenset[str] = frozenset({"feature", "labels"})
-    minimal_at_teacher: frozenset[str] = frozenset({"ifvd"})
-    options: ClassVariationOptions
+    inputs = frozenset()
 
-    def __init__(
-        self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: ClassVariationOptions
-    ) -> None:
-        super().__init__(num_classes, student_channels, teacher_channels, options)
+    def build(self, student: Channels, teacher: Channels) -> None:
+        """Make what the options ask for."""
+        options = self.options
         self.tap = "feature" if options.variant == "clean" else "classifier_input"
+        self.labels = "classes" if options.ifvd else "unused"
         if options.ifvd:
-            width_of(student_channels, "feature", "student")
-            width_of(teacher_channels, "feature", "teacher")
-            self.reads = frozenset({self.tap, "feature"})
-        else:
-            self.needs = self.minimal_at_teacher = frozenset()
+            width_of(student, "feature", "student")
+            width_of(teacher, "feature", "teacher")
+            self.inputs = frozenset({self.tap, "feature"})
 
-    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return ``{"ifvd": ...}``, or nothing where its weight is 0."""
         options = self.options
         if not options.ifvd:
@@ -93,5 +87,5 @@ class ClassVariation(Method):
         errors = (maps[0] - maps[1]).square()
         if options.variant == "published":
             return {"ifvd": options.ifvd * errors.mean()}
-        count = global_count(lambda labels: (nearest_labels(labels, size) < self.num_classes).sum(), target)
+        count = step.count(lambda labels: (nearest_labels(labels, size) < self.num_classes).sum(), target)
         return {"ifvd": options.ifvd * errors.sum() / count}

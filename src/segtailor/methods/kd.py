@@ -7,8 +7,8 @@ from typing import ClassVar
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from segtailor.losses import pixel_kl, to_grid
-from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions
+from segtailor.losses import Step, pixel_kl, to_grid
+from segtailor.methods.base import Channels, Method, VariantOptions
 from segtailor.methods.standardised import DESCRIPTION, check_classes, standardised
 from segtailor.models.network import SegOutput
 
@@ -26,7 +26,7 @@ class PixelKDOptions(VariantOptions):
     standardise: bool = Field(False, description=DESCRIPTION)
 
 
-class PixelKD(Method):
+class PixelKD(Method[PixelKDOptions]):
     """KL divergence between the class probabilities of each cell of the student's logit grid (Hinton et al., 2015).
 
     Term ``kd``. ``published`` averages over all cells, as the CIRKD benchmark does; ``clean`` weighs each cell by its
@@ -47,20 +47,15 @@ class PixelKD(Method):
         "it says nothing of how pixels relate or of features; a teacher that is nearly certain everywhere adds little "
         "to the labels (raise the temperature)"
     )
-    Options: ClassVar[type[MethodOptions]] = PixelKDOptions
-    void_only = True
-    options: PixelKDOptions
 
-    def __init__(
-        self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: PixelKDOptions
-    ) -> None:
-        super().__init__(num_classes, student_channels, teacher_channels, options)
+    def build(self, student: Channels, teacher: Channels) -> None:
+        """Make what the options ask for."""
+        options = self.options
         if options.standardise:
-            check_classes(self.name, num_classes)
-        self.needs = frozenset({"labels"} if options.variant == "clean" else ())
-        self.minimal_at_teacher = frozenset({"kd"} if options.kd else ())
+            check_classes(self.name, self.num_classes)
+        self.labels = "ignore_mask" if options.variant == "clean" else "unused"
 
-    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return ``{"kd": ...}``, or nothing where its weight is 0."""
         options = self.options
         if not options.kd:
@@ -70,4 +65,4 @@ class PixelKD(Method):
         if options.standardise:
             own, guide = standardised(own), standardised(guide)
         labels = target if options.variant == "clean" else None
-        return {"kd": options.kd * pixel_kl(own, guide, options.temperature, labels)}
+        return {"kd": options.kd * pixel_kl(own, guide, options.temperature, labels, step)}

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from segtailor.losses import channel_kl, full_precision, recomputed, to_grid, valid_counts
+from segtailor.losses import Step, channel_kl, full_precision, recomputed, to_grid, valid_counts
 from segtailor.methods.base import Channels, Method, MethodOptions, read_tap, width_of
 from segtailor.methods.tailoring import features_clean, features_published, logits
 from segtailor.methods.tailoring.linear import linear_matching
@@ -18,7 +18,7 @@ from segtailor.methods.tailoring.recombination import FeatureTailoring
 from segtailor.models.network import SegOutput
 
 
-class KnowledgeTailoring(Method):
+class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
     """KL on the logits and regression of the teacher's maps, at the decoder and all stages; or KT's terms as published.
 
     Terms ``kd``, ``kd_aux``, ``lt_all``, ``lt_class``, ``lt_nonclass``, ``ft``, ``contrastive``; with several taps
@@ -64,24 +64,17 @@ class KnowledgeTailoring(Method):
         "than the student's (then `feature_taps: decoder`); as published also data without labels and very short "
         "trainings, where the late phase has no time"
     )
-    Options: ClassVar[type[MethodOptions]] = KnowledgeTailoringOptions
-    phases = True
-    options: KnowledgeTailoringOptions
+    sparse_gradients = True
 
-    def __init__(
-        self,
-        num_classes: int,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        options: KnowledgeTailoringOptions,
-    ) -> None:
-        super().__init__(num_classes, student_channels, teacher_channels, options)
+    def build(self, student: Channels, teacher: Channels) -> None:
+        """Make what the options ask for."""
+        options = self.options
         self.tailoring = nn.ModuleDict()
         late = options.tuning_point < 1
         self.tap_names: dict[str, str] = {}
         if options.ft or options.contrastive:
-            for index, tap in enumerate(options.taps(student_channels, teacher_channels)):
-                own, guide = _tap_width(student_channels, tap, "student"), _tap_width(teacher_channels, tap, "teacher")
+            for index, tap in enumerate(options.taps(student, teacher)):
+                own, guide = _tap_width(student, tap, "student"), _tap_width(teacher, tap, "teacher")
                 self.tailoring[_key(tap)] = FeatureTailoring(
                     own,
                     guide,
@@ -93,18 +86,15 @@ class KnowledgeTailoring(Method):
                 )
                 decoder = "feature" if options.variant == "clean" else "classifier_input"
                 self.tap_names[tap] = decoder if tap == DECODER else tap
-        reads = set(self.tap_names.values())
-        self.reads = frozenset(reads | ({"feature"} if DECODER in self.tap_names else set()))
         tailored = bool(options.lt_all or options.lt_class or options.lt_nonclass)
-        self.void_only = not tailored
-        labels = options.variant == "clean" or tailored
-        conditions = {"labels": labels, "aux_logits": options.kd_aux, "feature": DECODER in self.tap_names}
-        self.needs = frozenset(name for name, needed in conditions.items() if needed)
-        self.compares_logits = bool(options.kd or tailored)
+        taps = {"logits": options.kd or tailored, "aux_logits": options.kd_aux, "feature": DECODER in self.tap_names}
+        self.inputs = frozenset(self.tap_names.values()) | {tap for tap, needed in taps.items() if needed}
+        if tailored:
+            self.labels = "classes"
+        else:
+            self.labels = "ignore_mask" if options.variant == "clean" else "unused"
         trained = any(parameter.requires_grad for parameter in self.tailoring.parameters())
-        self.phases = trained and (late or options.tailors == "trained")
-        minimal = {"kd", "kd_aux"} | ({"lt_class", "lt_nonclass"} if options.variant == "published" else set())
-        self.minimal_at_teacher = frozenset(term for term in minimal if getattr(options, term))
+        self.sparse_gradients = trained and (late or options.tailors == "trained")
 
     @classmethod
     def altered_logits(cls, options: MethodOptions) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -113,11 +103,11 @@ class KnowledgeTailoring(Method):
         tailored = options.lt_all or options.lt_class or options.lt_nonclass
         return partial(tailored_map, published=options.variant == "published") if tailored else None
 
-    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return the terms whose weight is not 0."""
         terms = self._kd(student, teacher, target) | self._logit_tailoring(student, teacher, target)
         for tap in self.tap_names:
-            terms |= self._feature_tailoring(student, teacher, target, tap, progress)
+            terms |= self._feature_tailoring(student, teacher, target, tap, step.progress)
         return terms
 
     def _kd(self, student: SegOutput, teacher: SegOutput, target: Tensor) -> dict[str, Tensor]:

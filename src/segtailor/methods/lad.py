@@ -10,7 +10,8 @@ from torch import Tensor
 
 from segtailor.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from segtailor.errors import SegtailorError
-from segtailor.methods.assistance import AssistanceStage
+from segtailor.losses import Step
+from segtailor.methods.assistance import TeacherPretraining
 from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions
 from segtailor.models.label_assisted import Codes, LabelAssistedTeacher, add_label_plane
 from segtailor.models.network import SegOutput
@@ -68,7 +69,7 @@ class LabelAssistedOptions(VariantOptions):
     teacher_file: str | None = Field(None, description="a label-assisted network to use instead of training one")
 
 
-class LabelAssistedDistillation(Method):
+class LabelAssistedDistillation(Method[LabelAssistedOptions]):
     """Distillation from a network with privileged information (ECCV 2024): image and noised labels go in.
 
     No big teacher is needed. A stage trains the teacher: the student's network (or ``teacher``) with a fourth input
@@ -97,43 +98,40 @@ class LabelAssistedDistillation(Method):
         "data without labels; a good big teacher at hand, whose mistakes are more telling than the labels' shapes; "
         "budgets where training a second network first is too much"
     )
-    Options: ClassVar[type[MethodOptions]] = LabelAssistedOptions
-    uses_teacher = False
-    phases = True
-    options: LabelAssistedOptions
+    labels = "classes"
+    teacher = "own"
+    sparse_gradients = True
 
-    def __init__(
-        self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: LabelAssistedOptions
-    ) -> None:
-        super().__init__(num_classes, student_channels, teacher_channels, options)
-        self.base = self._base(num_classes, student_channels, teacher_channels)
-        self.reads = self.base.reads
-        self.compares_logits = self.base.compares_logits
-        self.needs = self.base.needs | {"labels"}
-        self.phases = self.base.phases
-        self.couples_images = self.base.couples_images
-        self.minimal_at_teacher = self.base.minimal_at_teacher
+    def build(self, student: Channels, teacher: Channels) -> None:
+        """Make what the options ask for."""
+        self.base = self._base(student, teacher)
+        self.inputs = self.base.inputs
+        self.sparse_gradients = self.base.sparse_gradients
 
-    def _base(self, num_classes: int, student_channels: Channels, teacher_channels: Channels) -> Method:
+    def _base(self, student: Channels, teacher: Channels) -> Method:
         from segtailor.methods import create_method  # late: the table of methods holds this one
 
         chosen = {"variant": self.options.variant, **self.options.base}
-        name = str(chosen.pop("name", ""))
-        if name in ("lad", "maskd", "adversarial", "none", ""):
-            raise SegtailorError(
-                f"method 'lad', option 'base': '{name}' cannot be the base; choose one without a stage, opponent or "
-                "teacher of its own, as cwd, kd, dist or kt"
-            )
+        name = str(chosen.pop("name", None))
+        refused = SegtailorError(
+            f"method 'lad', option 'base': '{name}' cannot be the base; choose one without pre-training, adversary or "
+            "its own teacher, as cwd, kd, dist or kt"
+        )
+        if "name" not in self.options.base:
+            raise refused
         try:
-            return create_method(name, num_classes, student_channels, teacher_channels, **chosen)
+            base = create_method(name, self.num_classes, student, teacher, **chosen)
         except SegtailorError as error:
             if "variant" in self.options.base or "'variant'" not in str(error):
                 raise
             del chosen["variant"]  # a base without published code
-            return create_method(name, num_classes, student_channels, teacher_channels, **chosen)
+            base = create_method(name, self.num_classes, student, teacher, **chosen)
+        if base.teacher != "recipe" or base.pretraining is not None or base.adversary is not None:
+            raise refused
+        return base
 
     @classmethod
-    def own_teacher(cls, options: MethodOptions, student: ModelConfig, num_classes: int, seed: int) -> Teacher:
+    def build_teacher(cls, options: MethodOptions, student: ModelConfig, num_classes: int, seed: int) -> Teacher:
         """Return the untrained label-assisted teacher for a student built as ``student`` says."""
         assert isinstance(options, LabelAssistedOptions)
         name = options.teacher or student.model
@@ -143,12 +141,12 @@ class LabelAssistedDistillation(Method):
         model = create_model(name, num_classes, pretrained=pretrained, **(student.options() if own else {}))
         return LabelAssistedTeacher(add_label_plane(model, options.dropout), options.codes, options.noise)
 
-    def adopt(self, teacher: Teacher) -> None:
+    def use_teacher(self, teacher: Teacher) -> None:
         """Take ``teacher`` as this method's own, and its training as the stage."""
         assert isinstance(teacher, LabelAssistedTeacher)
         options = self.options
-        self.teacher = teacher
-        self.stage = AssistanceStage(
+        super().use_teacher(teacher)
+        self.pretraining = TeacherPretraining(
             teacher,
             options.teacher_steps,
             options.teacher_optimizer,
@@ -159,11 +157,11 @@ class LabelAssistedDistillation(Method):
             masked=options.variant == "clean",
             origin={"pretrained": options.pretrained, "dropout": options.dropout},
         )
-        self.stage.file = options.teacher_file
+        self.pretraining.file = options.teacher_file
 
-    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return the base method's terms."""
         if not self.options.lad:
             return {}
-        terms = self.base(student, teacher, target, progress)
+        terms = self.base(student, teacher, target, step)
         return {name: self.options.lad * value for name, value in terms.items()}

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from segtailor.config import OptimizerConfig, ScheduleConfig
 from segtailor.errors import SegtailorError
-from segtailor.losses import full_precision, recomputed, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, projector, read_tap, width_of
+from segtailor.losses import Step, full_precision, recomputed, to_grid, valid_counts
+from segtailor.methods.base import Channels, Method, VariantOptions, projector, read_tap, width_of
 from segtailor.methods.receptive.file import TokenLayout
-from segtailor.methods.receptive.stage import TokenStage
+from segtailor.methods.receptive.stage import TokenPretraining
 from segtailor.methods.receptive.tokens import masked_error, receptive_masks, weight_map
 from segtailor.methods.receptive.weighting import TokenWeighting
 from segtailor.models.network import SegOutput
@@ -60,7 +60,7 @@ class MaskedOptions(VariantOptions):
     tokens_file: str | None = Field(None, description="file of tokens learnt earlier, instead of learning them")
 
 
-class MaskedDistillation(Method):
+class MaskedDistillation(Method[MaskedOptions]):
     """Squared error under soft masks, one for each receptive token (Huang et al., ICLR 2023).
 
     Terms ``maskd`` and ``maskd_aux``; the masks of each come from the teacher's map of that term, by the same tokens.
@@ -93,40 +93,31 @@ class MaskedDistillation(Method):
         "teacher and student whose logits differ much in scale, since raw values are compared: take kd or dist; and "
         "where there is no time for a stage before each new teacher"
     )
-    Options: ClassVar[type[MethodOptions]] = MaskedOptions
-    void_only = True
-    options: MaskedOptions
     tokens: Tensor
 
-    def __init__(
-        self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: MaskedOptions
-    ) -> None:
-        super().__init__(num_classes, student_channels, teacher_channels, options)
+    def build(self, student: Channels, teacher: Channels) -> None:
+        """Make what the options ask for."""
+        options = self.options
         clean, on_logits = options.variant == "clean", options.tap == "logits"
-        channels = num_classes if on_logits else width_of(teacher_channels, "feature", "teacher")
-        self.layout = TokenLayout(options.tokens, channels, num_classes, options.tap, options.weighting)
-        self.learned = False
+        channels = self.num_classes if on_logits else width_of(teacher, "feature", "teacher")
+        self.layout = TokenLayout(options.tokens, channels, self.num_classes, options.tap, options.weighting)
         self.register_buffer("tokens", torch.zeros(options.tokens, channels))
         self.weighting = TokenWeighting(channels, options.tokens).requires_grad_(False) if options.weighting else None
         self.register_load_state_dict_post_hook(_note_tokens)  # type: ignore[no-untyped-call]
         self.projector: nn.Module | None = None
-        needs, names = {"labels"} if clean else set(), set()
-        if options.maskd:
-            names.add("maskd")
-            if not on_logits:
-                self.tap = "feature" if clean else "classifier_input"
-                self.reads = frozenset({self.tap, "feature"})
-                needs.add("feature")
-                self.projector = projector(student_channels, teacher_channels, "feature")
+        self.labels = "ignore_mask" if clean else "unused"
+        inputs = {"logits"} if on_logits else set()
+        if options.maskd and not on_logits:
+            self.tap = "feature" if clean else "classifier_input"
+            inputs |= {self.tap, "feature"}
+            self.projector = projector(student, teacher, "feature")
         if options.maskd_aux and on_logits:
-            names.add("maskd_aux")
-            needs.add("aux_logits")
-        self.needs = frozenset(needs)
-        self.compares_logits = on_logits
-        self.minimal_at_teacher = frozenset() if isinstance(self.projector, nn.Conv2d) else frozenset(names)
-        self.stage = self._stage() if names else None
-        if self.stage is not None and self.stage.file is not None:
-            self.stage.load(Path(self.stage.file), None)
+            inputs.add("aux_logits")
+        self.inputs = frozenset(inputs)
+        used = options.maskd or (options.maskd_aux and on_logits)
+        self.pretraining = self._pretraining() if used else None
+        if self.pretraining is not None and self.pretraining.file is not None:
+            self.pretraining.load(Path(self.pretraining.file), None)
 
     def set_tokens(self, tokens: Tensor, weighting: Mapping[str, Tensor] | None = None) -> None:
         """Take learnt ``tokens`` (T,C), and the state of their weighting where the options ask for one.
@@ -143,44 +134,41 @@ class MaskedDistillation(Method):
             self.tokens.copy_(tokens)
         if self.weighting is not None and weighting is not None:
             self.weighting.load_state_dict(dict(weighting))
-        self.learned = True
+        if self.pretraining is not None:
+            self.pretraining.done = True
 
-    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
-        """Return the terms whose weight is not 0; raises :class:`SegtailorError` before the tokens are there."""
-        if self.stage is not None and not self.learned:
-            raise SegtailorError(
-                "method maskd has no tokens: its stage has not run; use `segtailor distill`, or set tokens_file"
-            )
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
+        """Return the terms whose weight is not 0."""
         options, terms = self.options, {}
         if options.maskd and self.projector is not None:
             own = self.projector(full_precision(read_tap(student, self.tap, "student")))
             guide = read_tap(teacher, self.tap, "teacher")
-            terms["maskd"] = options.maskd * self._error(own, guide, target, progress)
+            terms["maskd"] = options.maskd * self._error(own, guide, target, step)
         elif options.maskd:
-            terms["maskd"] = options.maskd * self._error(student.logits, teacher.logits, target, progress)
+            terms["maskd"] = options.maskd * self._error(student.logits, teacher.logits, target, step)
         own_aux, guide_aux = student.aux_logits, teacher.aux_logits
-        if "aux_logits" in self.needs and own_aux is not None and guide_aux is not None:
-            terms["maskd_aux"] = options.maskd_aux * self._error(own_aux, guide_aux, target, progress)
+        if "aux_logits" in self.inputs and own_aux is not None and guide_aux is not None:
+            terms["maskd_aux"] = options.maskd_aux * self._error(own_aux, guide_aux, target, step)
         return terms
 
-    def _error(self, student: Tensor, teacher: Tensor, target: Tensor, progress: float) -> Tensor:
+    def _error(self, student: Tensor, teacher: Tensor, target: Tensor, step: Step) -> Tensor:
         size = (student.shape[-2], student.shape[-1])
         guide = to_grid(teacher, size)
         with torch.no_grad():
             counts = valid_counts(target, size) if self.options.variant == "clean" else None
             masks = receptive_masks(guide, self.tokens)
-            if self.options.customised and progress >= self.options.customise_after:
+            if self.options.customised and step.progress >= self.options.customise_after:
                 masks = masks * receptive_masks(student, self.tokens)
             shares = None if self.weighting is None else self.weighting(guide, counts)
             weights = weight_map(masks, counts, shares)
         return recomputed(masked_error, student, guide, weights)
 
-    def _stage(self) -> TokenStage:
+    def _pretraining(self) -> TokenPretraining:
         options = self.options
         optimizer = OptimizerConfig(
             name="sgd", lr=options.token_lr, weight_decay=options.token_weight_decay, momentum=options.token_momentum
         )
-        return TokenStage(
+        return TokenPretraining(
             self.layout,
             self.set_tokens,
             options.token_steps,
@@ -195,4 +183,5 @@ class MaskedDistillation(Method):
 def _note_tokens(module: nn.Module, _: Any) -> None:
     """A restored checkpoint may bring tokens; those never learnt are zeros."""
     assert isinstance(module, MaskedDistillation)
-    module.learned = bool(module.tokens.any())
+    if module.pretraining is not None:
+        module.pretraining.done = bool(module.tokens.any())

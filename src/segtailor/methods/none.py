@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from segtailor.losses import Step
 from segtailor.methods.base import Method
 from segtailor.models.network import SegOutput
 
@@ -22,9 +23,10 @@ class NoDistillation(Method):
         "Cityscapes val: DeepLabV3-R18 74.21, DeepLabV3-MobileNetV2 73.12, PSPNet-R18 72.55 (CIRKD benchmark, weight "
         "decay 1e-4); DeepLabV3-R18 retrained by others 76.2 to 76.3"
     )
-    uses_teacher = False
-    compares_logits = False
+    inputs = frozenset()
+    labels = "unused"
+    teacher = "none"
 
-    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return no terms."""
         return {}

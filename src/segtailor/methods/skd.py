@@ -10,8 +10,8 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from segtailor.losses import full_precision, recomputed, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, read_tap, width_of
+from segtailor.losses import Step, full_precision, recomputed, to_grid, valid_counts
+from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
 from segtailor.models.network import SegOutput
 
 ROWS, ENTRIES = 512, 2**24
@@ -91,7 +91,7 @@ def pooled_inside(inside: Tensor, window: tuple[int, int]) -> Tensor:
     return F.max_pool2d(inside.float(), window, window, ceil_mode=True) > 0
 
 
-class Pairwise(Method):
+class Pairwise(Method[PairwiseOptions]):
     """Squared error between cosine similarities of all pairs of places in an image (Liu et al., CVPR 2019).
 
     Term ``pairwise``; the other parts of SKD are the methods ``kd`` and ``adversarial``. ``published`` reads the
@@ -113,27 +113,20 @@ class Pairwise(Method):
         "time grows with the square of the number of places, so large grids (SegFormer's stride 4) want a larger "
         "`pool`; similarities do not change when a feature is rotated, so alike networks may still disagree on classes"
     )
-    Options: ClassVar[type[MethodOptions]] = PairwiseOptions
-    void_only = True
-    compares_logits = False
-    minimal_at_teacher: frozenset[str] = frozenset({"pairwise"})
-    options: PairwiseOptions
+    inputs = frozenset()
 
-    def __init__(
-        self, num_classes: int, student_channels: Channels, teacher_channels: Channels, options: PairwiseOptions
-    ) -> None:
-        super().__init__(num_classes, student_channels, teacher_channels, options)
+    def build(self, student: Channels, teacher: Channels) -> None:
+        """Make what the options ask for."""
+        options = self.options
         clean = options.variant == "clean"
         self.tap = "feature" if clean else "classifier_input"
+        self.labels = "ignore_mask" if clean and options.pairwise else "unused"
         if options.pairwise:
-            width_of(student_channels, "feature", "student")
-            width_of(teacher_channels, "feature", "teacher")
-            self.reads = frozenset({self.tap, "feature"})
-            self.needs = frozenset({"feature", "labels"} if clean else {"feature"})
-        else:
-            self.minimal_at_teacher = frozenset()
+            width_of(student, "feature", "student")
+            width_of(teacher, "feature", "teacher")
+            self.inputs = frozenset({self.tap, "feature"})
 
-    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+    def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return ``{"pairwise": ...}``, or nothing where its weight is 0."""
         options = self.options
         if not options.pairwise:

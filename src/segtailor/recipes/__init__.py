@@ -92,6 +92,7 @@ def list_fields() -> list[str]:
 
 
 REMOVED = {
+    "executor": "start one process a GPU: torchrun --nproc-per-node N -m segtailor.cli compare RECIPE",
     "memory": "set arms_at_once, how many arms are trained at a time",
     "data.streaming": "leave it out: the data set is downloaded once, then read from disk",
 }

@@ -1,15 +1,21 @@
-"""The result of a run as a few lines for the terminal."""
+"""The results of a run or a comparison as a short table: for the terminal, and for a notebook."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from segtailor.results.leaderboard import Leaderboard
 from segtailor.results.model import Row, RunResults
+
+_HEAD = ("", "model", "parameters", "multiply-adds", "mIoU", "best", "time")
 
 
 def format_results(results: RunResults) -> str:
     """Return a plain table of a run's results: one line a model, then the gap closed."""
-    head = ("", "model", "parameters", "multiply-adds", "mIoU", "best", "time")
-    lines = [head, *(_cells(row) for row in results.rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    lines = [_HEAD, *(_cells(row) for row in results.rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = []
     for line in lines:
         cells = [
@@ -17,8 +23,30 @@ def format_results(results: RunResults) -> str:
         ]
         table.append("  ".join(cells).rstrip())
     if results.gap_closed is not None:
-        table.append(f"gap closed: {100 * results.gap_closed:.1f} %")
+        table.append(_gap(results.gap_closed))
     return "\n".join(table)
+
+
+def html_results(results: RunResults, report: Path) -> str:
+    """Return the same table as HTML, with a link to ``report``."""
+    gap = [] if results.gap_closed is None else [_gap(results.gap_closed)]
+    return _html(results.name, [_HEAD, *(_cells(row) for row in results.rows)], gap, report)
+
+
+def html_board(board: Leaderboard, report: Path) -> str:
+    """Return a comparison's leaderboard as HTML, with a link to ``report``."""
+    lines = [("arm", "seeds", "mIoU", "difference", "verdict")]
+    for arm in board.arms:
+        mean = "-" if arm.last is None else f"{100 * arm.last.mean:.2f}"
+        gain = "-" if arm.difference is None else f"{100 * arm.difference.mean:+.2f}"
+        lines.append((arm.arm, str(len(arm.scores)), mean, gain, arm.verdict))
+    baseline = board.comparison.baseline
+    notes = [] if baseline is None else [f"difference to {baseline}, in points"]
+    return _html(board.comparison.name, lines, notes, report)
+
+
+def _gap(closed: float) -> str:
+    return f"gap closed: {100 * closed + 0.0:.1f} %".replace("-0.0 ", "0.0 ")
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -31,3 +59,16 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{100 * row.best_miou:.2f}" if row.best_miou is not None else "-",
         f"{row.seconds:.0f} s" if row.seconds is not None else "-",
     )
+
+
+def _html(title: str, lines: Sequence[Sequence[str]], notes: Sequence[str], report: Path) -> str:
+    head, *body = lines
+
+    def cells(line: Sequence[str], tag: str) -> str:
+        return "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in line)
+
+    rows = "".join(f"<tr>{cells(line, 'td')}</tr>" for line in body)
+    below = "".join(f"<div>{escape(note)}</div>" for note in notes)
+    link = f'<div><a href="{escape(str(report), quote=True)}">report</a></div>'
+    table = f"<table><thead><tr>{cells(head, 'th')}</tr></thead><tbody>{rows}</tbody></table>"
+    return f"<div><b>{escape(title)}</b>{table}{below}{link}</div>"

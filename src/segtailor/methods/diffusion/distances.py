@@ -6,21 +6,21 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from segtailor.losses import pixel_kl, pixel_mean, recomputed, valid_counts
+from segtailor.losses import Step, pixel_kl, pixel_mean, recomputed, valid_counts
 from segtailor.methods.dist import correlation, intra_by_image, probabilities
 
 
-def mse(refined: Tensor, goal: Tensor, target: Tensor | None) -> Tensor:
+def mse(refined: Tensor, goal: Tensor, target: Tensor | None, step: Step) -> Tensor:
     """Return the mean squared error of two maps (B,C,h,w)."""
-    return pixel_mean((refined - goal).square().mean(1), target)
+    return pixel_mean((refined - goal).square().mean(1), target, step)
 
 
-def kl(refined: Tensor, goal: Tensor, target: Tensor | None) -> Tensor:
+def kl(refined: Tensor, goal: Tensor, target: Tensor | None, step: Step) -> Tensor:
     """Return KL(goal || refined) over classes, pixel by pixel."""
-    return pixel_kl(refined, goal, 1.0, target)
+    return pixel_kl(refined, goal, 1.0, target, step)
 
 
-def dist(refined: Tensor, goal: Tensor, target: Tensor | None) -> Tensor:
+def dist(refined: Tensor, goal: Tensor, target: Tensor | None, step: Step) -> Tensor:
     """Return the two Pearson distances of DIST, between and within classes, summed.
 
     With ``target`` the second is over one image each, as in the method ``dist``; without, over the batch.
@@ -35,7 +35,7 @@ def dist(refined: Tensor, goal: Tensor, target: Tensor | None) -> Tensor:
         return cells, intra_by_image(own, guide, valid).mean()
 
     cells, within = recomputed(compute, refined, goal)
-    return pixel_mean(cells, target) + within
+    return pixel_mean(cells, target, step) + within
 
 
-DISTANCES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {"dist": dist, "kl": kl, "mse": mse}
+DISTANCES: dict[str, Callable[[Tensor, Tensor, Tensor | None, Step], Tensor]] = {"dist": dist, "kl": kl, "mse": mse}

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from segtailor.config import OptimizerConfig, ScheduleConfig
 from segtailor.errors import SegtailorError
-from segtailor.losses import cross_entropy, full_precision, valid_counts
+from segtailor.losses import Step, cross_entropy, full_precision, valid_counts
+from segtailor.methods.base import Pretraining, PretrainObjective
 from segtailor.methods.receptive.file import TokenLayout, read_tokens, write_tokens
 from segtailor.methods.receptive.tokens import attended, dice, receptive_masks
 from segtailor.methods.receptive.weighting import TokenWeighting
-from segtailor.methods.stage import Lesson, Stage
 from segtailor.models.network import SegOutput
 from segtailor.models.teacher import Teacher
 
@@ -24,7 +24,7 @@ Receive = Callable[[Tensor, Mapping[str, Tensor] | None], None]
 """Takes the tokens (T,C) and the state of their :class:`TokenWeighting`."""
 
 
-class TokenLesson(Lesson):
+class TokenObjective(PretrainObjective):
     """Tokens, and their weighting if wished, learnt on a teacher that stays as it is.
 
     Terms: ``task``, the cross-entropy of the teacher's logits under the summed masks, and ``dice``, the masks' overlap.
@@ -54,7 +54,7 @@ class TokenLesson(Lesson):
         bias = None if classifier is None else classifier.bias
         self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
 
-    def forward(self, images: Tensor, target: Tensor, teacher: SegOutput | None, progress: float) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, target: Tensor, teacher: SegOutput | None, step: Step) -> dict[str, Tensor]:
         """Return the terms; the images themselves are not read."""
         assert teacher is not None
         with torch.autocast(target.device.type, enabled=False):
@@ -66,18 +66,19 @@ class TokenLesson(Lesson):
             kept = attended(values, masks, None if self.weighting is None else self.weighting(values, counts))
             logits = kept if self.weight is None else F.conv2d(kept, self.weight, self.bias)
             size = (target.shape[-2], target.shape[-1])
-            terms = {"task": cross_entropy(self.upsample(logits, size), target)}
+            terms = {"task": cross_entropy(self.upsample(logits, size), target, step)}
             if self.overlap:
                 terms["dice"] = self.overlap * dice(masks, counts)
             return terms
 
 
-class TokenStage(Stage):
+class TokenPretraining(Pretraining):
     """Learns the tokens of one teacher and hands them to the method by ``receive``."""
 
     name: ClassVar[str] = "tokens"
     about: ClassVar[str] = "the teacher's receptive tokens (maskd)"
     uses_teacher: ClassVar[bool] = True
+    file_option: ClassVar[str] = "tokens_file"
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class TokenStage(Stage):
         """Return what the tokens depend on."""
         return {**self.layout.card(), "dice": self.overlap, "void_left_out": self.masked}
 
-    def lesson(self, teacher: Teacher | None) -> Lesson:
+    def objective(self, teacher: Teacher | None) -> PretrainObjective:
         """Return fresh tokens.
 
         Raises :class:`SegtailorError` where the tap is the feature and the teacher shows no classifier behind it.
@@ -118,11 +119,11 @@ class TokenStage(Stage):
                     f"method maskd, tap feature: the teacher {teacher.name} shows no classifier behind its feature; "
                     "set tap: logits"
                 )
-        return TokenLesson(self.layout, teacher.upsample, classifier, self.overlap, self.masked)
+        return TokenObjective(self.layout, teacher.upsample, classifier, self.overlap, self.masked)
 
-    def save(self, lesson: nn.Module, path: Path, card: Mapping[str, Any]) -> None:
-        """Write the lesson's tokens."""
-        assert isinstance(lesson, TokenLesson)
+    def save(self, objective: nn.Module, path: Path, card: Mapping[str, Any]) -> None:
+        """Write the objective's tokens."""
+        assert isinstance(objective, TokenObjective)
         training = {
             "steps": self.steps,
             "optimizer": self.optimizer.model_dump() if self.optimizer else None,
@@ -130,8 +131,8 @@ class TokenStage(Stage):
             "dice": self.overlap,
             "void_left_out": self.masked,
         }
-        weighting = None if lesson.weighting is None else lesson.weighting.state_dict()
-        write_tokens(path, self.layout, lesson.tokens, weighting, {"training": training, **card})
+        weighting = None if objective.weighting is None else objective.weighting.state_dict()
+        write_tokens(path, self.layout, objective.tokens, weighting, {"training": training, **card})
 
     def load(self, path: Path, fingerprint: str | None) -> None:
         """Hand the file's tokens to the method; errors as in :func:`read_tokens`."""

@@ -1,0 +1,528 @@
+"""From a recipe, or from Python objects, to what is trained: data, networks, methods, and how they are aligned.
+
+A job opens one :class:`Context` and builds an :class:`Arm` for each student. `train` has one arm, the student alone;
+`distill` one, or two with its baseline; `compare` one for every arm and seed. All go through :func:`train_arms`.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from segtailor._version import __version__
+from segtailor.config import (
+    ArmConfig,
+    CompareRecipe,
+    DataConfig,
+    DistillRecipe,
+    EvaluateConfig,
+    MethodConfig,
+    ModelConfig,
+    RunConfig,
+    TeacherConfig,
+    TrainConfig,
+    TrainRecipe,
+)
+from segtailor.data import create_dataset
+from segtailor.data.base import SegmentationDataset
+from segtailor.data.check import check_files
+from segtailor.data.pseudo import UnlabelledImages
+from segtailor.engine.distiller import Distiller
+from segtailor.engine.launch import on_first_process
+from segtailor.engine.loop import Task, Trained, fit_together
+from segtailor.errors import SegtailorError, reason
+from segtailor.evaluation import EvaluationResult, evaluate_model, inference_settings
+from segtailor.files import Size
+from segtailor.jobs.objects import OBJECT, Objects, adapt, fill
+from segtailor.jobs.stages import run_stages
+from segtailor.jobs.unlabelled import add_unlabelled, reading_lines, refuse_unlabelled, unlabelled_facts
+from segtailor.losses import is_much_finer
+from segtailor.methods import METHODS, check_options, create_method
+from segtailor.methods.base import Method, MissingTapError
+from segtailor.models import load_model, read_card
+from segtailor.models.class_map import read_class_map
+from segtailor.models.inspect import count_multiply_adds, count_parameters, run_on_meta
+from segtailor.models.licenses import Policy, check_licenses
+from segtailor.models.network import Network, SegOutput
+from segtailor.models.store import build_network, load_teacher
+from segtailor.models.teacher import Teacher
+from segtailor.results.model import Row
+
+SCORED_BEFORE_START = 16
+MOST_SKEW = 1.5
+"""How much the two grids' proportions may differ; more means that the tensors do not show the same image."""
+ALONE = "none"
+
+
+@dataclass
+class Context:
+    """What all arms of a job share."""
+
+    fabric: Any
+    data: DataConfig
+    evaluate: EvaluateConfig
+    train_data: SegmentationDataset
+    val_data: SegmentationDataset
+    size: Size
+    policy: Policy = "any"
+    teacher: Teacher | None = None
+    unlabelled: UnlabelledImages | None = None
+    objects: Objects = field(default_factory=Objects)
+    noted: set[str] = field(default_factory=set)
+
+    @property
+    def data_name(self) -> str:
+        """What the data set is called."""
+        return self.data.name.removeprefix(OBJECT)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return bool(self.fabric.is_global_zero)
+
+    def check_licenses(self, **networks: Network) -> None:
+        """Print a note, once, for each network's license that is not known to be permissive.
+
+        Raises ``SegtailorError`` for a restricted one where the recipe's policy is ``permissive``.
+        """
+        notes = check_licenses(self.policy, {role: network.licenses for role, network in networks.items()})
+        self.note(*(f"note: {note}" for note in notes))
+
+    def note(self, *lines: str) -> None:
+        """Print ``lines`` on the first process's stderr, those that are new."""
+        new = [line for line in lines if line not in self.noted]
+        self.noted.update(new)
+        if self.first and new:
+            print("\n".join(new), file=sys.stderr)
+
+    def score(self, model: nn.Module, **measures: Any) -> EvaluationResult:
+        """Score ``model`` on the validation data as the recipe says."""
+        return evaluate_model(
+            model, self.val_data, device=self.fabric.device, batch=self.evaluate.batch, workers=self.data.workers,
+            rank=self.fabric.global_rank, world=self.fabric.world_size, **measures,
+            **inference_settings(self.evaluate, self.data),
+        )  # fmt: skip
+
+    def row(self, role: str, label: str, model: Network, scores: EvaluationResult, **facts: Any) -> Row:
+        """Return one row of the results: the model's costs, its scores, and further ``facts``."""
+        return Row(
+            role=role, label=label, model=model.name, parameters=count_parameters(model),
+            multiply_adds=count_multiply_adds(model, self.size) or None, miou=scores.miou, miou_all=scores.miou_all,
+            pixel_accuracy=scores.pixel_accuracy, mean_accuracy=scores.mean_accuracy, mean_dice=scores.mean_dice,
+            iou=scores.iou, **facts,
+        )  # fmt: skip
+
+    def environment(self, train: TrainConfig) -> dict[str, str]:
+        """Return software and machine, for the report."""
+        device = self.fabric.device
+        return {
+            "segtailor": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "system": platform.system(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
+            "processes": str(self.fabric.world_size),
+            "threads": str(torch.get_num_threads()),
+            "precision": train.precision,
+            "seed": str(train.seed),
+        }
+
+
+@dataclass
+class Arm:
+    """One student with its methods, built and ready to train; ``folder`` takes its files."""
+
+    label: str
+    train: TrainConfig
+    student: Network
+    methods: dict[str, Method]
+    weights: dict[str, float]
+    card: dict[str, Any]
+    alignment: list[str]
+    folder: Path = Path()
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    learner: Distiller | None = None
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether a method learns from the recipe's teacher."""
+        return any(method.teacher == "recipe" for method in self.methods.values())
+
+    @property
+    def own_teachers(self) -> dict[str, Teacher]:
+        """The teachers that methods bring themselves."""
+        return {name: own for name, method in self.methods.items() if (own := method.own_teacher) is not None}
+
+
+def open_context(fabric: Any, recipe: TrainRecipe | DistillRecipe | CompareRecipe, objects: Objects) -> Context:
+    """Open the data and the teacher; every file is opened once first, so that a run fails early.
+
+    Raises ``SegtailorError`` for unreadable data, a teacher of other classes without a class map, a teacher near
+    chance, and weights whose license the recipe refuses.
+    """
+    config = recipe.data
+    if isinstance(recipe, TrainRecipe):
+        refuse_unlabelled(config)
+    splits = []
+    for given, split, training in (
+        (objects.train_data, config.train_split, True),
+        (objects.val_data, config.val_split, False),
+    ):
+        dataset = create_dataset(config, split, training) if given is None else objects.dataset(given, split, config)
+        if config.check:
+            on_first_process(fabric, partial(check_files, dataset))
+        splits.append(dataset)
+    data, val = splits
+    more = add_unlabelled(config, recipe.train.batch, data, val, fabric)
+    size = config.size or (int(val[0].image.shape[-2]), int(val[0].image.shape[-1]))
+    context = Context(
+        fabric, config, recipe.evaluate, data, val, size, recipe.run.license_policy, unlabelled=more, objects=objects
+    )
+    if not isinstance(recipe, TrainRecipe):
+        context.teacher = _open_teacher(context, recipe.teacher)
+    return context
+
+
+def _open_teacher(context: Context, config: TeacherConfig | None) -> Teacher | None:
+    if config is None:
+        return None
+    teacher = make_teacher(config, context.train_data, context.objects.teacher)
+    context.check_licenses(teacher=teacher.model)
+    teacher.to(context.fabric.device)
+    context.note(*(teacher.class_map.lines() if teacher.class_map is not None else []))
+    if config.check:
+        _check_teacher(teacher, context)
+    return teacher
+
+
+def make_teacher(config: TeacherConfig, data: SegmentationDataset, given: nn.Module | None = None) -> Teacher:
+    """Load the teacher, or take the one ``given``; raises ``SegtailorError`` when its classes differ from the data's.
+
+    A teacher of other classes needs a class map, which is checked against both.
+    """
+    if given is None:
+        network = load_teacher(config, data.num_classes)
+    else:
+        network = adapt(deepcopy(given), None if config.class_map else data.num_classes, **config.options())
+    class_map = None if config.class_map is None else read_class_map(config.class_map, network, data.classes)
+    return Teacher(network, class_map)
+
+
+def _check_teacher(teacher: Teacher, context: Context) -> None:
+    """Score the teacher on a few images; raises ``SegtailorError`` when it is near chance."""
+    data = context.val_data
+    result = evaluate_model(teacher, data, device=context.fabric.device, limit=SCORED_BEFORE_START)
+    if result.miou < 1.05 / data.num_classes:
+        raise SegtailorError(
+            f"the teacher is near chance: mIoU {100 * result.miou:.1f} on {result.images} validation images "
+            f"(guessing one class gives at most {100 / data.num_classes:.1f}); check teacher.weights, or set "
+            "teacher.check false"
+        )
+
+
+def class_map_rows(context: Context) -> list[dict[str, Any]]:
+    """Return the teacher's class map for the results; nothing without one."""
+    teacher = context.teacher
+    return teacher.class_map.rows() if teacher is not None and teacher.class_map is not None else []
+
+
+def build_arm(
+    context: Context,
+    recipe: TrainRecipe | DistillRecipe,
+    label: str = "",
+    folder: Path = Path(),
+) -> Arm:
+    """Build student and methods of ``recipe`` and align them; their initial weights are a function of the seed.
+
+    Of a student that was given as an object a copy is trained. Raises ``SegtailorError`` for a method listed twice or
+    without its teacher, for taps that a network does not have, and for networks that cannot be aligned.
+    """
+    data, seed = context.train_data, recipe.train.seed
+    alone = isinstance(recipe, TrainRecipe)
+    config, listed = (recipe.model, []) if isinstance(recipe, TrainRecipe) else (recipe.student, recipe.method)
+    torch.manual_seed(seed)
+    student = context.objects.copy_of(config, data.num_classes) or build_network(config, data.num_classes)
+    context.check_licenses(**{"model" if alone else "student": student})
+    methods = make_methods(listed, student, context.teacher, config, seed)
+    teacher = None if alone else context.teacher
+    alignment = align(student, teacher, methods, recipe.data.crop or recipe.data.size or context.size)
+    alignment += reading_lines(recipe.data, methods)
+    card = model_card(data, recipe.model_dump(mode="json"), teacher)
+    weights = {method.name: method.weight for method in listed}
+    label = label or "+".join(methods)
+    return Arm(label, recipe.train, student, methods, weights, card, alignment, folder)
+
+
+def make_methods(
+    configs: Sequence[MethodConfig], student: Network, teacher: Teacher | None, built_as: ModelConfig, seed: int
+) -> dict[str, Method]:
+    """Build the recipe's methods for a ``student`` that was ``built_as`` its config says.
+
+    Their initial projectors are a function of ``seed``. Raises ``SegtailorError`` for a method listed twice, or without
+    the teacher that it needs.
+    """
+    names = [config.name for config in configs]
+    for name in names:
+        if names.count(name) > 1:
+            raise SegtailorError(f"the recipe names the method {name} {names.count(name)} times; list it once")
+    methods: dict[str, Method] = {}
+    for config in configs:
+        kind = METHODS[config.name]
+        if kind.teacher == "recipe" and teacher is None:
+            raise SegtailorError(f"method {config.name} needs a teacher; set teacher.weights (a run folder or a file)")
+        options = check_options(config.name, config.options())
+        own = None
+        if kind.teacher == "own":
+            own = kind.build_teacher(options, built_as, student.num_classes, seed)
+        guide = own or teacher
+        torch.manual_seed(seed + 1)
+        try:
+            method = create_method(
+                config.name,
+                num_classes=student.num_classes,
+                student_channels=student.tap_channels,
+                teacher_channels=guide.tap_channels if guide is not None else student.tap_channels,
+                **config.options(),
+            )
+        except MissingTapError as missing:
+            named = guide if missing.role == "teacher" and guide is not None else student
+            raise missing.named(config.name, named.name) from None
+        if own is not None:
+            method.use_teacher(own)
+        methods[config.name] = method
+    return methods
+
+
+def check_methods(configs: Sequence[MethodConfig]) -> bool:
+    """Raise SegtailorError for an unknown method or option, before anything is loaded.
+
+    Returns whether some parameters of a method have gradients only part of the time.
+    """
+    for config in configs:
+        check_options(config.name, config.options())
+    return any(METHODS[config.name].sparse_gradients for config in configs)
+
+
+def train_arms(context: Context, arms: Sequence[Arm], keep_going: bool = False) -> list[Trained]:
+    """Train ``arms`` in lockstep, on the same batches and with one pass of the teacher for all.
+
+    Each learns what it would alone, and continues from its folder's checkpoint. With ``keep_going`` one that fails does
+    not stop the others. Raises ``SegtailorError`` when a teacher's weights have changed.
+    """
+    teacher = context.teacher if any(arm.uses_teacher for arm in arms) else None
+    watched = [*([teacher] if teacher is not None else []), *(own for arm in arms for own in arm.own_teachers.values())]
+    before = [item.fingerprint() for item in watched]
+    entries = []
+    for arm in arms:
+        arm.learner = Distiller(arm.student, arm.methods, arm.weights, arm.train.aux_weight)
+        task = Task(
+            arm.label, arm.folder, context.train_data, context.val_data, context.data, arm.train, context.evaluate,
+            arm.card, context.unlabelled,
+        )  # fmt: skip
+        entries.append((arm.learner, task))
+    trained = fit_together(context.fabric, entries, teacher, keep_going)
+    if [item.fingerprint() for item in watched] != before:
+        raise SegtailorError("the teacher's weights changed during the run; this is a defect of the method, report it")
+    return trained
+
+
+def pretrain(context: Context, arm: Arm, recipe: DistillRecipe) -> None:
+    """Give the arm's methods what they learn before the student."""
+    arm.stages = run_stages(context.fabric, recipe, arm.methods, context.teacher, context.train_data, context.val_data)
+
+
+def load_student(context: Context, path: Path) -> Network:
+    """Load the student that an arm has left at ``path``, a file or a run folder."""
+    own = context.objects.copy_of(read_card(path)["model"]["name"], context.train_data.num_classes)
+    return load_model(path) if own is None else fill(own, path)
+
+
+def unlabelled_of(context: Context, arm: Arm) -> dict[str, Any]:
+    """Return what the results say of unlabelled images; nothing without any."""
+    assert arm.learner is not None
+    return unlabelled_facts(
+        context.data, arm.train.batch, context.train_data, context.unlabelled, arm.learner.readings, arm.folder
+    )
+
+
+def run_name(*parts: str) -> str:
+    """Return the name of a run that its recipe does not name.
+
+    >>> run_name("toy", "smp:Unet/resnet18", "kt")
+    'toy-smp-Unet-resnet18-kt'
+    """
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", "-".join(part.removeprefix(OBJECT) for part in parts))
+
+
+def model_card(data: SegmentationDataset, recipe: dict[str, Any], teacher: Teacher | None = None) -> dict[str, Any]:
+    """Return what a weights file says of its data and origin; the licenses are those of a ``teacher``'s weights."""
+    known = {} if teacher is None else teacher.model.licenses
+    return {
+        "licenses": {f"teacher's {part}": text for part, text in known.items()},
+        "classes": list(data.classes),
+        "palette": [list(color) for color in data.palette],
+        "mean_color": list(data.mean_color),
+        "data_license": data.license,
+        "recipe": recipe,
+    }
+
+
+def card_with_metrics(card: dict[str, Any], scores: EvaluationResult, step: int) -> dict[str, Any]:
+    """Return ``card`` with the scores of the weights beside it."""
+    metrics = {"miou": scores.miou, "miou_all": scores.miou_all, "pixel_accuracy": scores.pixel_accuracy, "step": step}
+    return {**card, "metrics": metrics}
+
+
+def align(student: Network, teacher: Teacher | None, methods: Mapping[str, Method], size: Size) -> list[str]:
+    """Return one line for each tensor that a method compares, for training windows of ``size``.
+
+    Raises :class:`SegtailorError` when a method needs what a network does not return, or when two grids cannot be
+    aligned.
+    """
+    own = _run_student(student, size)
+    outputs: dict[int, SegOutput] = {}
+    lines = []
+    for name, method in methods.items():
+        guide = method.own_teacher or (teacher if method.teacher == "recipe" else None)
+        if guide is None:
+            continue
+        if id(guide) not in outputs:
+            output = run_on_meta(guide.model, size)
+            mapped = guide.class_map
+            outputs[id(guide)] = output if mapped is None else deepcopy(mapped).to("meta").map_output(output)
+        stretched = student.preprocess.size is not None or guide.preprocess.size is not None
+        lines += align_method(name, method, own, outputs[id(guide)], stretched)
+    return lines
+
+
+def _run_student(student: Network, size: Size) -> SegOutput:
+    try:
+        return run_on_meta(student, size, exact=True)
+    except Exception as error:  # networks of other libraries refuse a size in their own ways
+        better = student.preprocess.input_size(size)
+        hint = "choose another data.crop" if better == size else f"set data.crop [{better[0]}, {better[1]}]"
+        raise SegtailorError(
+            f"{student.name} does not run on training windows of {size[0]} x {size[1]} ({reason(error)[:160]}); {hint}"
+        ) from error
+
+
+def align_method(
+    name: str, method: Method, student: SegOutput, teacher: SegOutput, stretched: bool = False
+) -> list[str]:
+    """Return the lines of one method for two outputs; see :func:`align`.
+
+    ``stretched``: a network sees every image at one fixed size, so that proportions say nothing.
+    """
+    lines = []
+    maps = [tap for tap in ("logits", "aux_logits") if tap in method.inputs]
+    taps = [*maps, *sorted(method.inputs - set(maps))]
+    if {"feature", "classifier_input"} <= set(taps):
+        taps.remove("feature")  # it replaces the other where a network has no dropout
+    for tap in taps:
+        own, guide = student.tap(tap), teacher.tap(tap)
+        own, guide = (
+            output.feature if value is None and tap == "classifier_input" else value
+            for value, output in ((own, student), (guide, teacher))
+        )
+        if tap == "aux_logits" and (own is None or guide is None):
+            lines.append(f"{name}, aux_logits: left out, the {'student' if own is None else 'teacher'} has none")
+            continue
+        if own is None or guide is None:
+            continue  # stages.N may belong to one network alone
+        how = _grids(name, tap, own.shape[-2:], guide.shape[-2:], stretched)
+        if own.shape[1] != guide.shape[1]:
+            how += f"; {method.widths}"
+        lines.append(f"{name}, {tap}: student {_shape(own)}, teacher {_shape(guide)}: {how}")
+    return lines
+
+
+def _grids(name: str, tap: str, own: tuple[int, ...], guide: tuple[int, ...], stretched: bool) -> str:
+    if own == guide:
+        return "equal grids"
+    skew = (own[0] / own[1]) / (guide[0] / guide[1])
+    if not stretched and not 1 / MOST_SKEW <= skew <= MOST_SKEW:
+        raise SegtailorError(
+            f"method {name} cannot align {tap}: the student's grid is {own[0]} x {own[1]}, the teacher's {guide[0]} x "
+            f"{guide[1]}; they do not show the same image, choose a larger data.crop or another tap"
+        )
+    how = "averaged" if is_much_finer(guide, own) else "resized"
+    return f"teacher {how} to {own[0]} x {own[1]}" + (", bilinear" if how == "resized" else "")
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return " x ".join(str(side) for side in tensor.shape[1:])
+
+
+def all_arms(recipe: CompareRecipe) -> dict[str, ArmConfig]:
+    """Return the recipe's arms by name, and before them the student alone where no arm is.
+
+    Each further student of the recipe gets an arm without a method, ``none-MODEL``.
+    """
+    students = {_student(recipe, arm).model_dump_json() for arm in recipe.arms.values() if is_alone(arm)}
+    missing: dict[str, ArmConfig] = {}
+    for student in [recipe.student, *(arm.student for arm in recipe.arms.values() if arm.student is not None)]:
+        if student.model_dump_json() in students:
+            continue
+        students.add(student.model_dump_json())
+        own = student is recipe.student
+        name = ALONE if own else f"{ALONE}-{student.model}"
+        while name in recipe.arms or name in missing:
+            name += "-alone"
+        missing[name] = ArmConfig(method=[MethodConfig(name="none")], student=None if own else student)
+    return {**missing, **recipe.arms}
+
+
+def baseline_of(recipe: CompareRecipe) -> str:
+    """Return the arm that is the recipe's own student alone."""
+    return next(
+        name for name, arm in all_arms(recipe).items() if is_alone(arm) and _student(recipe, arm) == recipe.student
+    )
+
+
+def is_alone(arm: ArmConfig) -> bool:
+    """Whether the arm is a student trained without a method."""
+    return [method.name for method in arm.method] == ["none"]
+
+
+def arm_recipe(recipe: CompareRecipe, name: str, seed: int) -> DistillRecipe:
+    """Return the recipe that trains the arm ``name`` with ``seed`` alone, by `segtailor distill`."""
+    arm = all_arms(recipe)[name]
+    changes: dict[str, Any] = {"seed": seed}
+    for key in ("optimizer", "schedule", "aux_weight", "clip"):
+        if (value := getattr(arm, key)) is not None:
+            changes[key] = value
+    return DistillRecipe(
+        description=f"the arm {name} of a comparison, seed {seed}",
+        data=recipe.data, teacher=recipe.teacher, student=_student(recipe, arm), method=arm.method,
+        train=recipe.train.model_copy(update=changes), evaluate=recipe.evaluate,
+        run=RunConfig(name=f"seed{seed}", folder=recipe.run.folder, exists="resume"),
+    )  # fmt: skip
+
+
+def recorded(recipe: CompareRecipe) -> dict[str, Any]:
+    """Return ``recipe`` as a comparison records it: with all options of each method, whatever their defaults become.
+
+    A method whose options are wrong stays as it was given; its arm fails, and says why.
+    """
+    plain = recipe.model_dump(mode="json")
+    for name, arm in recipe.arms.items():
+        for index, method in enumerate(arm.method):
+            with suppress(SegtailorError):
+                options = check_options(method.name, method.options()).model_dump(mode="json")
+                plain["arms"][name]["method"][index] |= options
+    return plain
+
+
+def _student(recipe: CompareRecipe, arm: ArmConfig) -> ModelConfig:
+    return arm.student or recipe.student
