@@ -61,7 +61,7 @@ def data_check(
         str | None, typer.Option(help="as in train,val; default: the recipe's two, and test where there is one")
     ] = None,
 ) -> None:
-    """Look into every image and mask: what is wrong, where, and the line of the recipe that mends it.
+    """Read every image and mask: what is wrong, where, and the line of the recipe that fixes it.
 
     The data are a recipe's, or set by --data.KEY VALUE. Exits with 1 when there are errors, with 0 otherwise.
     """

@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from data import street_trees as street
 from data.street_trees import image, mask, write_street
 from data.trees import truncate
-from segtailor.cli import main
 from segtailor.config import DataConfig
 from segtailor.data.check import check_data
-from segtailor.data.check.values import Tally
 from segtailor.data.check.report import SPLITS, draw_histogram
+from segtailor.data.check.values import Tally
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["segtailor", "data", "check", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
+def run(run_data):
+    return partial(run_data, "check")
 
 
 FOLDER = ("--data.name", "folder", "--data.root", "street")
@@ -187,3 +176,20 @@ def test_histogram_has_a_bar_for_each_class_and_split(tmp_path):
     draw_histogram(path, "many", [f"class {n}" for n in range(255)], [(n, n, n) for n in range(255)], [])
     with Image.open(path) as file:
         assert file.height > 255 * 10
+
+
+def test_masks_that_cannot_be_counted_are_not_called_empty(run, tmp_path, monkeypatch):
+    """Colors read as numbers: no class can be counted, which is not the absence of classes."""
+    root = write_street(tmp_path / "street", train=2, val=1)
+    for path in street.all_masks(root):
+        street.paint(path)
+    drawn = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, at, words, *more, **kw: (drawn.append(words), text(self, at, words, *more, **kw)),
+    )
+    assert run(*FOLDER)[0] == 1
+    assert "no mask of train was counted" in drawn
+    assert "not in train" not in drawn

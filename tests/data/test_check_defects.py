@@ -185,7 +185,9 @@ def test_all_defects_together_are_all_found(tmp_path):
     assert found.keys() == set().union(*DEFECTS.values())
     assert len(found["duplicate-across-splits"].locations) == 2
     assert len(found["255-not-declared"].locations) == 2
-    assert all(len(found[kind].locations) == 1 for kind in found.keys() - {"duplicate-across-splits", "255-not-declared"})
+    assert all(
+        len(found[kind].locations) == 1 for kind in found.keys() - {"duplicate-across-splits", "255-not-declared"}
+    )
 
 
 def test_classes_that_are_missing_are_named(tmp_path):

@@ -240,3 +240,13 @@ def test_jpeg_masks_and_grey_masks_in_three_channels(tmp_path):
     report = check(tmp_path, name="folder", root=root)
     assert kinds(report) == {"unreadable-mask", "grey-stored-as-color"}
     assert "must not be a JPEG" in report.text()
+
+
+def test_colors_of_many_masks_are_named_most_common_first(tmp_path):
+    root = write_street(tmp_path / "street", classes="classes: [a, b]\n", train=1, val=1)
+    pixels = np.full((60, 80, 3), (1, 2, 250), np.uint8)
+    pixels[:4] = (255, 0, 7)
+    street.save(mask(root, "train", 0), pixels)
+    street.save(mask(root, "val", 0), pixels)
+    (finding,) = (f for f in check(tmp_path, name="folder", root=root).findings if f.kind == "color-masks")
+    assert finding.advice.endswith("under void_colors: [1, 2, 250], [255, 0, 7]")
