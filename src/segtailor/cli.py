@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,16 +90,24 @@ def compare(context: typer.Context, recipe: RecipeName) -> None:
     print(_stoppable("compare", job, recipe, parse_overrides(context.args)))
 
 
-@app.command(context_settings=FREE, epilog="Example: segtailor repro benchmarks/results/NAME/arms/kt/seed0")
+@app.command(
+    context_settings=FREE, epilog="Example: segtailor repro final kt 0, or: segtailor repro runs/c/arms/kt/seed0"
+)
 def repro(
     context: typer.Context,
-    row: Annotated[str, typer.Argument(metavar="ROW", help="COMPARISON/arms/ARM/seedN of a recorded comparison")],
+    source: Annotated[
+        str, typer.Argument(metavar="RECORD ARM SEED | ROW", help="a record of benchmarks/results, or a run's row")
+    ],
 ) -> None:
-    """Train a recorded row of a comparison anew, and say whether it falls within the spread over seeds."""
+    """Train a recorded row of a comparison again, and check that it falls within the spread over seeds."""
     from segtailor.jobs.repro import repro as job
     from segtailor.recipes import parse_overrides
 
-    found = job(row, parse_overrides(context.args))
+    words = list(takewhile(lambda word: not word.startswith("--"), context.args))
+    overrides = parse_overrides(context.args[len(words) :])
+    if len(words) not in (0, 2) or (words and not words[1].isdigit()):
+        raise SegtailorError("give a record, an arm and a seed, as in: segtailor repro final kt 0")
+    found = job(source, overrides, arm=words[0], seed=int(words[1])) if words else job(source, overrides)
     print(found.text())
     if not found.within:
         raise typer.Exit(1)
@@ -127,9 +136,9 @@ def publish(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or a .safetensors file")],
     to: Annotated[str, typer.Option(help="hf:USER/NAME on the hub, or hf:./FOLDER")],
     private: Annotated[bool, typer.Option("--private", help="make a new repository private")] = False,
-    license: Annotated[str | None, typer.Option(help="licence id that the repository states")] = None,  # noqa: A002
+    license: Annotated[str | None, typer.Option(help="license id that the repository states")] = None,  # noqa: A002
 ) -> None:
-    """Write a run's model as a Hugging Face repository: weights, card with metrics and licences, recipe."""
+    """Write a run's model as a Hugging Face repository: weights, card with metrics and licenses, recipe."""
     from segtailor.jobs.publish import publish as job
 
     print(job(run, to, private, license))

@@ -205,17 +205,6 @@ def unreadable(path: Path, error: UnreadableFile) -> SegtailorError:
     return SegtailorError(f"cannot read {path}: {error}; fix or remove the file and run again")
 
 
-def require_scipy() -> None:
-    """Raise ``SegtailorError`` when MATLAB files cannot be read."""
-    try:
-        import scipy.io
-    except ImportError:
-        raise SegtailorError(
-            'reading masks that are MATLAB files needs the extra data: pip install "segtailor[data]"'
-        ) from None
-    del scipy
-
-
 def read_mat(path: Path, key: str) -> NDArray[Any]:
     """Return the whole numbers of the variable ``key`` (H,W) of a MATLAB file; raises ``UnreadableFile``."""
     from scipy.io import loadmat

@@ -53,7 +53,7 @@ from segtailor.methods.base import Method, MissingTapError
 from segtailor.models import load_model, read_card
 from segtailor.models.class_map import read_class_map
 from segtailor.models.inspect import count_multiply_adds, count_parameters, run_on_meta
-from segtailor.models.licenses import Policy, check_licences
+from segtailor.models.licenses import Policy, check_licenses
 from segtailor.models.network import Network, SegOutput
 from segtailor.models.store import build_network, load_teacher
 from segtailor.models.teacher import Teacher
@@ -96,7 +96,7 @@ class Context:
 
         Raises ``SegtailorError`` for a restricted one where the recipe's policy is ``permissive``.
         """
-        notes = check_licences(self.policy, {role: network.licences for role, network in networks.items()})
+        notes = check_licenses(self.policy, {role: network.licenses for role, network in networks.items()})
         self.note(*(f"note: {note}" for note in notes))
 
     def note(self, *lines: str) -> None:
@@ -367,13 +367,13 @@ def run_name(*parts: str) -> str:
 
 def model_card(data: SegmentationDataset, recipe: dict[str, Any], teacher: Teacher | None = None) -> dict[str, Any]:
     """Return what a weights file says of its data and origin; the licenses are those of a ``teacher``'s weights."""
-    known = {} if teacher is None else teacher.model.licences
+    known = {} if teacher is None else teacher.model.licenses
     return {
-        "licences": {f"teacher's {part}": text for part, text in known.items()},
+        "licenses": {f"teacher's {part}": text for part, text in known.items()},
         "classes": list(data.classes),
         "palette": [list(color) for color in data.palette],
         "mean_color": list(data.mean_color),
-        "data_licence": data.license,
+        "data_license": data.license,
         "recipe": recipe,
     }
 
