@@ -26,7 +26,8 @@ def run(tmp_path):
     model.licenses = {"backbone": "Apache-2.0 (timm lcnet_050)"}
     recipe = {"data": {"name": "folder", "root": "/home/me/street"}, "train": {"seed": 4}}
     card = {
-        "classes": CLASSES, "palette": [[0, 0, 7], [0, 0, 8], [0, 0, 9]], "recipe": recipe, "metrics": {"miou": 0.5123, "step": 9}, "data_license": "CC0-1.0",
+        "classes": CLASSES, "palette": [[0, 0, 7], [0, 0, 8], [0, 0, 9]], "recipe": recipe,
+        "metrics": {"miou": 0.5123, "step": 9}, "data_license": "CC0-1.0",
         "licenses": {"teacher's backbone": "cc-by-nc-4.0"},
     }  # fmt: skip
     save_model(model, folder / "student.safetensors", card)

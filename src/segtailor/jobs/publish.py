@@ -82,9 +82,7 @@ def _write(folder: Path, run: Path, card: dict[str, Any], model: Network, licens
     if card.get("recipe"):
         (folder / "recipe.yaml").write_text(yaml.safe_dump(card["recipe"], sort_keys=False), encoding="utf-8")
     if results is not None:
-        (folder / "results.json").write_text(
-            json.dumps(portable(results.model_dump(mode="json")), indent=1) + "\n", encoding="utf-8"
-        )
+        RunResults.model_validate(portable(results.model_dump(mode="json"))).write(folder / "results.json")
     if sample is not None:
         shutil.copyfile(sample, folder / PICTURE)
     text = model_card_text(card, model, results, license_id, uri, PICTURE if sample is not None else None)
@@ -237,7 +235,7 @@ def _usage(card: dict[str, Any], uri: str) -> str:
     data, evaluate = recipe.get("data") or {}, recipe.get("evaluate") or {}
     size, settings = data.get("size"), ""
     if evaluate.get("mode") == "slide":
-        window = evaluate.get("window") or data.get("crop") or size
+        window = evaluate.get("window") or data.get("crop") or size or ()
         settings = f', mode="slide", window={tuple(window)}'
         settings += f", stride={tuple(evaluate['stride'])}" if evaluate.get("stride") else ""
     note = f" Images are resized to {size[0]} x {size[1]}, as in training and scoring." if size else ""
