@@ -34,7 +34,7 @@ from bench import (
 )
 from published_kt import published_terms
 from segtailor.methods import Method, create_method
-from segtailor.methods.tailoring.recombination import FeatureTailoring
+from segtailor.methods._kt_terms import FeatureTailoring
 from segtailor.models import SegOutput
 
 PROGRESS = {"early": 0.1, "late": 0.9}

@@ -10,18 +10,22 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from segtailor.losses import Step, full_precision, nearest_labels, to_grid, valid_counts, valid_pixels
-from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
-from segtailor.methods.relation.divergence import directions, relation_kl, unit
-from segtailor.methods.relation.memory import (
+from segtailor.methods._relations import (
+    RelationProjector,
     VectorQueue,
     class_means,
     class_pixels,
+    directions,
     from_all_processes,
+    minibatch_relations,
+    pooled,
+    pooled_counts,
     raster_pixels,
+    relation_kl,
     take,
+    unit,
 )
-from segtailor.methods.relation.minibatch import minibatch_relations, pooled, pooled_counts
-from segtailor.methods.relation.projector import RelationProjector
+from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
 from segtailor.models.network import SegOutput
 
 

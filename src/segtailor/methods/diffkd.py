@@ -8,9 +8,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, Valida
 from torch import Tensor, nn
 
 from segtailor.losses import Step, full_precision, pixel_mean, to_grid, valid_counts
+from segtailor.methods._diffusion import DISTANCES, DiffusedPair, PairSettings
 from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
-from segtailor.methods.diffusion.distances import DISTANCES
-from segtailor.methods.diffusion.pair import DiffusedPair, PairSettings
 from segtailor.models.network import SegOutput
 
 SUFFIXES = {"logits": "", "aux": "_aux", "feature": "_feature"}

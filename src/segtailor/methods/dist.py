@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segtailor.losses import Step, full_precision, pixel_mean, recomputed, to_grid, valid_counts
 from segtailor.methods.base import Channels, Method, VariantOptions
-from segtailor.methods.standardised import DESCRIPTION, check_classes, standardised
+from segtailor.methods.kd import DESCRIPTION, check_classes, standardised
 from segtailor.models.network import SegOutput
 
 NEGLIGIBLE = 1e-6

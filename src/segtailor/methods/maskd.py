@@ -13,11 +13,15 @@ from torch import Tensor, nn
 from segtailor.config import OptimizerConfig, ScheduleConfig
 from segtailor.errors import SegtailorError
 from segtailor.losses import Step, full_precision, recomputed, to_grid, valid_counts
+from segtailor.methods._mask_tokens import (
+    TokenLayout,
+    TokenPretraining,
+    TokenWeighting,
+    masked_error,
+    receptive_masks,
+    weight_map,
+)
 from segtailor.methods.base import Channels, Method, VariantOptions, projector, read_tap, width_of
-from segtailor.methods.receptive.file import TokenLayout
-from segtailor.methods.receptive.stage import TokenPretraining
-from segtailor.methods.receptive.tokens import masked_error, receptive_masks, weight_map
-from segtailor.methods.receptive.weighting import TokenWeighting
 from segtailor.models.network import SegOutput
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
