@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from segtailor.errors import SegtailorError
-from segtailor.methods import Method, create_method
+from segtailor.methods import Method, _relations, create_method
 from segtailor.methods._relations import VectorQueue, relation_kl
 from segtailor.methods.cirkd import CIRKD
 

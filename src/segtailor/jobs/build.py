@@ -442,7 +442,7 @@ def align_method(
             continue  # stages.N may belong to one network alone
         how = _grids(name, tap, own.shape[-2:], guide.shape[-2:], stretched)
         if own.shape[1] != guide.shape[1]:
-            how += f"; {method.widths}"
+            how += f"; {method.channel_alignment}"
         lines.append(f"{name}, {tap}: student {_shape(own)}, teacher {_shape(guide)}: {how}")
     return lines
 

@@ -88,11 +88,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> MethodOptions:
 
 
 def create_method(
-    name: str,
-    num_classes: int,
-    student_channels: int | Channels,
-    teacher_channels: int | Channels,
-    **options: Any,
+    name: str, num_classes: int, student_channels: int | Channels, teacher_channels: int | Channels, **options: Any
 ) -> Method[Any]:
     """Return the method ``name`` for two networks of the given widths.
 

@@ -1,4 +1,4 @@
-"""The parts of DiffKD: the noise schedule and its steps, the networks, and how one pair of taps is denoised and compared."""
+"""The parts of DiffKD: the noise schedule and its steps, the networks, and what is done with one pair of taps."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from segtailor.errors import SegtailorError
 from segtailor.losses import Step, full_precision, standardise, to_grid, valid_counts
-from segtailor.methods.base import Adversary, Channels, Method, VariantOptions
+from segtailor.methods.base import Adversary, Channels, Method, VariantOptions, option
 from segtailor.models.network import SegOutput
 
 SMALLEST = 4
@@ -109,22 +109,15 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class AdversarialOptions(VariantOptions):
     """Options of ``adversarial``."""
 
-    sources: ClassVar[dict[str, str]] = {
-        "adversarial": "CIRKD benchmark",
-        "opponent": "CIRKD benchmark",
-        "loss": "CIRKD benchmark (the paper: wgan-gp)",
-        "gradient_penalty": "SKD's code",
-        "lr": "CIRKD benchmark",
-        "betas": "CIRKD benchmark",
-        "width": "SKD's code",
-    }
-    adversarial: NonNegativeFloat = Field(0.001, description="weight of the term")
-    opponent: PositiveFloat = Field(0.1, description="weight of the discriminator's own loss")
-    loss: Literal["hinge", "wgan-gp"] = Field("hinge", description="what the discriminator minimises")
-    gradient_penalty: NonNegativeFloat = Field(10.0, description="weight of the penalty of wgan-gp")
-    lr: PositiveFloat = Field(4e-4, description="the discriminator's constant learning rate (Adam)")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.99), description="Adam's decay rates")
-    width: PositiveInt = Field(64, description="channels of the discriminator's first layer")
+    adversarial: NonNegativeFloat = option(0.001, "weight of the term", source="CIRKD benchmark")
+    opponent: PositiveFloat = option(0.1, "weight of the discriminator's own loss", source="CIRKD benchmark")
+    loss: Literal["hinge", "wgan-gp"] = option(
+        "hinge", "what the discriminator minimises", source="CIRKD benchmark (the paper: wgan-gp)"
+    )
+    gradient_penalty: NonNegativeFloat = option(10.0, "weight of the penalty of wgan-gp", source="SKD's code")
+    lr: PositiveFloat = option(4e-4, "the discriminator's constant learning rate (Adam)", source="CIRKD benchmark")
+    betas: tuple[Beta, Beta] = option((0.9, 0.99), "Adam's decay rates", source="CIRKD benchmark")
+    width: PositiveInt = option(64, "channels of the discriminator's first layer", source="SKD's code")
 
 
 class LogitAdversary(Adversary):
@@ -165,20 +158,19 @@ class Adversarial(Method[AdversarialOptions]):
     ``clean`` standardises each channel of each image over its valid pixels instead, so that images do not mix and void
     is not seen, and does not advance the spectral norm's power iteration in the student's pass. Grids below 64 x 64,
     where the published code stops, are halved less often.
+
+        adversarial = -mean D(student's logits)
+
+    - Extra modules: a discriminator of 3.2 M parameters (19 classes), with its own Adam
+    - Published figures: none alone; Cityscapes val, PSPNet R101 to R18, by SKD's authors: pixel and pair terms 71.78,
+      with it 74.08
+    - Limitations: short trainings, where the discriminator learns nothing; grids below 4 x 4; tiny batches with
+      `published`, whose batch norm mixes images
+    - Source: Liu et al., CVPR 2019 (arXiv 1903.04197), as run in the CIRKD benchmark
     """
 
     name: ClassVar[str] = "adversarial"
     summary: ClassVar[str] = "holistic: a discriminator must not tell the student's logits from the teacher's"
-    formula: ClassVar[str] = "adversarial = -mean D(student's logits)"
-    source: ClassVar[str] = "Liu et al., CVPR 2019 (arXiv 1903.04197), as run in the CIRKD benchmark"
-    extra_modules: ClassVar[str] = "a discriminator of 3.2 M parameters (19 classes), with its own Adam"
-    figures: ClassVar[str] = (
-        "none alone; Cityscapes val, PSPNet R101 to R18, by SKD's authors: pixel and pair terms 71.78, with it 74.08"
-    )
-    unsuited: ClassVar[str] = (
-        "short trainings, where the discriminator learns nothing; grids below 4 x 4; tiny batches with `published`, "
-        "whose batch norm mixes images"
-    )
 
     def build(self, student: Channels, teacher: Channels) -> None:
         """Make what the options ask for."""

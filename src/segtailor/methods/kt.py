@@ -6,14 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from segtailor.losses import Step, channel_kl, full_precision, recomputed, to_grid, valid_counts
@@ -29,7 +22,7 @@ from segtailor.methods._kt_terms import (
     published_terms,
     tailored_map,
 )
-from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, read_tap, width_of
+from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, option, read_tap, width_of
 from segtailor.models.network import SegOutput
 
 DECODER = "decoder"
@@ -42,68 +35,74 @@ CLEAN_ONLY = {"tailors": ("none",), "recombination": ("trained",)}
 class KnowledgeTailoringOptions(VariantOptions):
     """Options of ``kt``."""
 
-    sources: ClassVar[dict[str, str]] = {
-        **dict.fromkeys(("kd", "kd_aux", "lt_all", "lt_class", "lt_nonclass", "ft", "contrastive"), CHOSEN),
-        "temperature": CHOSEN,
-        "margin": "our choice, for vectors of unit norm; published: PyTorch's default",
-        "tuning_point": CHOSEN,
-        "tailors": CHOSEN,
-        "seed": "our choice; KT's code sets none",
-        "sharpness": "our choice",
-        "feature_taps": CHOSEN,
-        "recombination": f"{CHOSEN}; trained: as in feature regression (FitNet)",
-    }
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "published": {
-            "kd": 1.0,
-            "kd_aux": 0.4,
-            "lt_all": 1.0,
-            "lt_class": 1.0,
-            "lt_nonclass": 1.0,
-            "ft": 1.0,
-            "contrastive": 1.0,
-            "temperature": 4.0,
-            "margin": 1.0,
-            "tuning_point": 0.25,
-            "tailors": "frozen",
-            "feature_taps": DECODER,
-            "recombination": "correlation",
-        }
-    }
-    kd: NonNegativeFloat = Field(
+    kd: NonNegativeFloat = option(
         1.0,
-        description="weight of the channel-wise KL on logits; 0 leaves the tailored ones (lt_all) as their only goal",
+        "weight of the channel-wise KL on logits; 0 leaves the tailored ones (lt_all) as their only goal",
+        published=1.0,
+        source=CHOSEN,
     )
-    kd_aux: NonNegativeFloat = Field(
-        0.0, description="weight of the same on auxiliary logits, where both have them, whatever kd is"
+    kd_aux: NonNegativeFloat = option(
+        0.0,
+        "weight of the same on auxiliary logits, where both have them, whatever kd is",
+        published=0.4,
+        source=CHOSEN,
     )
-    lt_all: NonNegativeFloat = Field(0.0, description="weight of logit tailoring over all pixels")
-    lt_class: NonNegativeFloat = Field(0.0, description="weight of logit tailoring inside each class")
-    lt_nonclass: NonNegativeFloat = Field(0.0, description="weight of logit tailoring outside each class")
-    ft: NonNegativeFloat = Field(8.0, description="weight of feature tailoring")
-    contrastive: NonNegativeFloat = Field(
-        0.0, description="weight of the triplet on tailored features; needs recombination: correlation"
+    lt_all: NonNegativeFloat = option(0.0, "weight of logit tailoring over all pixels", published=1.0, source=CHOSEN)
+    lt_class: NonNegativeFloat = option(
+        0.0, "weight of logit tailoring inside each class", published=1.0, source=CHOSEN
     )
-    temperature: PositiveFloat = Field(4.0, description="divides maps before a softmax over space")
-    margin: PositiveFloat = Field(0.4, description="margin of the triplet")
-    tuning_point: Annotated[float, Field(ge=0, le=1)] = Field(
-        1.0, description="fraction of the run at which the teacher, not the student, begins to be recombined; 1: never"
+    lt_nonclass: NonNegativeFloat = option(
+        0.0, "weight of logit tailoring outside each class", published=1.0, source=CHOSEN
     )
-    tailors: Literal["trained", "frozen", "none"] = Field(
-        "none", description="whether the tailors learn with the student; none (clean): channels are only recombined"
+    ft: NonNegativeFloat = option(8.0, "weight of feature tailoring", published=1.0, source=CHOSEN)
+    contrastive: NonNegativeFloat = option(
+        0.0,
+        "weight of the triplet on tailored features; needs recombination: correlation",
+        published=1.0,
+        source=CHOSEN,
     )
-    seed: NonNegativeInt = Field(0, description="seed of the tailors' first values, the same on every process")
-    sharpness: PositiveFloat = Field(0.1, description="divides correlations before the softmax over channels (clean)")
-    feature_taps: str | Annotated[list[str], Field(min_length=1)] = Field(
+    temperature: PositiveFloat = option(4.0, "divides maps before a softmax over space", published=4.0, source=CHOSEN)
+    margin: PositiveFloat = option(
+        0.4,
+        "margin of the triplet",
+        published=1.0,
+        source="our choice, for vectors of unit norm; published: PyTorch's default",
+    )
+    tuning_point: Annotated[float, Field(ge=0, le=1)] = option(
+        1.0,
+        "fraction of the run at which the teacher, not the student, begins to be recombined; 1: never",
+        published=0.25,
+        source=CHOSEN,
+    )
+    tailors: Literal["trained", "frozen", "none"] = option(
+        "none",
+        "whether the tailors learn with the student; none (clean): channels are only recombined",
+        published="frozen",
+        source=CHOSEN,
+    )
+    seed: NonNegativeInt = option(
+        0, "seed of the tailors' first values, the same on every process", source="our choice; KT's code sets none"
+    )
+    sharpness: PositiveFloat = option(
+        0.1, "divides correlations before the softmax over channels (clean)", source="our choice"
+    )
+    feature_taps: str | Annotated[list[str], Field(min_length=1)] = option(
         ALL,
-        description="`decoder` (the feature in front of the classifier), `stages.N`, a list of taps, or `all`: the "
+        "`decoder` (the feature in front of the classifier), `stages.N`, a list of taps, or `all`: the "
         "decoder's feature and the stages, as far as both networks have them",
+        published=DECODER,
+        source=CHOSEN,
     )
-    recombination: Literal["correlation", "trained"] = Field(
+    recombination: Literal["correlation", "trained"] = option(
         "trained",
-        validate_default=True,
-        description="how channels are recombined (clean): by their correlation, or by a 1x1 convolution for each phase "
+        "how channels are recombined (clean): by their correlation, or by a 1x1 convolution for each phase "
         "that learns with the student, which needs contrastive: 0",
+        validate_default=True,
+        published="correlation",
+        source=(
+            "our choice, on CamVid's dev split (docs/study.md); published: KT's code; trained: as in feature "
+            "regression (FitNet)"
+        ),
     )
 
     @field_validator(*CLEAN_ONLY)
@@ -149,38 +148,32 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
     tried and lost (docs/study.md): the tailored logits, alone or beside ``kd``, tailors, recombination by correlation,
     the late phase. It is there for those who want it: each term by its weight, ``recombination: correlation``,
     ``tailors: trained``, ``tuning_point`` below 1.
+
+        kd, kd_aux  = chKL(s, t), KL between softmaxes over space, mean over channels and images
+        tailored(t) = max(t, mean of t on class pixels where the teacher is right) inside class k,
+                      min(t, mean of t on the others) outside, for each class's logit map
+        lt_all      = chKL(s, tailored(t)); lt_class, lt_nonclass: the same inside and outside the class alone
+        R           = softmax_j(corr(channel i of one, channel j of the other) / sharpness), or a trained matrix
+        ft          = 1 - corr(tailor(R s), t) before the tuning point, 1 - corr(s, tailor(R t)) after it
+        contrastive = relu(|anchor(s) - tailor(R .)| - |anchor(s) - tailor(R' .)| + margin), R' from 1 - corr
+
+    - Extra modules: a 1x1 convolution per tap, and one back where there is a late phase; as published two tailors of
+      three 1x1 convolutions and a 1x1 projector for the triplet
+    - Published figures: Cityscapes val: DeepLabV3-R18 77.98, DeepLabV3-MobileNetV2 76.17, PSPNet-R18 76.49; VOC val
+      76.49 and 75.52 (R18, PSPNet-R18); ADE20K 35.64 (KT's README; best of 50 validations, one run). Ours, CamVid val,
+      clean, five seeds: 50.8, the student alone 39.6, published 41.8; a SegFormer student, three seeds: 54.1, 41.1,
+      46.6 (docs/study.md)
+    - Limitations: teachers without a feature, with which `ft: 0` leaves the logits; a teacher whose stages mean
+      something else than the student's (then `feature_taps: decoder`); as published also data without labels and very
+      short trainings, where the late phase has no time
+    - Source: Knowledge Tailoring, Pattern Recognition 2025, doi 10.1016/j.patcog.2025.112399
     """
 
     name: ClassVar[str] = "kt"
     summary: ClassVar[str] = (
         "Knowledge Tailoring: the teacher's maps regressed at all stages; published: tailored logits"
     )
-    formula: ClassVar[str] = (
-        "kd, kd_aux  = chKL(s, t), KL between softmaxes over space, mean over channels and images\n"
-        "tailored(t) = max(t, mean of t on class pixels where the teacher is right) inside class k,\n"
-        "              min(t, mean of t on the others) outside, for each class's logit map\n"
-        "lt_all      = chKL(s, tailored(t)); lt_class, lt_nonclass: the same inside and outside the class alone\n"
-        "R           = softmax_j(corr(channel i of one, channel j of the other) / sharpness), or a trained matrix\n"
-        "ft          = 1 - corr(tailor(R s), t) before the tuning point, 1 - corr(s, tailor(R t)) after it\n"
-        "contrastive = relu(|anchor(s) - tailor(R .)| - |anchor(s) - tailor(R' .)| + margin), R' from 1 - corr"
-    )
-    source: ClassVar[str] = "Knowledge Tailoring, Pattern Recognition 2025, doi 10.1016/j.patcog.2025.112399"
-    widths: ClassVar[str] = "channels are recombined, by default by a trained 1x1 convolution"
-    extra_modules: ClassVar[str] = (
-        "a 1x1 convolution per tap, and one back where there is a late phase; as published two tailors of three 1x1 "
-        "convolutions and a 1x1 projector for the triplet"
-    )
-    figures: ClassVar[str] = (
-        "Cityscapes val: DeepLabV3-R18 77.98, DeepLabV3-MobileNetV2 76.17, PSPNet-R18 76.49; VOC val 76.49 and 75.52 "
-        "(R18, PSPNet-R18); ADE20K 35.64 (KT's README; best of 50 validations, one run). Ours, CamVid val, clean, five "
-        "seeds: 50.8, the student alone 39.6, published 41.8; a SegFormer student, three seeds: 54.1, 41.1, 46.6 "
-        "(docs/study.md)"
-    )
-    unsuited: ClassVar[str] = (
-        "teachers without a feature, with which `ft: 0` leaves the logits; a teacher whose stages mean something else "
-        "than the student's (then `feature_taps: decoder`); as published also data without labels and very short "
-        "trainings, where the late phase has no time"
-    )
+    channel_alignment: ClassVar[str] = "channels are recombined, by default by a trained 1x1 convolution"
     sparse_gradients = True
 
     def build(self, student: Channels, teacher: Channels) -> None:

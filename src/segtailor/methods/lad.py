@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from segtailor.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from segtailor.errors import SegtailorError
 from segtailor.losses import Step, channel_kl, cross_entropy, valid_counts
-from segtailor.methods.base import Channels, Method, MethodOptions, Pretraining, PretrainObjective, VariantOptions
+from segtailor.methods.base import (
+    Channels,
+    Method,
+    MethodOptions,
+    Pretraining,
+    PretrainObjective,
+    VariantOptions,
+    option,
+)
 from segtailor.models.label_assisted import (
     Codes,
     LabelAssisted,
@@ -132,47 +140,54 @@ def _named(value: Any) -> Any:
 class LabelAssistedOptions(VariantOptions):
     """Options of ``lad``."""
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "published": {
-            "codes": "fixed",
-            "teacher_steps": 40_000,
-            "teacher_optimizer": {"name": "sgd", "lr": 0.001, "momentum": 0.9, "weight_decay": 0.0001},
-            "teacher_schedule": {"power": 0.9},
-        }
-    }
-    sources: ClassVar[dict[str, str]] = {
-        "lad": "LAD's code",
-        "base": "LAD's code: channel-wise KL of the logits, T = 4, weight 3",
-        "teacher": "LAD's code: the student's own",
-        "pretrained": "our choice: the student's own",
-        "codes": "our choice; published: fixed",
-        "noise": "LAD's code",
-        "teacher_noise": "LAD's code",
-        "consistency": "LAD's code",
-        "consistency_temperature": "LAD's code",
-        "dropout": "LAD's code",
-        "teacher_steps": "our choice; published: read from the log of the student's training",
-        "teacher_optimizer": "our choice; published: read from the log of the student's training",
-        "teacher_schedule": "our choice; published: read from the log of the student's training",
-        "teacher_file": "our choice",
-    }
-    lad: NonNegativeFloat = Field(1.0, description="weight of all the base method's terms")
-    base: Annotated[dict[str, Any], BeforeValidator(_named)] = Field(
+    lad: NonNegativeFloat = option(1.0, "weight of all the base method's terms", source="LAD's code")
+    base: Annotated[dict[str, Any], BeforeValidator(_named)] = option(
         {"name": "cwd", "logits": 3.0, "feature": 0.0, "temperature": 4.0},
-        description="the method that the label-assisted teacher teaches by: a name, or a mapping with its options",
+        "the method that the label-assisted teacher teaches by: a name, or a mapping with its options",
+        source="LAD's code: channel-wise KL of the logits, T = 4, weight 3",
     )
-    teacher: str | None = Field(None, description="the label-assisted network; default: the student's")
-    pretrained: bool | str | None = Field(None, description="its ImageNet encoder; default: as the student's")
-    codes: Codes = Field("random", description="the labels' codes while the student learns: drawn anew, or fixed")
-    noise: NonNegativeFloat = Field(0.02, description="noise on the coded labels while the student learns")
-    teacher_noise: NonNegativeFloat = Field(0.03, description="noise on the coded labels while the teacher learns")
-    consistency: NonNegativeFloat = Field(5.0, description="weight of the dual-path consistency")
-    consistency_temperature: PositiveFloat = Field(4.0, description="temperature of the dual-path consistency")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.01, description="every dropout of the teacher")
-    teacher_steps: PositiveInt | None = Field(None, description="steps of the teacher's training; default: the run's")
-    teacher_optimizer: OptimizerConfig | None = Field(None, description="its optimizer; default: the run's")
-    teacher_schedule: ScheduleConfig | None = Field(None, description="its schedule; default: the run's")
-    teacher_file: str | None = Field(None, description="a label-assisted network to use instead of training one")
+    teacher: str | None = option(
+        None, "the label-assisted network; default: the student's", source="LAD's code: the student's own"
+    )
+    pretrained: bool | str | None = option(
+        None, "its ImageNet encoder; default: as the student's", source="our choice: the student's own"
+    )
+    codes: Codes = option(
+        "random",
+        "the labels' codes while the student learns: drawn anew, or fixed",
+        published="fixed",
+        source="our choice; published: fixed",
+    )
+    noise: NonNegativeFloat = option(0.02, "noise on the coded labels while the student learns", source="LAD's code")
+    teacher_noise: NonNegativeFloat = option(
+        0.03, "noise on the coded labels while the teacher learns", source="LAD's code"
+    )
+    consistency: NonNegativeFloat = option(5.0, "weight of the dual-path consistency", source="LAD's code")
+    consistency_temperature: PositiveFloat = option(
+        4.0, "temperature of the dual-path consistency", source="LAD's code"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = option(0.01, "every dropout of the teacher", source="LAD's code")
+    teacher_steps: PositiveInt | None = option(
+        None,
+        "steps of the teacher's training; default: the run's",
+        published=40000,
+        source="our choice; published: read from the log of the student's training",
+    )
+    teacher_optimizer: OptimizerConfig | None = option(
+        None,
+        "its optimizer; default: the run's",
+        published={"name": "sgd", "lr": 0.001, "momentum": 0.9, "weight_decay": 0.0001},
+        source="our choice; published: read from the log of the student's training",
+    )
+    teacher_schedule: ScheduleConfig | None = option(
+        None,
+        "its schedule; default: the run's",
+        published={"power": 0.9},
+        source="our choice; published: read from the log of the student's training",
+    )
+    teacher_file: str | None = option(
+        None, "a label-assisted network to use instead of training one", source="our choice"
+    )
 
 
 class LabelAssistedDistillation(Method[LabelAssistedOptions]):
@@ -185,24 +200,22 @@ class LabelAssistedDistillation(Method[LabelAssistedOptions]):
     fixed codes of the public code, which its teacher was not trained with; ``clean`` draws codes as in the teacher's
     training and leaves void out of the consistency. The public code also lowers the auxiliary cross-entropy to 0.02
     (`train.aux_weight`) and starts from a trained student (`student.weights`).
+
+        teacher: CE(z1) + CE(z2) + 5 [chKL_4(z1, z2) + chKL_4(z2, z1)], z = network(image, code(label) + noise)
+        student: the base method's terms; by default 3 chKL_4(student, teacher)
+
+    - Extra modules: the label-assisted teacher, trained by a stage of its own before the student
+    - Published figures: VOC val: DeepLabV3-R18 75.0 (alone 73.21), PSPNet-R18 75.4 (73.33), by LAD's authors;
+      Cityscapes val, DeepLabV3-R18: LAD 75.60, LAD* 77.70 in KT's README, which does not say what LAD* is
+    - Limitations: data without labels; a good big teacher at hand, whose mistakes are more telling than the labels'
+      shapes; budgets where training a second network first is too much
+    - Source: Label-Assisted Distillation, ECCV 2024 (arXiv 2407.13254), and its public code
     """
 
     name: ClassVar[str] = "lad"
     summary: ClassVar[str] = "label-assisted: the teacher is small, and was shown the labels as a fourth plane"
-    formula: ClassVar[str] = (
-        "teacher: CE(z1) + CE(z2) + 5 [chKL_4(z1, z2) + chKL_4(z2, z1)], z = network(image, code(label) + noise)\n"
-        "student: the base method's terms; by default 3 chKL_4(student, teacher)"
-    )
-    source: ClassVar[str] = "Label-Assisted Distillation, ECCV 2024 (arXiv 2407.13254), and its public code"
-    widths: ClassVar[str] = "as the base method's; the teacher is as wide as the student unless another is named"
-    extra_modules: ClassVar[str] = "the label-assisted teacher, trained by a stage of its own before the student"
-    figures: ClassVar[str] = (
-        "VOC val: DeepLabV3-R18 75.0 (alone 73.21), PSPNet-R18 75.4 (73.33), by LAD's authors; Cityscapes val, "
-        "DeepLabV3-R18: LAD 75.60, LAD* 77.70 in KT's README, which does not say what LAD* is"
-    )
-    unsuited: ClassVar[str] = (
-        "data without labels; a good big teacher at hand, whose mistakes are more telling than the labels' shapes; "
-        "budgets where training a second network first is too much"
+    channel_alignment: ClassVar[str] = (
+        "as the base method's; the teacher is as wide as the student unless another is named"
     )
     labels = "classes"
     teacher = "own"
