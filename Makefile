@@ -20,6 +20,7 @@ lint: .venv/.complete
 docs: install
 	$(BIN)/python -m segtailor.methods.describe docs/methods
 	$(BIN)/python benchmarks/results_table.py > docs/results.md
+	$(BIN)/python benchmarks/page.py
 
 install: .venv/.installed
 

@@ -1,153 +1,119 @@
-"""Train the arms of a study with equal recipes over several seeds; resumes, and skips what is finished.
+"""Run the comparisons of a study and record them; what is recorded already is not run again.
 
-    python benchmarks/study.py benchmarks/studies/toy.yaml [--jobs 2] [--threads 1]
+    python benchmarks/study.py                               # benchmarks/studies/equal.yaml: all that is missing
+    python benchmarks/study.py STUDY.yaml --only tier-a      # these comparisons alone
+    python benchmarks/study.py --list                        # how many rows are recorded and missing; runs nothing
+    python benchmarks/study.py --teachers                    # train the teachers that are missing, nothing else
 
-Each run leaves its raw result in ``benchmarks/results/STUDY/ARM-seedN.json``; ``table.md`` beside them is made anew
-whenever a run ends. Interrupt it at any time: started runs go on from their checkpoints the next time.
+A study's YAML holds ``teachers``, recipes of `segtailor train`, and ``comparisons``, recipes of `segtailor compare`
+with a title (and a record's name, to add rows to that of another comparison). Each seed's missing arms are one
+comparison in ``runs/STUDY``, which resumes after an interruption; its rows are then added to the record,
+``benchmarks/results/NAME.*``. `python benchmarks/page.py` writes the tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-RESULTS = Path(__file__).parent / "results"
-RUNS = Path("runs")
+import segtailor
+from segtailor.config import CompareRecipe, TrainRecipe
+from segtailor.data import create_dataset
+from segtailor.errors import SegtailorError, unknown
+from segtailor.jobs.build import all_arms
+from segtailor.recipes import validate
+from segtailor.results.record import given, read_rows, write_record
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path, help="YAML: teacher, student recipe, arms, seeds")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of each run")
+    parser.add_argument("study", type=Path, nargs="?", default=HERE / "studies" / "equal.yaml")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="comparisons to run; default: all, in their order")
+    parser.add_argument("--list", action="store_true", help="count the rows, and run nothing")
+    parser.add_argument("--teachers", action="store_true", help="train the teachers that are missing, nothing else")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     options = parser.parse_args()
-    study = yaml.safe_load(options.study.read_text(encoding="utf-8"))
-    name = options.study.stem
-    folder = RESULTS / name
-    folder.mkdir(parents=True, exist_ok=True)
-    teacher = train_teacher(name, study, folder, options.threads * options.jobs)
-    waiting = [(arm, seed) for seed in study["seeds"] for arm in study["arms"] if not raw(folder, arm, seed).exists()]
-    running: dict[subprocess.Popen[bytes], tuple[str, int]] = {}
-    while waiting or running:
-        while waiting and len(running) < options.jobs:
-            arm, seed = waiting.pop(0)
-            running[start(name, study, arm, seed, teacher, options.threads)] = (arm, seed)
-        time.sleep(0.5)
-        for process in [process for process in running if process.poll() is not None]:
-            arm, seed = running.pop(process)
-            if process.returncode:
-                print(f"{arm}, seed {seed}: failed with exit code {process.returncode}; run the study again")
-                continue
-            collect(RUNS / run_name(name, arm, seed), raw(folder, arm, seed))
-            write_table(study, folder)
-            print(f"{arm}, seed {seed}: done; {len(waiting)} runs wait", flush=True)
-    write_table(study, folder)
-    print(table(study, folder))
+    try:
+        study = yaml.safe_load(options.study.read_text(encoding="utf-8"))
+        recipes = {name: read_recipe(name, study) for name in options.only or study["comparisons"]}
+        runs = Path("runs") / options.study.stem
+        if options.teachers:
+            for name in study["teachers"]:
+                train_teacher(name, study, runs)
+            return
+        for name, recipe in recipes.items():
+            record = options.results / study["comparisons"][name].get("record", name)
+            wanted = missing(recipe, record)
+            planned = len(all_arms(recipe)) * len(recipe.seeds)
+            lacking = sum(map(len, wanted.values()))
+            print(f"{name}: {planned - lacking} of {planned} rows are recorded", flush=True)
+            if lacking and not options.list:
+                run(name, recipe, wanted, study, runs, record)
+    except (SegtailorError, OSError, yaml.YAMLError) as error:
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from None
 
 
-def write_table(study: dict[str, Any], folder: Path) -> None:
-    (folder / "table.md").write_text(table(study, folder), encoding="utf-8")
+def read_recipe(name: str, study: dict[str, Any]) -> CompareRecipe:
+    """Return the recipe of one comparison of the study, checked."""
+    if name not in study["comparisons"]:
+        raise unknown("comparison", name, study["comparisons"])
+    plain = {key: value for key, value in study["comparisons"][name].items() if key not in ("title", "record")}
+    return validate(CompareRecipe, plain, f"comparison {name}")
 
 
-def raw(folder: Path, arm: str, seed: int) -> Path:
-    return folder / f"{arm}-seed{seed}.json"
+def missing(recipe: CompareRecipe, record: Path) -> dict[int, list[str]]:
+    """Return for each seed the arms that the record has no finished row of."""
+    there = read_rows(record) if Path(f"{record}.json").exists() else {}
+    finished = {key for key, row in there.items() if row["status"] == "finished"}
+    wanted = {seed: [arm for arm in all_arms(recipe) if (arm, seed) not in finished] for seed in recipe.seeds}
+    return {seed: arms for seed, arms in wanted.items() if arms}
 
 
-def run_name(study: str, arm: str, seed: int) -> str:
-    return f"study-{study}-{arm}-seed{seed}"
+def run(
+    name: str, recipe: CompareRecipe, wanted: dict[int, list[str]], study: dict[str, Any], runs: Path, record: Path
+) -> None:
+    """Train the missing arms, seed by seed, and add their rows to the record."""
+    about: dict[str, Any] = {"title": study["comparisons"][name].get("title", name), "about": recipe.description}
+    weights = recipe.teacher.weights if recipe.teacher else None
+    for teacher in study["teachers"]:
+        if str(weights) == str(runs / f"teacher-{teacher}"):
+            about["teacher_trained"] = train_teacher(teacher, study, runs)
+    images = create_dataset(recipe.data, recipe.data.val_split, training=False)
+    about["images"] = [Path(images[index].name).stem for index in range(len(images))]
+    for seed, arms in wanted.items():
+        chosen = {arm: recipe.arms[arm] for arm in arms if arm in recipe.arms} or recipe.arms
+        some = "" if len(arms) == len(all_arms(recipe)) else "-" + "+".join(arms)[:80]
+        changes = {"arms": chosen, "seeds": [seed]}
+        part = recipe.model_copy(update=changes).model_dump(mode="json")
+        part["run"] |= {"name": f"{name}-seed{seed}{some}", "folder": str(runs), "exists": "resume"}
+        folder = segtailor.compare(part).folder
+        for arm, _ in write_record(folder, record, commit(), **about):
+            print(f"{name}: {arm}, seed {seed} is recorded", flush=True)
 
 
-def train_teacher(name: str, study: dict[str, Any], folder: Path, threads: int) -> Path:
-    run = RUNS / f"study-{study['teacher'].get('study', name)}-teacher"
-    settings = {**study.get("shared", {}), **study["teacher"].get("set", {}), "train.threads": threads}
-    settings |= {"run.name": run.name, "run.exists": "resume"}
-    subprocess.run(command("train", study["teacher"]["recipe"], settings), check=True)
-    collect(run, folder / "teacher.json")
-    return run
+def train_teacher(name: str, study: dict[str, Any], runs: Path) -> dict[str, Any]:
+    """Train a teacher where it is not there yet; return its recipe, training time and scores on the way."""
+    run = {"name": f"teacher-{name}", "folder": str(runs), "exists": "resume"}
+    recipe = validate(TrainRecipe, {**study["teachers"][name], "run": run}, f"teacher {name}")
+    folder = segtailor.train(recipe).folder
+    row = json.loads((folder / "results.json").read_text(encoding="utf-8"))["rows"][0]
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    curve = [{key: line[key] for key in ("step", "miou")} for line in lines if line["kind"] == "evaluate"]
+    return {"recipe": given(recipe.model_dump(mode="json")), "seconds": row["seconds"], "curve": curve}
 
 
-def start(
-    name: str, study: dict[str, Any], arm: str, seed: int, teacher: Path, threads: int
-) -> subprocess.Popen[bytes]:
-    settings = {**study.get("shared", {}), **study.get("set", {}), **study["arms"][arm]}
-    settings |= {"train.seed": seed, "train.threads": threads, "teacher.weights": str(teacher), "baseline": "none"}
-    settings |= {"run.name": run_name(name, arm, seed), "run.exists": "resume", "evaluate.samples": 0}
-    return subprocess.Popen(command("distill", study["recipe"], settings))
-
-
-def command(verb: str, recipe: str, settings: dict[str, Any]) -> list[str]:
-    words = [sys.executable, "-m", "segtailor.cli", verb, recipe]
-    for key, value in settings.items():
-        words += [f"--{key}", json.dumps(value)]
-    return words
-
-
-def collect(run: Path, target: Path) -> None:
-    """Keep what a figure is made of: the resolved recipe, the rows and the score over time."""
-    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    kept = ("name", "method", "variant", "classes", "size", "rows", "unlabelled", "environment")
-    record = {key: results[key] for key in kept if key in results}
-    record["recipe"] = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-    record["curve"] = [
-        {"step": line["step"], "miou": line["miou"]} for line in map(json.loads, lines) if line["kind"] == "evaluate"
-    ]
-    target.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def table(study: dict[str, Any], folder: Path) -> str:
-    """Return the Markdown table: mean and deviation over seeds, and each seed's difference to the student alone."""
-    teacher = json.loads((folder / "teacher.json").read_text(encoding="utf-8"))["rows"][0]["miou"]
-    scores: dict[str, dict[int, tuple[float, float]]] = {}
-    for arm in study["arms"]:
-        found = {seed: raw(folder, arm, seed) for seed in study["seeds"] if raw(folder, arm, seed).exists()}
-        scores[arm] = {seed: student_scores(file) for seed, file in found.items()}
-    alone = scores.get("none", {})
-    rows = [f"### {study['title']}", "", study["about"], ""]
-    rows += [
-        "| arm | seeds | mIoU, last | mIoU, best | difference to alone, each seed | gap closed |",
-        "|---|---:|---:|---:|---:|---:|",
-        f"| teacher | 1 | {100 * teacher:.2f} | | | |",
-    ]
-    for arm, by_seed in scores.items():
-        if not by_seed:
-            rows.append(f"| {arm} | 0 | not run | | | |")
-            continue
-        last = [value[0] for value in by_seed.values()]
-        best = [value[1] for value in by_seed.values()]
-        paired = {seed: value[0] - alone[seed][0] for seed, value in by_seed.items() if seed in alone}
-        gains = ", ".join(f"{100 * gain:+.2f}" for gain in paired.values()) if arm != "none" else ""
-        closed = ""
-        if arm != "none" and paired:
-            gap = statistics.mean(teacher - alone[seed][0] for seed in paired)
-            closed = f"{100 * statistics.mean(paired.values()) / gap:.0f} %" if gap > 0 else ""
-        rows.append(f"| {arm} | {len(by_seed)} | {spread(last)} | {spread(best)} | {gains} | {closed} |")
-    for arm, other in study.get("pairs", {}).items():
-        both = [seed for seed in study["seeds"] if seed in scores[arm] and seed in scores[other]]
-        over = [scores[arm][seed][0] - scores[other][seed][0] for seed in both]
-        if over:
-            each = ", ".join(f"{100 * gain:+.2f}" for gain in over)
-            rows += ["", f"{arm} over {other}, last score: {spread(over)} (each seed: {each})."]
-    rows += ["", f"Made by `python benchmarks/study.py benchmarks/studies/{folder.name}.yaml`; raw results beside it."]
-    return "\n".join(rows) + "\n"
-
-
-def student_scores(file: Path) -> tuple[float, float]:
-    row = next(row for row in json.loads(file.read_text(encoding="utf-8"))["rows"] if row["role"] == "distilled")
-    return float(row["miou"]), float(row["best_miou"])
-
-
-def spread(values: list[float]) -> str:
-    deviation = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.2f}{deviation}"
+def commit() -> str:
+    """Return the repository's commit, marked where files have been changed since."""
+    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude", "*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 COSTS = ROOT / "src" / "segtailor" / "methods" / "costs.json"
-STORED = ROOT / "benchmarks" / "results" / "method_cost.json"
+STORED = ROOT / "benchmarks" / "speed" / "results" / "method_cost.json"
 MODEL = "deeplabv3plus-lcnet_050"
 
 
 def command(out: Path, *options: str) -> list[str]:
-    script = str(ROOT / "benchmarks" / "method_cost.py")
+    script = str(ROOT / "benchmarks" / "speed" / "method_cost.py")
     return [script, "--teacher", MODEL, "--student", MODEL, "--threads", "1", "--out", str(out), *options]
 
 
@@ -48,7 +48,7 @@ def copied(measured: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "speed")
     return importlib.import_module("method_cost")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,9 +67,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a model: mIoU, per-class IoU, accuracy, Dice; --data.KEY VALUE and --model.KEY VALUE say how it is read."""
+    from segtailor.jobs.evaluate import data_of, format_result, model_choices
     from segtailor.jobs.evaluate import evaluate as job
-    from segtailor.jobs.evaluate import format_result
-    from segtailor.jobs.source import data_of, model_choices
     from segtailor.recipes import parse_overrides
 
     overrides = parse_overrides(context.args)
@@ -90,16 +90,24 @@ def compare(context: typer.Context, recipe: RecipeName) -> None:
     print(_stoppable("compare", job, recipe, parse_overrides(context.args)))
 
 
-@app.command(context_settings=FREE, epilog="Example: segtailor repro benchmarks/results/NAME/arms/kt/seed0")
+@app.command(
+    context_settings=FREE, epilog="Example: segtailor repro final kt 0, or: segtailor repro runs/c/arms/kt/seed0"
+)
 def repro(
     context: typer.Context,
-    row: Annotated[str, typer.Argument(metavar="ROW", help="COMPARISON/arms/ARM/seedN of a recorded comparison")],
+    source: Annotated[
+        str, typer.Argument(metavar="RECORD ARM SEED | ROW", help="a record of benchmarks/results, or a run's row")
+    ],
 ) -> None:
-    """Train a recorded row of a comparison anew, and say whether it falls within the spread over seeds."""
+    """Train a recorded row of a comparison again, and check that it falls within the spread over seeds."""
     from segtailor.jobs.repro import repro as job
     from segtailor.recipes import parse_overrides
 
-    found = job(row, parse_overrides(context.args))
+    words = list(takewhile(lambda word: not word.startswith("--"), context.args))
+    overrides = parse_overrides(context.args[len(words) :])
+    if len(words) not in (0, 2) or (words and not words[1].isdigit()):
+        raise SegtailorError("give a record, an arm and a seed, as in: segtailor repro final kt 0")
+    found = job(source, overrides, arm=words[0], seed=int(words[1])) if words else job(source, overrides)
     print(found.text())
     if not found.within:
         raise typer.Exit(1)
@@ -169,10 +177,10 @@ def inspect(
     paths: Annotated[bool, typer.Option("--paths", help="list every module path, which a recipe's taps take")] = False,
 ) -> None:
     """Show parameters, multiply-adds and the taps that a method may use, with shape and stride."""
-    from segtailor.jobs.source import named_model
     from segtailor.models.inspect import inspect_model, list_paths
+    from segtailor.models.store import resolve
 
-    network = named_model(model, classes)
+    network = resolve(model, classes)
     print((list_paths if paths else inspect_model)(network, (height, width)).text())
 
 

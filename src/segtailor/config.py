@@ -133,7 +133,7 @@ class DataConfig(Strict):
     classes: Path | None = Field(None, description="YAML with class names, palette and void values (folder)")
     splits: dict[str, SplitConfig] | None = Field(None, description="where each split of a folder lies")
     masks: Literal["index", "color", "binary"] | None = Field(
-        None, description="what a mask holds: class indices (default), palette colours, or one file for each class"
+        None, description="what a mask holds: class indices (default), palette colors, or one file for each class"
     )
     values: list[Annotated[int, Field(ge=0, le=255)]] | None = Field(
         None, description="the mask value of each class; default 0, 1, 2, ..."

@@ -1,4 +1,4 @@
-"""Small trees of a user's own images: colour masks, one mask per class, photos that were held sideways."""
+"""Small trees of a user's own images: color masks, one mask per class, photos that were held sideways."""
 
 from __future__ import annotations
 

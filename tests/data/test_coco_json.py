@@ -210,7 +210,7 @@ def test_a_photo_is_turned_to_the_size_that_the_json_gives(tmp_path):
     [
         (annotation(2, [box(0, 0, 1, 1)], image=7, id=70), "1 annotations of images that are not listed: 70"),
         (annotation(3, [box(0, 0, 1, 1)]), "1 annotations of categories that are not listed: 0"),
-        (annotation(2, [], id=5), r"1 annotations without an outline \(boxes alone do not tell pixels\): 5"),
+        (annotation(2, [], id=5), r"1 annotations without an outline \(a box does not say which pixels\): 5"),
         ({"image_id": 1}, r"annotations\[0\] has no valid `category_id`"),
         (annotation(2, [[1, 2, 3]]), r"cannot read .*train\.json: an annotation of a: a polygon of 3 numbers"),
         (annotation(2, [["x", "y"]]), r"cannot read .*train\.json: an annotation of a"),

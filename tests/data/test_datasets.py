@@ -114,7 +114,7 @@ def voc_color(label):
 
 
 @pytest.mark.parametrize(("name", "variant", "first"), [("voc", 0, 0), ("pascal-context", 1, 0), ("coco-stuff", 1, 1)])
-def test_colours_by_the_rule_of_voc(name, variant, first):
+def test_colors_by_the_rule_of_voc(name, variant, first):
     colors = BENCHMARKS[name].variants[variant].described.colors()
     assert colors == tuple(voc_color(label) for label in range(first, first + len(colors)))
 

@@ -68,7 +68,7 @@ def test_the_classes_file_may_lie_elsewhere(tmp_path):
         ("classes: [a, b]\nvoids: [3]", "unknown key 'voids'; nearest: void"),
         ("classes: {a: [1, 2, 3], b: [1, 2, 300]}", "less than or equal to 255"),
         ("classes: [a, b]\nvalues: [1]", "1 entries for 2 classes"),
-        ("classes: [a, b]\nvalues: [4, 4]", "stands for two classes"),
+        ("classes: [a, b]\nvalues: [4, 4]", "two classes have the same mask value"),
         ("classes: [a, b]\nvoid: [1]", "are classes already"),
         ("- a\n- b", "holds no mapping"),
         ("classes: [a", "cannot read .* as YAML"),

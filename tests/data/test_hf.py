@@ -126,7 +126,7 @@ def test_more_classes_than_a_byte_holds_is_an_error(tmp_path):
         open_split(tmp_path, classes=None)
 
 
-def test_masks_of_colours_and_values_of_the_recipe(tmp_path):
+def test_masks_of_colors_and_values_of_the_recipe(tmp_path):
     pixels = [[COLORS[value] for value in row] for row in TARGET]
     write_parquet(tmp_path / "a", make_rows(mask=png(pixels)))
     (tmp_path / "a/names.yaml").write_text("classes: {a: [128, 64, 128], b: [0, 0, 142]}\nvoid_colors: [[0, 0, 0]]")

@@ -43,28 +43,28 @@ def write_classes(root, text):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_colours_become_classes(tmp_path, mode):
+def test_colors_become_classes(tmp_path, mode):
     data = open_split(write_colors(write_classes(tmp_path, CLASSES), COLORS, mode=mode), masks="color")
     assert data[0].target.tolist() == TARGET
     assert data.palette == ((128, 64, 128), (0, 0, 142))
     check_files(data)
 
 
-def test_grey_colours_may_be_stored_as_grey(tmp_path):
+def test_grey_colors_may_be_stored_as_grey(tmp_path):
     write_classes(tmp_path, "classes: {sky: [128, 128, 128], wall: [9, 9, 9]}\nvoid_colors: [[0, 0, 0]]")
     write_colors(tmp_path, {0: (128,) * 3, 1: (9,) * 3, VOID: (0,) * 3}, mode="L")
     assert open_split(tmp_path, masks="color")[0].target.tolist() == TARGET
 
 
-def test_colour_masks_travel_to_other_processes(tmp_path):
+def test_color_masks_travel_to_other_processes(tmp_path):
     data = open_split(write_colors(write_classes(tmp_path, CLASSES), COLORS), masks="color")
     first = data[0].target
     packed = pickle.dumps(data)
-    assert len(packed) < 10_000  # without the table of colours
+    assert len(packed) < 10_000  # without the table of colors
     assert torch.equal(pickle.loads(packed)[0].target, first)
 
 
-def test_a_colour_that_is_no_class_is_named_and_counted(tmp_path):
+def test_a_color_that_is_no_class_is_named_and_counted(tmp_path):
     write_colors(write_classes(tmp_path, CLASSES), {**COLORS, 1: (0, 0, 143)})
     message = problem(tmp_path, masks="color")
     assert "holds the value (0, 0, 143) (3 pixels): none of the 2 classes and not void" in message
@@ -73,21 +73,21 @@ def test_a_colour_that_is_no_class_is_named_and_counted(tmp_path):
         check_files(open_split(tmp_path, masks="color"))
 
 
-def test_colour_masks_need_colours_that_differ(tmp_path):
+def test_color_masks_need_colors_that_differ(tmp_path):
     write_colors(write_classes(tmp_path, "classes: [road, car]"), COLORS)
-    assert "classes.yaml gives the classes no colours; write" in problem(tmp_path, masks="color")
+    assert "classes.yaml gives the classes no colors; write" in problem(tmp_path, masks="color")
     write_classes(tmp_path, "classes: {road: [1, 2, 3], car: [1, 2, 3]}")
     assert "gives (1, 2, 3) to two classes" in problem(tmp_path, masks="color")
     write_classes(tmp_path, "classes: {road: [1, 2, 3], car: [1, 2, 4]}\nvoid_colors: [[1, 2, 3]]")
     assert "or to a class and void" in problem(tmp_path, masks="color")
 
 
-def test_colour_masks_read_as_indices_say_what_to_set(tmp_path):
+def test_color_masks_read_as_indices_say_what_to_set(tmp_path):
     write_colors(write_classes(tmp_path, CLASSES), COLORS)
     assert "its mode is RGB: set data.masks: color" in problem(tmp_path)
 
 
-def test_colour_masks_of_sixteen_bits_or_jpeg_are_refused(tmp_path):
+def test_color_masks_of_sixteen_bits_or_jpeg_are_refused(tmp_path):
     write_colors(write_classes(tmp_path, CLASSES), COLORS)
     path = save(tmp_path / "train/masks/a.png", np.zeros((2, 3), np.uint16))
     assert "data.masks is color, but the mask's mode is I;16" in problem(tmp_path, masks="color")
@@ -207,7 +207,7 @@ def test_the_recipe_overrides_the_classes_file(tmp_path):
         ({"values": [1]}, r"data\.values has 1 entries, but .*classes\.yaml names 2 classes"),
         ({"values": [1, 1]}, r"data\.values gives 1 to two classes"),
         ({"void": [1]}, r"data\.void holds 1, which the classes have"),
-        ({"values": [7, 8]}, r"`void` of .*classes\.yaml holds 7, which the classes have; set data\.void anew"),
+        ({"values": [7, 8]}, r"`void` of .*classes\.yaml holds 7, which the classes have; change data\.void"),
         ({"void": [2], "reduce_zero_label": True}, r"data\.void holds 2, which the classes have"),
     ],
 )
@@ -223,7 +223,7 @@ def test_masks_that_disagree_with_the_classes_file_say_so(tmp_path):
     message = problem(tmp_path)
     assert "none of the 2 classes and not void" in message
     assert "and 1 more" in message
-    assert "classes.yaml gives its classes the values 0 to 1; mend it, or set data.values" in message
+    assert "classes.yaml gives its classes the values 0 to 1; correct it, or set data.values" in message
 
 
 def test_masks_of_sixteen_bits_are_read_when_their_values_fit(tmp_path):
@@ -272,7 +272,7 @@ def test_content_of_files_is_read_like_files(tmp_path):
         assert torch.equal(turn_upright(stored, content, (16, 12)), turn_upright(stored, path, (16, 12)))
 
 
-def test_a_palette_of_colours_is_read_by_its_colours_when_asked(tmp_path):
+def test_a_palette_of_colors_is_read_by_its_colors_when_asked(tmp_path):
     write_classes(tmp_path, CLASSES)
     write_image(tmp_path / "train/images/a.png", (2, 3))
     image = Image.fromarray(np.array([[2, 1, 1], [0, 2, 1]], np.uint8))

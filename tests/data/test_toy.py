@@ -47,8 +47,8 @@ def test_scenes_have_all_classes_unbalanced_thin_poles_and_void():
     assert shares[data.classes.index("pole")] < 0.04 < 0.15 < shares[data.classes.index("road")]
 
 
-def test_colour_alone_does_not_tell_the_classes():
-    """The classes' mean colours lie far closer together than colours vary within a class."""
+def test_color_alone_does_not_tell_the_classes():
+    """The classes' mean colors lie far closer together than colors vary within a class."""
     data = open_toy()
     means: dict[int, list[np.ndarray]] = {}
     for index in range(60):

@@ -22,7 +22,7 @@ def test_palette_masks_are_read_as_indices_and_the_border_is_void(tmp_path):
     assert data[0].image.shape == (3, 12, 24)
 
 
-def test_the_colours_are_those_of_voc():
+def test_the_colors_are_those_of_voc():
     described = VOC.variants[0].described
     colors = dict(zip(described.classes, described.colors(), strict=True))
     assert colors["background"] == (0, 0, 0)

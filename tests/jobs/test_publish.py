@@ -10,9 +10,9 @@ import yaml
 from segtailor import load_model
 from segtailor.config import ModelConfig
 from segtailor.errors import SegtailorError
-from segtailor.jobs.networks import build_network
 from segtailor.jobs.publish import portable, publish
 from segtailor.models import create_model, read_card, save_model
+from segtailor.models.store import build_network
 
 CLASSES = ["road", "car", "sky"]
 

@@ -11,6 +11,7 @@ import segtailor
 from segtailor.errors import SegtailorError
 from segtailor.jobs.repro import Reproduction, repro
 from segtailor.methods import check_options
+from segtailor.results.record import write_record
 from tiny import tiny_distill
 
 
@@ -33,6 +34,50 @@ def test_a_row_is_found_again_exactly(comparison: Path, tmp_path: Path) -> None:
     assert repro(row / "outcome.json", {"run.folder": str(tmp_path)}).found == recorded
 
 
+def test_a_row_of_a_record_is_found_again_exactly(
+    comparison: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = tmp_path / "benchmarks" / "results" / "tiny"
+    write_record(comparison, record, "abc1234")
+    recorded = json.loads((comparison / "arms" / "kt" / "seed1" / "outcome.json").read_text())["miou"]
+    monkeypatch.chdir(tmp_path)
+    for source in ("tiny", f"{record}.rows.jsonl", comparison):
+        found = repro(source, {"run.folder": str(tmp_path / "runs")}, arm="kt", seed=1)
+        assert found.found == found.recorded == recorded
+
+
+def test_a_record_names_what_it_has(comparison: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_record(comparison, tmp_path / "benchmarks" / "results" / "tiny", "abc1234")
+    monkeypatch.chdir(tmp_path)
+    for name, arm, seed, message in (
+        ("tinny", "kt", 0, "unknown record 'tinny'; nearest: tiny"),
+        ("tiny", "kd", 0, "unknown arm 'kd'; nearest: kt"),
+        ("tiny", "kt", 7, "no seed 7 in tiny; there are 0, 1"),
+    ):
+        with pytest.raises(SegtailorError, match=message):
+            repro(name, arm=arm, seed=seed)
+
+
+def test_a_row_is_trained_with_what_it_changed_of_the_recipe(comparison: Path, tmp_path: Path) -> None:
+    write_record(comparison, tmp_path / "tiny", "abc1234")
+    rows = tmp_path / "tiny.rows.jsonl"
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    rows.write_text("".join(json.dumps({**line, "changes": {"train.steps": 2}}) + "\n" for line in lines))
+    found = repro(tmp_path / "tiny", {"run.folder": str(tmp_path)}, arm="kt", seed=0)
+    recipe = (tmp_path / "repro-tiny-kt-seed0" / "recipe.yaml").read_text()
+    assert "steps: 2\n" in recipe
+    assert found.found != found.recorded
+
+
+def test_a_row_whose_options_are_gone_names_its_commit(comparison: Path, tmp_path: Path) -> None:
+    write_record(comparison, tmp_path / "tiny", "abc1234")
+    plan = json.loads((tmp_path / "tiny.json").read_text())
+    plan["recipe"]["arms"]["kt"]["method"][0]["balance"] = "gradient"
+    (tmp_path / "tiny.json").write_text(json.dumps(plan))
+    with pytest.raises(SegtailorError, match=r"'balance'.*\(recorded at commit abc1234; check it out"):
+        repro(tmp_path / "tiny", arm="kt", seed=0)
+
+
 def test_a_comparison_records_every_option_that_its_methods_had(comparison: Path) -> None:
     """So that a row stays what it was when a default changes."""
     recipe = json.loads((comparison / "comparison.json").read_text())["recipe"]
@@ -52,7 +97,7 @@ def test_within_the_spread() -> None:
 
 def test_a_row_without_its_teacher_says_what_to_do(comparison: Path, tmp_path: Path) -> None:
     gone = {"run.folder": str(tmp_path), "teacher.weights": str(tmp_path / "gone")}
-    with pytest.raises(SegtailorError, match=r"kt, seed 1: its teacher lay at .*gone.*--teacher\.weights"):
+    with pytest.raises(SegtailorError, match=r"kt, seed 1: its teacher was at .*gone.*--teacher\.weights"):
         repro(comparison / "arms" / "kt" / "seed1", gone)
     assert not list(tmp_path.iterdir())
 

@@ -18,8 +18,8 @@ from segtailor import create_method, create_model
 from segtailor.config import ModelConfig, OptimizerConfig, TeacherConfig
 from segtailor.engine.distiller import Distiller
 from segtailor.engine.optim import build_optimizer
-from segtailor.jobs.networks import build_network, load_teacher
 from segtailor.models import Network, SegOutput, Teacher, inspect_model, save_model
+from segtailor.models.store import build_network, load_teacher
 
 from .foreign import SmallNet, photo, shuffled, smp_net
 

@@ -16,6 +16,7 @@ import torch
 from segtailor.errors import SegtailorError
 from segtailor.files import write_atomically
 from segtailor.models import Segmenter, create_model, load_model, read_card, save_model
+from segtailor.models.store import open_card
 
 IMAGES = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -155,3 +156,11 @@ def test_saved_files_have_ordinary_permissions(tmp_path: Path) -> None:
 def test_importing_models_does_not_import_timm() -> None:
     code = "import sys, segtailor.models; sys.exit('timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_card_of_a_published_repository_is_found_by_its_uri(model: Segmenter, tmp_path: Path) -> None:
+    save_model(model, tmp_path / "model.safetensors", {"recipe": {"data": {"size": [32, 48]}}})
+    (tmp_path / "config.json").write_text(json.dumps({"segtailor": {}}))
+    assert open_card(f"hf:{tmp_path}")["recipe"]["data"]["size"] == [32, 48]
+    assert open_card(tmp_path) == open_card(tmp_path / "model.safetensors") == open_card(f"hf:{tmp_path}")
+    assert open_card(model) == open_card("deeplabv3-resnet18") == open_card("smp:Unet/resnet18") == {}

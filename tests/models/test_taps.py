@@ -19,10 +19,10 @@ from segtailor.cli import app
 from segtailor.config import TeacherConfig
 from segtailor.errors import SegtailorError
 from segtailor.jobs.distill import distill
-from segtailor.jobs.networks import load_teacher
 from segtailor.models import Network, Teacher, save_model
 from segtailor.models.adapters.wrapper import Adapted
 from segtailor.models.inspect import list_paths
+from segtailor.models.store import load_teacher
 from tiny import TINY_MODEL, tiny_distill
 
 from .foreign import photo

@@ -17,7 +17,7 @@ from segtailor.data.pairing import Pair, require_folder
 from segtailor.errors import SegtailorError, unknown
 
 TABLES = Path(__file__).parent / "classes"
-# Fields that describe images of a user's own.
+# Fields that describe your own images.
 OWN_FIELDS = ("classes", "splits", "masks", "annotations")
 
 
@@ -52,7 +52,7 @@ def _read_table(table: str, without: tuple[str, ...], void: bool) -> ClassesFile
 
 
 class BenchmarkDataset(NamedTuple):
-    """A data set that segtailor knows: ``variants`` begin with the default; ``root`` is where it lies by default."""
+    """A published data set; ``variants`` begin with the default, ``root`` is the default folder."""
 
     name: str
     title: str
@@ -61,9 +61,9 @@ class BenchmarkDataset(NamedTuple):
     variants: tuple[Variant, ...]
 
     def variant(self, config: DataConfig) -> Variant:
-        """Return the variant that ``config`` asks for; raises ``SegtailorError`` for one that there is not.
+        """Return the variant that ``config`` asks for.
 
-        So it does for fields that only describe images of a user's own.
+        Raises ``SegtailorError`` for an unknown one, and for fields that describe only your own images.
         """
         given = [f"data.{field}" for field in OWN_FIELDS if getattr(config, field) is not None]
         if given:
@@ -112,21 +112,10 @@ class BenchmarkDataset(NamedTuple):
         read_mask: Callable[[Pair], NDArray[Any]] | None = None,
     ) -> FileDataset:
         """Return ``pairs`` as the ``split`` of ``variant``; ``values`` are those of :meth:`values` by default."""
-        described = variant.described
-        return FileDataset(
-            pairs,
-            read_mask=read_mask,
-            expected=variant.splits.get(split),
-            name=self.name,
-            split=split,
-            classes=tuple(described.classes),
-            palette=described.colors(),
-            mean_color=described.mean_color,
-            license=self.license,
-            values=values or self.values(config, variant),
-            size=config.size,
-            training=training,
-        )
+        described = variant.described.model_copy(update={"license": self.license})
+        values = values or self.values(config, variant)
+        expected = variant.splits.get(split)
+        return FileDataset(pairs, config, split, training, described, values, read_mask, expected)
 
 
 def first_folder(root: Path, names: Sequence[str], hint: str) -> Path:

@@ -18,7 +18,7 @@ from segtailor.recipes import validate
 
 
 def distinct_colors(count: int) -> tuple[Color, ...]:
-    """Return ``count`` colours whose hues are far apart, never black.
+    """Return ``count`` colors whose hues are far apart, never black.
 
     >>> distinct_colors(2)
     ((217, 76, 76), (80, 124, 230))
@@ -36,16 +36,16 @@ RGB = tuple[Byte, Byte, Byte]
 
 
 class ClassesFile(Strict):
-    """``classes.yaml``: the class names, and what the numbers or colours in the masks mean.
+    """``classes.yaml``: the class names, and what the numbers or colors in the masks mean.
 
-    ``classes`` may be a list of names, or a mapping of names to colours.
+    ``classes`` may be a list of names, or a mapping of names to colors.
     """
 
     classes: list[str] = Field(description="names in the masks' order")
-    palette: list[RGB] | None = Field(None, description="the colour of each class")
+    palette: list[RGB] | None = Field(None, description="the color of each class")
     values: list[Byte] | None = Field(None, description="the mask value of each class; default 0, 1, 2, ...")
     void: list[Byte] = Field(default_factory=list, description="mask values that are ignored; 255 always is")
-    void_colors: list[RGB] = Field(default_factory=list, description="colours of masks that are ignored")
+    void_colors: list[RGB] = Field(default_factory=list, description="colors of masks that are ignored")
     mean_color: RGB = Field(MEAN_COLOR, description="what images are padded with")
     license: str = "unknown (set `license` in classes.yaml)"
 
@@ -76,7 +76,7 @@ class ClassesFile(Strict):
         if given is not None and count and len(given) != count:
             raise ValueError(f"{len(given)} entries for {count} classes")
         if given is not None and info.field_name == "values" and len(set(given)) < len(given):
-            raise ValueError("a mask value stands for two classes")
+            raise ValueError("two classes have the same mask value")
         return given
 
     @field_validator("void")

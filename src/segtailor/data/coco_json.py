@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from segtailor.config import DataConfig
 from segtailor.data.base import check_classes, some
 from segtailor.data.classes_file import ClassesFile, distinct_colors, read_classes
-from segtailor.data.folder import PLACEHOLDER, annotation_file, class_file, describe
+from segtailor.data.folder import PLACEHOLDER, annotation_file, class_file
 from segtailor.data.image_io import UnreadableFile
 from segtailor.data.masks import BACKGROUND, refuse_values
 from segtailor.data.paired import FileDataset, MaskValues
@@ -87,11 +87,9 @@ def create_coco_json(config: DataConfig, split: str, training: bool) -> FileData
     classes = match_classes(categories, used, described, f"{described_in}", path)
     outlines = _outlines(images, annotations, classes.of_category, path)
     values = MaskValues({index: index for index in range(len(classes.described.classes))})
-    return FileDataset(
-        _pairs(images, _image_folders(config, split, path), path),
-        read_mask=OutlineMasks(outlines, classes.uncovered),
-        **describe(config, classes.described, values, split, training),
-    )
+    pairs = _pairs(images, _image_folders(config, split, path), path)
+    read_mask = OutlineMasks(outlines, classes.uncovered)
+    return FileDataset(pairs, config, split, training, classes.described, values, read_mask)
 
 
 def read_coco(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[int, str]]:
@@ -127,7 +125,7 @@ def match_classes(
     """Return the classes: the categories in the order of their ids, those of one name joined.
 
     Without a class file a class ``background`` comes first, unless a category has that name: the pixels that nothing
-    covers. A class file decides order and colours; with it uncovered pixels are void unless it lists ``background``.
+    covers. A class file decides order and colors; with it uncovered pixels are void unless it lists ``background``.
     Raises ``SegtailorError`` for more than 255 classes, names that are no category, and categories that have
     annotations (``used``: how many, by id) but no class.
     """
@@ -157,7 +155,7 @@ def _outlines(
 ) -> dict[str, Outlines]:
     shapes: dict[int | str, list[tuple[int, Any]]] = {image["id"]: [] for image in images}
     if len(shapes) < len(images):
-        raise SegtailorError(f"{path}: {len(images) - len(shapes)} image ids stand for two images; give each its own")
+        raise SegtailorError(f"{path}: {len(images) - len(shapes)} image ids occur twice; give each its own")
     wrong: dict[str, list[str]] = {}
     for number, annotation in enumerate(annotations):
         shape, place = annotation.get("segmentation"), str(annotation.get("id", number))
@@ -166,12 +164,12 @@ def _outlines(
         elif annotation["category_id"] not in of_category:
             wrong.setdefault("of categories that are not listed", []).append(place)
         elif not shape or not isinstance(shape, list | dict):
-            wrong.setdefault("without an outline (boxes alone do not tell pixels)", []).append(place)
+            wrong.setdefault("without an outline (a box does not say which pixels)", []).append(place)
         else:
             shapes[annotation["image_id"]].append((of_category[annotation["category_id"]], shape))
     if wrong:
         texts = [f"{len(ids)} annotations {text}: {some(ids)}" for text, ids in wrong.items()]
-        raise SegtailorError(f"{path}: {'; '.join(texts)}; mend or remove them")
+        raise SegtailorError(f"{path}: {'; '.join(texts)}; fix or remove them")
     return {
         _name(image): Outlines(image["height"], image["width"], json.dumps(shapes[image["id"]]).encode())
         for image in images

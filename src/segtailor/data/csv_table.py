@@ -1,4 +1,4 @@
-"""``csv``: images and masks that lie anywhere, named by a table."""
+"""``csv``: images and masks in any folders, named by a table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from segtailor.data.base import some
 from segtailor.data.classes_file import read_classes
 from segtailor.data.folder import PLACEHOLDER, annotation_file, class_file, open_pairs
 from segtailor.data.paired import FileDataset
-from segtailor.data.pairing import MISSING_IMAGE, MISSING_MASK, Pair, record_missing
+from segtailor.data.pairing import Pair, check_missing
 from segtailor.errors import SegtailorError, unknown
 
 KIND = "a CSV or TSV with a header and the columns of data.image_column and data.mask_column"
@@ -118,16 +118,8 @@ def _pairs(rows: list[Row], roots: list[Path], table: Path) -> tuple[Pair, ...]:
                 missing[kind].append(f"{text} (line {row.line})")
         if image is not None and mask is not None:
             pairs.append(Pair(image, mask, _name(row.image, image, roots)))
-    problems = [
-        f"{len(names)} {kind}{'' if len(names) == 1 else 's'} missing: {some(names)}"
-        for kind, names in missing.items()
-        if names
-    ]
-    if problems and not (pairs and record_missing({MISSING_IMAGE: missing["image"], MISSING_MASK: missing["mask"]})):
-        raise SegtailorError(
-            f"of the files listed in {table}, {'; '.join(problems)}; looked under {' and '.join(map(str, roots))}: "
-            "mend the paths or set data.root"
-        )
+    looked = f"looked under {' and '.join(map(str, roots))}: correct the paths or set data.root"
+    check_missing(missing, bool(pairs), f"of the files listed in {table}", looked)
     counts = Counter(str(pair.image) for pair in pairs)
     if twice := sorted(path for path, count in counts.items() if count > 1):
         raise SegtailorError(f"{table} names {len(twice)} images more than once: {some(twice)}; keep one row of each")

@@ -15,7 +15,6 @@ from torch import Tensor
 from segtailor.config import DataConfig
 from segtailor.data.base import SegmentationDataset, check_classes
 from segtailor.data.classes_file import ClassesFile, distinct_colors, read_classes
-from segtailor.data.folder import describe
 from segtailor.data.image_io import INDEX_MODES
 from segtailor.data.masks import index_values
 from segtailor.data.paired import MaskDataset, Raw
@@ -61,7 +60,7 @@ class TorchDataset(MaskDataset):
         config = (config or DataConfig()).model_copy(update={"name": name})
         described = _described(pairs, classes, name)
         values = index_values(config, described, f"the data set {name}")
-        super().__init__(**describe(config, described, values, split, training))
+        super().__init__(config, split, training, described, values)
         self.pairs = pairs
 
     def __len__(self) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from segtailor.config import DataConfig, SplitConfig
 from segtailor.data.classes_file import ClassesFile, read_classes
 from segtailor.data.masks import color_masks, index_values, pair_binary, refuse_values
-from segtailor.data.paired import Description, FileDataset, MaskValues
+from segtailor.data.paired import FileDataset, MaskValues
 from segtailor.data.pairing import Pair, pair_folders, pair_list, require_folder
 from segtailor.errors import SegtailorError, unknown
 
@@ -29,7 +29,7 @@ def annotation_file(config: DataConfig, split: str, kind: str) -> Path:
         if path.is_file():
             return path
     looked = " and ".join(str(path) for path in dict.fromkeys(places))
-    raise SegtailorError(f"no such file: {looked} ({kind}, for the split {split}); mend data.annotations")
+    raise SegtailorError(f"no such file: {looked} ({kind}, for the split {split}); correct data.annotations")
 
 
 def class_file(config: DataConfig, annotations: Path) -> Path | None:
@@ -61,33 +61,17 @@ def create_folder(config: DataConfig, split: str, training: bool) -> FileDataset
     images, masks = _folders(root, split, config.splits)
     pairs, read_mask = pair_binary(images, masks, f"the split {split}", described.classes, class_file)
     values = MaskValues({index: index for index in range(len(described.classes))})
-    return FileDataset(pairs, read_mask=read_mask, **describe(config, described, values, split, training))
+    return FileDataset(pairs, config, split, training, described, values, read_mask)
 
 
 def open_pairs(
     pairs: tuple[Pair, ...], config: DataConfig, described: ClassesFile, class_file: Path, split: str, training: bool
 ) -> FileDataset:
-    """Return ``pairs`` as a data set of index or colour masks; raises ``SegtailorError`` for fields that contradict."""
+    """Return ``pairs`` as a data set of index or color masks; raises ``SegtailorError`` for fields that contradict."""
     if config.masks == "color":
         read_mask, values = color_masks(config, described, str(class_file))
-        return FileDataset(pairs, read_mask=read_mask, **describe(config, described, values, split, training))
-    index = index_values(config, described, str(class_file))
-    return FileDataset(pairs, **describe(config, described, index, split, training))
-
-
-def describe(config: DataConfig, described: ClassesFile, values: MaskValues, split: str, training: bool) -> Description:
-    """Return what a data set of the user's own says of itself."""
-    return {
-        "name": config.name,
-        "split": split,
-        "classes": tuple(described.classes),
-        "palette": described.colors(),
-        "mean_color": described.mean_color,
-        "license": described.license,
-        "values": values,
-        "size": config.size,
-        "training": training,
-    }
+        return FileDataset(pairs, config, split, training, described, values, read_mask)
+    return FileDataset(pairs, config, split, training, described, index_values(config, described, str(class_file)))
 
 
 def _pairs(root: Path, split: str, splits: dict[str, SplitConfig] | None) -> tuple[Pair, ...]:

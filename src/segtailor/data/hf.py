@@ -11,15 +11,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Unpack
 
 from segtailor.config import DataConfig
 from segtailor.data.base import check_classes
 from segtailor.data.classes_file import ClassesFile, read_classes
-from segtailor.data.folder import describe
 from segtailor.data.image_io import UnreadableFile, narrow, read_image, read_mask, turn_upright
 from segtailor.data.masks import ColorMasks, color_masks, index_values
-from segtailor.data.paired import Description, MaskDataset, MaskValues, Raw
+from segtailor.data.paired import MaskDataset, MaskValues, Raw
 from segtailor.errors import SegtailorError, unknown
 from segtailor.recipes import validate
 
@@ -28,7 +26,7 @@ ID2LABEL = "id2label.json"
 
 
 class HubDataset(MaskDataset):
-    """The rows ``part`` of a ``datasets.Dataset``: ``columns`` are those of images and masks, undecoded.
+    """The rows ``part`` of a ``datasets.Dataset`` whose files are not decoded.
 
     ``source`` is the id or the folder of the data set, ``where`` names it and the split in errors.
     """
@@ -37,15 +35,18 @@ class HubDataset(MaskDataset):
         self,
         rows: Any,
         part: range,
-        columns: tuple[str, str],
         source: str,
         where: str,
+        config: DataConfig,
+        split: str,
+        training: bool,
+        described: ClassesFile,
+        values: MaskValues,
         colors: ColorMasks | None,
-        **described: Unpack[Description],
     ) -> None:
-        super().__init__(**described)
-        self.rows, self.part, self.columns, self.colors = rows, part, columns, colors
-        self.source, self.where = source, where
+        super().__init__(config, split, training, described, values)
+        self.rows, self.part, self.source, self.where, self.colors = rows, part, source, where, colors
+        self.columns = config.image_column, config.mask_column
 
     def __len__(self) -> int:
         return len(self.part)
@@ -121,15 +122,9 @@ def create_hf(config: DataConfig, split: str, training: bool) -> HubDataset:
         colors, values = color_masks(config, described, described_in)
     else:
         values = index_values(config, described, described_in)
-    return HubDataset(
-        rows,
-        slice_rows(len(rows), matched["first"], matched["last"]),
-        (config.image_column, config.mask_column),
-        config.source,
-        f"{config.source} {matched['name']}",
-        colors,
-        **describe(config, described, values, split, training),
-    )
+    part = slice_rows(len(rows), matched["first"], matched["last"])
+    where = f"{config.source} {matched['name']}"
+    return HubDataset(rows, part, config.source, where, config, split, training, described, values, colors)
 
 
 def slice_rows(length: int, first: str | None, last: str | None) -> range:

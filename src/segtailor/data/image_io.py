@@ -59,14 +59,14 @@ def read_image(source: Source) -> Tensor:
 
 
 def read_mask(source: Source) -> NDArray[Any]:
-    """Return the numbers stored in the mask in ``source`` (H,W): palette files give indices, not colours.
+    """Return the numbers stored in the mask in ``source`` (H,W): palette files give indices, not colors.
 
     The result is uint8, or int32 where the file holds more than a byte. Raises ``UnreadableFile``, also for a mask of
-    colours and for a JPEG, whose values are not those that were saved.
+    colors and for a JPEG, whose values are not those that were saved.
     """
     with open_mask(source) as file:
         if file.mode not in INDEX_MODES:
-            hint = ": set data.masks: color if its colours are the classes" if file.mode in ("RGB", "RGBA") else ""
+            hint = ": set data.masks: color if its colors are the classes" if file.mode in ("RGB", "RGBA") else ""
             raise UnreadableFile(f"a mask holds one class index a pixel, but its mode is {file.mode}{hint}")
         mask = np.array(file)
     return narrow(mask)
@@ -175,7 +175,7 @@ def _reason(source: Source, error: BaseException) -> str:
 
 def unreadable(path: Path, error: UnreadableFile) -> SegtailorError:
     """Build the error for one unreadable file."""
-    return SegtailorError(f"cannot read {path}: {error}; mend or remove the file and run again")
+    return SegtailorError(f"cannot read {path}: {error}; fix or remove the file and run again")
 
 
 def require_scipy() -> None:

@@ -19,7 +19,7 @@ from segtailor.errors import SegtailorError, nearest
 from segtailor.files import VOID, Color
 
 COLOR_MODES = frozenset({"RGB", "RGBA", "P", "L", "LA", "1"})
-# In place of a class index: a colour that means nothing is this much more than its 24 bits.
+# In place of a class index: a color that means nothing is this much more than its 24 bits.
 UNKNOWN_COLOR = 256
 
 
@@ -46,11 +46,11 @@ def index_values(config: DataConfig, described: ClassesFile, where: str) -> Mask
         raise SegtailorError(f"data.values gives {some(list(map(str, twice)))} to two classes; give each its own")
     if both := sorted(set(void) & set(values)):
         source = "data.void" if config.void is not None else f"`void` of {where}"
-        raise SegtailorError(f"{source} holds {some(list(map(str, both)))}, which the classes have; set data.void anew")
+        raise SegtailorError(f"{source} holds {some(list(map(str, both)))}, which the classes have; change data.void")
     return MaskValues(
         {value: index for index, value in enumerate(values)},
         void,
-        hint=f"{where} gives its classes the values {_ranges(values)}; mend it, or set data.values, data.void or "
+        hint=f"{where} gives its classes the values {_ranges(values)}; correct it, or set data.values, data.void or "
         "data.reduce_zero_label",
     )
 
@@ -63,38 +63,38 @@ def refuse_values(config: DataConfig, masks: str) -> None:
 
 
 def color_masks(config: DataConfig, described: ClassesFile, where: str) -> tuple[ColorMasks, ColorValues]:
-    """Return what reads masks of colours, and what its numbers mean.
+    """Return what reads masks of colors, and what its numbers mean.
 
-    Raises ``SegtailorError`` without a palette, and when a colour has two meanings.
+    Raises ``SegtailorError`` without a palette, and when a color has two meanings.
     """
     refuse_values(config, "data.masks is color")
     if described.palette is None:
         raise SegtailorError(
-            f"data.masks is color, but {where} gives the classes no colours; write `classes: {{road: [128, 64, 128], "
+            f"data.masks is color, but {where} gives the classes no colors; write `classes: {{road: [128, 64, 128], "
             "car: [0, 0, 142]}` there"
         )
     colors = [*described.palette, *described.void_colors]
     if twice := sorted({str(color) for color in colors if colors.count(color) > 1}):
-        raise SegtailorError(f"{where} gives {some(twice)} to two classes or to a class and void; mend the colours")
-    hint = f"name the colours in {where}, as classes or under void_colors"
+        raise SegtailorError(f"{where} gives {some(twice)} to two classes or to a class and void; change one of them")
+    hint = f"name the colors in {where}, as classes or under void_colors"
     return ColorMasks(described.palette, described.void_colors), ColorValues(len(described.classes), hint)
 
 
 class ColorValues(MaskValues):
-    """The numbers that :class:`ColorMasks` gives: class indices, void, and more than a byte for unknown colours."""
+    """The numbers that :class:`ColorMasks` gives: class indices, void, and more than a byte for unknown colors."""
 
     def __init__(self, classes: int, hint: str) -> None:
         super().__init__({index: index for index in range(classes)}, hint=hint)
 
     def describe(self, value: int) -> str:
-        """Return an unknown colour as (red, green, blue)."""
+        """Return an unknown color as (red, green, blue)."""
         if value < UNKNOWN_COLOR:
             return str(value)
         return str(tuple((value - UNKNOWN_COLOR).to_bytes(3, "big")))
 
 
 class ColorMasks:
-    """Reads masks whose colours are the classes: ``palette`` gives one a class, ``void`` those that are ignored."""
+    """Reads masks whose colors are the classes: ``palette`` gives one a class, ``void`` those that are ignored."""
 
     def __init__(self, palette: Sequence[Color], void: Sequence[Color] = ()) -> None:
         self.palette, self.void = tuple(palette), tuple(void)
@@ -109,7 +109,7 @@ class ColorMasks:
         return self.read(pair.mask)
 
     def read(self, source: Source) -> NDArray[Any]:
-        """Return class indices and void (H,W) as bytes; int32 with unknown colours above a byte where there are any."""
+        """Return class indices and void (H,W) as bytes; int32 with unknown colors above a byte where there are any."""
         with open_mask(source) as file:
             if file.mode not in COLOR_MODES:
                 raise UnreadableFile(f"data.masks is color, but the mask's mode is {file.mode}")

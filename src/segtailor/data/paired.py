@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from typing_extensions import Unpack
 
-from segtailor.data.base import MAX_CLASSES, Sample, SegmentationDataset, check_classes, some
+from segtailor.config import DataConfig
+from segtailor.data.base import Sample, SegmentationDataset, check_classes, some
+from segtailor.data.classes_file import ClassesFile
 from segtailor.data.image_io import (
     UnreadableFile,
     read_image,
@@ -24,14 +25,14 @@ from segtailor.data.image_io import (
 )
 from segtailor.data.pairing import Pair
 from segtailor.errors import SegtailorError
-from segtailor.files import VOID, Color, Size
+from segtailor.files import VOID
 
 
 class MaskValues:
     """What each number stored in a mask means: a class, void, or nothing (an error).
 
     ``classes`` maps stored values to class indices, ``void`` lists the stored values that are ignored; 255 always is,
-    unless ``classes`` names it. ``hint`` says in an error where a user mends this.
+    unless ``classes`` names it. ``hint`` ends an error: where to correct this.
     """
 
     def __init__(self, classes: Mapping[int, int], void: Iterable[int] = (), hint: str = "") -> None:
@@ -66,7 +67,7 @@ class MaskValues:
 
 
 class Raw(NamedTuple):
-    """What the storage holds: an image (3,H,W), the numbers in its mask (H,W), a name, and where both lie."""
+    """What the storage holds: an image (3,H,W), the numbers in its mask (H,W), a name, and where both are."""
 
     image: Tensor
     mask: NDArray[Any]
@@ -75,33 +76,19 @@ class Raw(NamedTuple):
     mask_at: str
 
 
-class Description(TypedDict):
-    """What a data set says of itself, and how its samples are read.
+class MaskDataset(SegmentationDataset):
+    """Images with masks of numbers that ``values`` gives a meaning, wherever they are stored.
 
-    ``size`` (height, width) is what images are resized to, None for their own; masks follow when ``training``.
+    ``described`` are the classes, ``config`` gives name and size; masks are resized, too, when ``training``.
     """
 
-    name: str
-    split: str
-    classes: tuple[str, ...]
-    palette: tuple[Color, ...]
-    mean_color: Color
-    license: str
-    values: MaskValues
-    size: Size | None
-    training: bool
-
-
-class MaskDataset(SegmentationDataset):
-    """Images with masks of numbers that ``values`` gives a meaning, wherever they are stored."""
-
-    def __init__(self, **described: Unpack[Description]) -> None:
-        check_classes(described["name"], described["classes"])
-        assert len(described["classes"]) == len(described["palette"]) <= MAX_CLASSES
-        self.name, self.split, self.license = described["name"], described["split"], described["license"]
-        self.classes, self.palette = described["classes"], described["palette"]
-        self.mean_color, self.values = described["mean_color"], described["values"]
-        self.size, self.training = described["size"], described["training"]
+    def __init__(
+        self, config: DataConfig, split: str, training: bool, described: ClassesFile, values: MaskValues
+    ) -> None:
+        check_classes(config.name, tuple(described.classes))
+        self.name, self.split, self.size, self.training = config.name, split, config.size, training
+        self.classes, self.palette = tuple(described.classes), described.colors()
+        self.mean_color, self.license, self.values = described.mean_color, described.license, values
 
     @abstractmethod
     def read(self, index: int) -> Raw:
@@ -133,18 +120,21 @@ class FileDataset(MaskDataset):
 
     ``read_mask`` turns a pair into the numbers that ``values`` explains (H,W) and raises ``UnreadableFile``: by default
     the mask file's own. ``expected`` is the number of pairs that the data set's publishers state, None where nobody
-    does; any number is read. The other keywords are those of :class:`Description`.
+    does; any number is read.
     """
 
     def __init__(
         self,
         pairs: Sequence[Pair],
-        *,
+        config: DataConfig,
+        split: str,
+        training: bool,
+        described: ClassesFile,
+        values: MaskValues,
         read_mask: Callable[[Pair], NDArray[Any]] | None = None,
         expected: int | None = None,
-        **described: Unpack[Description],
     ) -> None:
-        super().__init__(**described)
+        super().__init__(config, split, training, described, values)
         self.pairs, self.expected = tuple(pairs), expected
         self.read_mask = read_mask or read_index_mask
 

@@ -21,12 +21,12 @@ NOT_AN_IMAGE = "not an image"
 MissingFiles = dict[str, list[str]]
 """Paths, or listed names, by what is wrong with them."""
 
-_found: ContextVar[MissingFiles | None] = ContextVar("unpaired", default=None)
+_found: ContextVar[MissingFiles | None] = ContextVar("missing_files", default=None)
 
 
 @contextmanager
 def collect_missing() -> Iterator[MissingFiles]:
-    """Let listings go on without the files that they cannot use while the block runs; it yields what they left out."""
+    """While the block runs, listings skip the files that they cannot use; it yields those files."""
     found: MissingFiles = {}
     token = _found.set(found)
     try:
@@ -35,13 +35,8 @@ def collect_missing() -> Iterator[MissingFiles]:
         _found.reset(token)
 
 
-def collecting() -> bool:
-    """Return whether listings go on without the files that they cannot use."""
-    return _found.get() is not None
-
-
 def record_missing(files: Mapping[str, Iterable[Path | str]]) -> bool:
-    """Note ``files`` by what is wrong with them and return True; False when a listing must raise instead."""
+    """Record ``files`` by what is wrong with them and return True; False when a listing must raise instead."""
     found = _found.get()
     if found is None:
         return False
@@ -52,7 +47,7 @@ def record_missing(files: Mapping[str, Iterable[Path | str]]) -> bool:
 
 
 class Pair(NamedTuple):
-    """An image file, its mask file, and the name that both go by."""
+    """An image file, its mask file, and the name of both."""
 
     image: Path
     mask: Path
@@ -75,8 +70,8 @@ def pair_folders(
 ) -> tuple[Pair, ...]:
     """Pair the files below ``images`` and ``masks`` by path without suffix, sorted by name.
 
-    ``image_key`` and ``mask_key`` turn that path (with ``/``) into the common name; None passes a file over. Raises
-    ``SegtailorError`` for images without mask, masks without image, and two files of one name.
+    ``image_key`` and ``mask_key`` turn that path (with ``/``) into the common name, or into None for files to skip.
+    Raises ``SegtailorError`` for images without mask, masks without image, and two files of one name.
     """
     found_images = files_by_key(images, IMAGE_SUFFIXES, image_key, where)
     # a JPEG is listed as well, so that a folder of JPEG masks is called that when it is read
@@ -94,15 +89,14 @@ def pair_folders(
     unpaired = {NO_MASK: [found_images[key] for key in no_mask], NO_IMAGE: [found_masks[key] for key in no_image]}
     if problems and not (both and record_missing(unpaired)):
         raise SegtailorError(f"{where}: {'; '.join(problems)}; add or remove files in {images} and {masks}")
-    if collecting():
-        record_missing({NOT_AN_IMAGE: other_files(images)})
+    record_missing({NOT_AN_IMAGE: _other_files(images)})
     return tuple(Pair(found_images[key], found_masks[key], key) for key in both)
 
 
-def other_files(images: Path) -> list[Path]:
-    """Return the files below ``images`` that no listing takes for an image, sorted; hidden ones not counted."""
+def _other_files(images: Path) -> Iterator[Path]:
+    """Yield the files below ``images`` that no listing takes for an image, sorted; hidden ones left out."""
     found = (path for path in images.rglob("*") if path.suffix.lower() not in IMAGE_SUFFIXES)
-    return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
+    yield from sorted(path for path in found if path.is_file() and not path.name.startswith("."))
 
 
 def files_by_key(
@@ -110,7 +104,7 @@ def files_by_key(
 ) -> dict[str, Path]:
     """Return the files below ``folder`` by what ``key_of`` makes of their path without suffix (with ``/``).
 
-    Hidden files, other suffixes and files whose key is None are passed over; two files of one key are an error.
+    Hidden files, other suffixes and files whose key is None are skipped; two files of one key are an error.
     """
     found: defaultdict[str, list[Path]] = defaultdict(list)
     for path in folder.rglob("*"):
@@ -129,19 +123,13 @@ def files_by_key(
 def pair_list(path: Path, root: Path, where: str) -> tuple[Pair, ...]:
     """Read a list file with one ``image mask`` pair a line (blanks or a tab between), in its order.
 
-    Paths are under ``root``; leading folders that ``root`` already stands for, as in ``/SegNet/CamVid/train/x.png``,
-    are dropped. Empty lines and lines that begin with ``#`` are passed over. Raises ``SegtailorError`` for a line that
+    Paths are under ``root``; leading folders that ``root`` already replaces, as in ``/SegNet/CamVid/train/x.png``,
+    are dropped. Empty lines and lines that begin with ``#`` are skipped. Raises ``SegtailorError`` for a line that
     is no pair and for files that are missing.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise SegtailorError(f"no such file: {path} (the list of {where})") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SegtailorError(f"cannot read {path} (the list of {where}): {type(error).__name__}") from error
     pairs: list[Pair] = []
     missing: dict[str, list[str]] = {"image": [], "mask": []}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_read_lines(path, where), 1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue
@@ -156,12 +144,20 @@ def pair_list(path: Path, root: Path, where: str) -> tuple[Pair, ...]:
             found.append(file)
         if found[0] is not None and found[1] is not None:
             pairs.append(Pair(found[0], found[1], _name(fields[0])))
-    problems = [f"{_count(names, kind)} missing: {some(names)}" for kind, names in missing.items() if names]
-    if problems and not (pairs and record_missing({MISSING_IMAGE: missing["image"], MISSING_MASK: missing["mask"]})):
-        raise SegtailorError(f"{where}: of the files listed in {path}, {'; '.join(problems)}; looked under {root}")
+    check_missing(missing, bool(pairs), f"{where}: of the files listed in {path}", f"looked under {root}")
     if not pairs:
         raise SegtailorError(f"{path} (the list of {where}) names no files")
     return tuple(pairs)
+
+
+def check_missing(missing: Mapping[str, Sequence[str]], any_left: bool, of: str, advice: str) -> None:
+    """Raise ``SegtailorError`` for listed files that are ``missing``: names by kind, ``image`` and ``mask``.
+
+    While :func:`collect_missing` runs they are recorded instead, if there are ``any_left``.
+    """
+    problems = [f"{_count(names, kind)} missing: {some(list(names))}" for kind, names in missing.items() if names]
+    if problems and not (any_left and record_missing({MISSING_IMAGE: missing["image"], MISSING_MASK: missing["mask"]})):
+        raise SegtailorError(f"{of}, {'; '.join(problems)}; {advice}")
 
 
 def _under(root: Path, text: str) -> Path | None:
@@ -175,19 +171,22 @@ def _name(text: str) -> str:
     return PurePosixPath(text.replace("\\", "/")).stem
 
 
-def _count(names: list[str], kind: str) -> str:
+def _count(names: Sequence[str], kind: str) -> str:
     return f"{len(names)} {kind}{'' if len(names) == 1 else 's'}"
 
 
-def read_ids(path: Path, where: str) -> list[str]:
-    """Return the first word of each line of the list at ``path``; raises ``SegtailorError`` when it names nothing."""
+def _read_lines(path: Path, where: str) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise SegtailorError(f"no such file: {path} (the list of {where}); check data.root") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SegtailorError(f"cannot read {path} (the list of {where}): {type(error).__name__}") from error
-    ids = [line.split()[0] for line in lines if line.strip()]
+
+
+def read_ids(path: Path, where: str) -> list[str]:
+    """Return the first word of each line of the list at ``path``; raises ``SegtailorError`` when it names nothing."""
+    ids = [line.split()[0] for line in _read_lines(path, where) if line.strip()]
     if not ids:
         raise SegtailorError(f"{path} (the list of {where}) names no images")
     return ids
@@ -210,13 +209,9 @@ def pair_ids(ids: Sequence[str], images: dict[str, Path], masks: dict[str, Path]
 
     Raises ``SegtailorError`` for images and masks that are missing.
     """
-    problems = []
-    unpaired = {MISSING_IMAGE: [name for name in ids if name not in images],
-                MISSING_MASK: [name for name in ids if name not in masks]}  # fmt: skip
-    for kind, missing in zip(("image", "mask"), unpaired.values(), strict=True):
-        if missing:
-            problems.append(f"{len(missing)} {kind}{'' if len(missing) == 1 else 's'} missing: {some(missing)}")
+    missing = {
+        kind: [name for name in ids if name not in found] for kind, found in (("image", images), ("mask", masks))
+    }
     both = [name for name in ids if name in images and name in masks]
-    if problems and not (both and record_missing(unpaired)):
-        raise SegtailorError(f"{where}: of {len(ids)} listed names, {'; '.join(problems)}; check data.root")
+    check_missing(missing, bool(both), f"{where}: of {len(ids)} listed names", "check data.root")
     return tuple(Pair(images[name], masks[name], name) for name in both)

@@ -44,7 +44,6 @@ from segtailor.engine.loop import Task, Trained, fit_together
 from segtailor.errors import SegtailorError, reason
 from segtailor.evaluation import EvaluationResult, evaluate_model, inference_settings
 from segtailor.files import Size
-from segtailor.jobs.networks import build_network, load_teacher
 from segtailor.jobs.objects import OBJECT, Objects, adapt, fill
 from segtailor.jobs.stages import run_stages
 from segtailor.jobs.unlabelled import add_unlabelled, reading_lines, refuse_unlabelled, unlabelled_facts
@@ -56,6 +55,7 @@ from segtailor.models.class_map import read_class_map
 from segtailor.models.inspect import count_multiply_adds, count_parameters, run_on_meta
 from segtailor.models.licenses import Policy, check_licences
 from segtailor.models.network import Network, SegOutput
+from segtailor.models.store import build_network, load_teacher
 from segtailor.models.teacher import Teacher
 from segtailor.results.model import Row
 

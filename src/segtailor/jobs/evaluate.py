@@ -7,14 +7,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segtailor.config import DataConfig, EvaluateConfig
+from segtailor.config import DataConfig, EvaluateConfig, Strict
 from segtailor.errors import SegtailorError
+from segtailor.recipes import set_value, validate
 
 if TYPE_CHECKING:
     from torch import nn
 
     from segtailor.evaluation import EvaluationResult
     from segtailor.models import Network, Teacher
+
+
+class Scoring(Strict):
+    """The sections that evaluation reads."""
+
+    data: DataConfig
+    evaluate: EvaluateConfig
 
 
 def evaluate(
@@ -42,12 +50,12 @@ def evaluate(
     from segtailor.data import create_dataset
     from segtailor.evaluation import BoundarySettings, check_classes, evaluate_model, inference_settings
     from segtailor.files import write_atomically
-    from segtailor.jobs.network import choose_device, open_model
+    from segtailor.models.store import choose_device, resolve
 
     config = config or EvaluateConfig.model_validate({})
     settings = inference_settings(config, data)
     dataset = create_dataset(data, split, training=False)
-    network = open_model(model) if not choices else _chosen(model, choices, class_map, dataset.num_classes)
+    network = resolve(model) if not choices else _chosen(model, choices, class_map, dataset.num_classes)
     mapped = None if class_map is None else _mapped(network, class_map, dataset.classes)
     network = mapped or network
     check_classes(network, dataset.num_classes)
@@ -71,14 +79,47 @@ def evaluate(
     return result
 
 
+def data_of(model: str, overrides: Mapping[str, Any]) -> tuple[DataConfig, EvaluateConfig]:
+    """Return data and evaluation settings: those of the model's own recipe, changed by ``overrides``.
+
+    When ``overrides`` names another data set, nothing but the input size is kept of the recipe's data. Those that
+    begin with ``model.`` say how the model is read (`model_choices`).
+    """
+    from segtailor.models.store import open_card
+
+    overrides = {key: value for key, value in overrides.items() if not key.startswith("model.")}
+    recipe = open_card(model).get("recipe") or {}
+    data = dict(recipe.get("data") or {})
+    if "data.name" in overrides and overrides["data.name"] != data.get("name"):
+        data = {key: data[key] for key in ("size", "crop") if key in data}
+    values: dict[str, Any] = {"data": data, "evaluate": dict(recipe.get("evaluate") or {})}
+    for key, value in overrides.items():
+        set_value(values, key, value)
+    if "name" not in values["data"]:
+        raise SegtailorError(f"{model} does not say what data it was made for; add --data.name NAME --data.root FOLDER")
+    checked = validate(Scoring, values, "command line")
+    return checked.data, checked.evaluate
+
+
+def model_choices(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``overrides`` say of the model itself, nested.
+
+    >>> model_choices({"model.preprocess.scale": 1.0, "data.name": "camvid"})
+    {'preprocess': {'scale': 1.0}}
+    """
+    values: dict[str, Any] = {}
+    for key, value in overrides.items():
+        if key.startswith("model."):
+            set_value(values, key.removeprefix("model."), value)
+    return values
+
+
 def _chosen(
     model: str | Path | nn.Module, choices: Mapping[str, Any], class_map: Path | Mapping[Any, Any] | None, classes: int
 ) -> Network:
     """Return the network ``model`` (a name, file or URI) as a teacher section with ``choices`` describes it."""
     from segtailor.config import TeacherConfig
-    from segtailor.jobs.networks import load_teacher
-    from segtailor.jobs.source import is_stored
-    from segtailor.recipes import validate
+    from segtailor.models.store import is_stored, load_teacher
 
     if not isinstance(model, str | Path):
         raise SegtailorError("choices describe a model by name, file or URI, not a network that is there already")

@@ -12,7 +12,6 @@ from typing_extensions import Unpack
 
 from segtailor.errors import SegtailorError
 from segtailor.files import Size
-from segtailor.jobs.network import choose_device, open_card, open_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +69,9 @@ def predict(
 
     Raises SegtailorError when there is nothing to read, and, once all others are written, for unreadable images.
     """
-    network, card = open_model(model), open_card(model)
+    from segtailor.models.store import open_card, resolve
+
+    network, card = resolve(model), open_card(model)
     size = settings.get("size") or _trained_size(card)
     segment = _segmenter(network, card, size, settings)
     is_path = isinstance(images, str | Path)
@@ -97,6 +98,7 @@ def _segmenter(
     from segtailor.data.image_io import resize_image
     from segtailor.evaluation import evaluating, predict_logits
     from segtailor.evaluation.inference import IMAGENET_COLOR
+    from segtailor.models.store import choose_device
 
     device = choose_device(settings.get("device", "auto"))
     network.to(device)

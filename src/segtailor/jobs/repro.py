@@ -1,4 +1,4 @@
-"""`segtailor repro`: a recorded row of a comparison trained anew, and whether it falls within the spread."""
+"""`segtailor repro`: train a recorded row of a comparison again, and check that it falls within the spread."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from segtailor.config import CompareRecipe
-from segtailor.errors import SegtailorError
-from segtailor.jobs.build import arm_recipe
+from segtailor.errors import SegtailorError, unknown
+from segtailor.jobs.build import all_arms, arm_recipe
 from segtailor.jobs.distill import distill
+from segtailor.methods import check_options
 from segtailor.recipes import set_value, validate
-from segtailor.results.model import read_comparison
+from segtailor.results.model import Comparison, read_comparison
+from segtailor.results.record import find_record, read_record, read_rows
 from segtailor.results.statistics import spread
 
 WIDTH = 2.0
@@ -22,7 +24,7 @@ WIDTH = 2.0
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A row trained anew. ``low`` and ``high`` bound the spread over seeds; None with fewer than two seeds."""
+    """A row trained again. ``low`` and ``high`` bound the spread over seeds; None with fewer than two seeds."""
 
     row: str
     recorded: float
@@ -50,42 +52,73 @@ class Reproduction:
         return "\n".join(lines)
 
 
-def repro(row: str | Path, overrides: Mapping[str, Any] | None = None) -> Reproduction:
-    """Train the arm and seed of ``row`` alone, from the recipe that its comparison recorded.
+def repro(
+    source: str | Path, overrides: Mapping[str, Any] | None = None, *, arm: str | None = None, seed: int | None = None
+) -> Reproduction:
+    """Train one arm with one seed alone, from the recipe that its comparison recorded.
 
-    ``row`` is the folder ``COMPARISON/arms/ARM/seedN``, or its ``outcome.json``. ``overrides`` changes what does not
-    change the result: where data and teacher lie, the device, the run's name. Raises ``SegtailorError`` when the row or
-    its recipe cannot be read, or the teacher is not where it was.
+    ``source`` is the folder of a row, ``COMPARISON/arms/ARM/seedN``, or, with ``arm`` and ``seed``, the folder of a
+    comparison, or a record by its file or name (`segtailor.results.record`). ``overrides`` changes what does not change
+    the result: where data and teacher are, the device, the run's name. Raises ``SegtailorError`` when the row or its
+    recipe cannot be read, when this version no longer has its options, or when the teacher is not there.
     """
-    place = Path(row)
-    place = place.parent if place.name == "outcome.json" else place
-    if not (place / "outcome.json").is_file():
-        raise SegtailorError(f"no row at {row}: give COMPARISON/arms/ARM/seedN, a folder with an outcome.json")
-    comparison = read_comparison(place.parents[2])
-    arm, seed = place.parent.name, int(place.name.removeprefix("seed"))
-    run = comparison.runs.get((arm, seed))
-    if run is None or run.outcome is None:
-        raise SegtailorError(f"{place} is no finished row; its comparison does not count it")
-    recipe = validate(CompareRecipe, comparison.recipe, str(place.parents[2] / "comparison.json"))
-    single = arm_recipe(recipe, arm, seed).model_dump(mode="json")
-    single["run"] = {"name": f"repro-{comparison.name}-{arm}-seed{seed}", "folder": "runs", "exists": "resume"}
-    for key, value in (overrides or {}).items():
+    comparison, name, number, changes, commit = _find(source, arm, seed)
+    row = f"{name}, seed {number}"
+    run = comparison.runs[name, number]
+    if run.outcome is None:
+        raise SegtailorError(f"{row} of {comparison.name} is no finished row; its comparison does not count it")
+    try:
+        recipe = validate(CompareRecipe, comparison.recipe, f"the recipe of {comparison.name}")
+        single = arm_recipe(recipe, name, number).model_dump(mode="json")
+        for method in all_arms(recipe)[name].method:
+            check_options(method.name, method.options())
+    except SegtailorError as error:
+        if not commit:
+            raise
+        raise SegtailorError(f"{error} (recorded at commit {commit}; check it out to train this row)") from error
+    single["run"] = {"name": f"repro-{comparison.name}-{name}-seed{number}", "folder": "runs", "exists": "resume"}
+    for key, value in {**changes, **(overrides or {})}.items():
         set_value(single, key, value)
-    _require_teacher(single, f"{arm}, seed {seed}")
+    _require_teacher(single, row)
     result = distill(json.loads(json.dumps(single)))
     found = next(entry["miou"] for entry in result.results["rows"] if entry["role"] == "distilled")
-    found_spread = spread([outcome.miou for outcome in comparison.finished(arm).values()])
+    found_spread = spread([outcome.miou for outcome in comparison.finished(name).values()])
     low = high = None
     if found_spread is not None and found_spread.std is not None:
         low = found_spread.mean - WIDTH * found_spread.std
         high = found_spread.mean + WIDTH * found_spread.std
-    return Reproduction(f"{arm}, seed {seed}", run.outcome.miou, float(found), low, high)
+    return Reproduction(row, run.outcome.miou, float(found), low, high)
+
+
+def _find(source: str | Path, arm: str | None, seed: int | None) -> tuple[Comparison, str, int, Mapping[str, Any], str]:
+    """Return the comparison, its arm and seed, what that row changed of the recipe, and the commit that made it."""
+    place = Path(source)
+    if arm is None or seed is None:
+        place = place.parent if place.name == "outcome.json" else place
+        if not (place / "outcome.json").is_file():
+            raise SegtailorError(
+                f"no row at {source}: give COMPARISON/arms/ARM/seedN, a folder with an outcome.json, or a record with "
+                "an arm and a seed: segtailor repro NAME ARM SEED"
+            )
+        place, arm, seed = place.parents[2], place.parent.name, int(place.name.removeprefix("seed"))
+    rows: Mapping[tuple[str, int], Mapping[str, Any]] = {}
+    if place.is_dir():
+        comparison = read_comparison(place)
+    else:
+        place = find_record(place)
+        comparison, rows = read_record(place), read_rows(place)
+    if arm not in comparison.arms:
+        raise unknown("arm", arm, comparison.arms, f"{comparison.name} has {len(comparison.arms)}")
+    if seed not in comparison.seeds:
+        raise SegtailorError(f"no seed {seed} in {comparison.name}; there are {', '.join(map(str, comparison.seeds))}")
+    row = rows.get((arm, seed), {})
+    return comparison, arm, seed, row.get("changes", {}), str(row.get("commit") or "")
 
 
 def _require_teacher(recipe: Mapping[str, Any], row: str) -> None:
     weights = str((recipe.get("teacher") or {}).get("weights") or "")
     if weights and ":" not in weights and not Path(weights).exists():
         raise SegtailorError(
-            f"{row}: its teacher lay at {weights}, where there is none; train it again, or say with --teacher.weights "
-            "where it is"
+            f"{row}: its teacher was at {weights}, which does not exist; train it again, or name its place with "
+            "--teacher.weights"
         )

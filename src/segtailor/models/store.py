@@ -1,73 +1,43 @@
-"""Models on disk: safetensors with a JSON card; nothing that is read is ever executed."""
+"""What MODEL stands for in a recipe, command or call, and our files: safetensors with a JSON card.
+
+A MODEL is a network, a name, a run folder, a ``.safetensors`` file or a URI. Nothing that is read is ever executed.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import safetensors
 import safetensors.torch
+import torch
+from torch import nn
 
+from segtailor.config import ModelConfig, TeacherConfig
 from segtailor.errors import SegtailorError
 from segtailor.files import write_atomically
-from segtailor.models.adapters import Choices, family_of, load_adapted
-from segtailor.models.adapters.weights import check_state_dict
+from segtailor.models.adapters import TEACHERS_ONLY, Choices, family_of, load_adapted
+from segtailor.models.adapters.hf_files import quiet
+from segtailor.models.adapters.python_module import OBJECT, adapt
+from segtailor.models.adapters.weights import bare, check_state_dict, count_classes, fill, read_weights
+from segtailor.models.adapters.wrapper import Adapted
 from segtailor.models.network import Network, Preprocess
+from segtailor.models.published import load_published
 from segtailor.models.segmenter import create_model
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-OWN = "segtailor"
-"""The key of ``config.json`` that says that segtailor wrote the repository."""
-
-
-def own_weights(name: str) -> Path | None:
-    """Return the weights file of the repository or folder ``name`` if `segtailor publish` wrote it, else None.
-
-    A repository on the hub is looked up with huggingface_hub, where that is installed. Raises SegtailorError for a
-    repository of ours whose weights are missing.
-    """
-    folder = Path(name)
-    if folder.is_dir():
-        return _checked(folder) if _is_own(folder / CONFIG) else None
-    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/")):
-        return None
-    try:
-        from huggingface_hub import hf_hub_download
-    except ModuleNotFoundError:
-        return None  # the reader of transformers' repositories names the missing extra
-    from segtailor.models.adapters.hf_files import quiet
-
-    try:
-        with quiet():
-            config = Path(hf_hub_download(name, CONFIG))
-            if not _is_own(config):
-                return None
-            return Path(hf_hub_download(name, WEIGHTS))
-    except Exception:  # not there, private, or no connection: told by the reader that comes next
-        return None
-
-
-def _checked(folder: Path) -> Path:
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise SegtailorError(f"{folder} is a repository of segtailor's without {WEIGHTS}; fetch it whole")
-    return path
-
-
-def _is_own(config: Path) -> bool:
-    try:
-        content: Any = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and OWN in content
-
 
 CARD_VERSION = 1
 RUN_FILES = ("student.safetensors", "model.safetensors")
 """What a run folder may hold, in order of preference."""
-PUBLISHED = "published:"
-HUB = "hf:"
+PUBLISHED, HUB = "published:", "hf:"
+LOADED_BY_NAME = ("hf", "torchvision", *TEACHERS_ONLY)
+"""Families whose URI stands for weights, not for an architecture alone."""
+FOREIGN_SUFFIXES = frozenset({".pth", ".pt", ".bin", ".ckpt"})
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+OWN = "segtailor"
+"""The key of a Hugging Face repository's ``config.json`` that says that `segtailor publish` wrote it."""
+CARD_KEYS = {"licences": "licenses", "data_licence": "data_license"}
+"""Keys of earlier cards, and what they are called now."""
 
 
 def save_model(model: Network, path: str | Path, card: dict[str, Any] | None = None) -> None:
@@ -89,37 +59,156 @@ def read_card(path: str | Path) -> dict[str, Any]:
     return _read_card(find_weights(path))
 
 
-def load_model(uri: str | Path, num_classes: int | None = None, **choices: Any) -> Network:
+def open_card(model: str | Path | nn.Module) -> dict[str, Any]:
+    """Return the card of the weights ``model``; empty for a network or for foreign weights, which carry none."""
+    if not isinstance(model, str | Path):
+        return {}
+    text, path = str(model), Path(model)
+    found = own_weights(text.removeprefix(HUB)) if text.startswith(HUB) else _in_run(path) or path
+    return {} if found is None or found.suffix != ".safetensors" else read_card(found)
+
+
+@overload
+def resolve(model: str | Path, num_classes: int | None = None) -> Network: ...
+@overload
+def resolve(model: str | Path | nn.Module, num_classes: int | None = None) -> nn.Module: ...
+def resolve(model: str | Path | nn.Module, num_classes: int | None = None) -> nn.Module:
+    """Return ``model`` itself if it is a network, else load it, or build it by name where ``num_classes`` are given."""
+    if not isinstance(model, str | Path):
+        return model
+    if num_classes is None or is_stored(str(model)):
+        return load_model(model)
+    return create_model(str(model), num_classes)
+
+
+def is_stored(model: str) -> bool:
+    """Return whether ``model`` means a file or folder, and not a network's name."""
+    if family := family_of(model):
+        return family in ("hf", *TEACHERS_ONLY) or Path(model.partition(":")[2]).exists()
+    return model.startswith(PUBLISHED) or Path(model).exists() or model.endswith(".safetensors") or "/" in model
+
+
+def load_model(
+    uri: str | Path, num_classes: int | None = None, *, module: nn.Module | None = None, **choices: Any
+) -> Network:
     """Load a model, in evaluation mode, from a run folder, a ``.safetensors`` file, ``published:FILE.pth`` or another
     library's URI. To train it further call ``.train()``.
 
     Those are ``hf:ID-or-folder``, ``smp:ID-or-folder``, ``torchvision:NAME`` and ``onnx:FILE`` (or the bare path of
-    an ``.onnx`` file). ``choices`` may hold ``taps`` and ``preprocess``, and for other
-    libraries' networks ``classifier`` (see `create_model`). With ``num_classes`` the class count must agree. Raises
-    SegtailorError for files that are missing, damaged or of another network.
+    an ``.onnx`` file). ``choices`` may hold ``taps`` and ``preprocess``, and for other libraries' networks
+    ``classifier`` (see `create_model`). With ``num_classes`` the class count must agree. Weights that were trained from
+    a Python object are filled into ``module``, an object of the same architecture. Raises SegtailorError for files that
+    are missing, damaged or of another network.
     """
     text, given = str(uri), Choices(**choices)
     own = own_weights(text.removeprefix(HUB)) if text.startswith(HUB) else None
     if own is not None:
-        model = _load_own(own, given)
+        model = _load_own(own, given, module)
+    elif module is not None and (family_of(text) or text.startswith(PUBLISHED)):
+        raise SegtailorError(f"{uri} needs no module; leave it out")
     elif family_of(text):
         model = load_adapted(text, given)
     elif text.startswith(PUBLISHED):
-        from segtailor.models.published import load_published
-
         model = load_published(Path(text.removeprefix(PUBLISHED)))
         if given.classifier is not None:
             raise SegtailorError(f"{uri} has no option classifier; leave it out")
         model.name_taps(given.taps or {})
         model.preprocess = Preprocess(**{**model.preprocess.spec(), **given.preprocess})
     else:
-        model = _load_own(find_weights(uri), given)
+        model = _load_own(find_weights(uri), given, module)
     if num_classes is not None and model.num_classes != num_classes:
         raise SegtailorError(
             f"{uri} has {model.num_classes} classes where {num_classes} are asked for; "
             "give weights trained on these classes, or for a teacher a class_map"
         )
     return model.eval()
+
+
+def build_network(config: ModelConfig, num_classes: int) -> Network:
+    """Return a network to be trained: fresh, or with ``config.weights``; it has ``num_classes``.
+
+    Raises SegtailorError for weights of other classes or of another network, and for one that cannot be trained.
+    """
+    named = config.weights or config.model
+    if family_of(named) in TEACHERS_ONLY:
+        raise SegtailorError(f"{named} cannot be trained: it can be a teacher only; choose another student")
+    if config.weights is not None:
+        network = _with_weights(config, num_classes)
+    else:
+        network = create_model(config.model, num_classes, pretrained=config.pretrained, **config.options())
+    if not network.trainable:
+        raise SegtailorError(f"{network.name} cannot be trained: it can be a teacher only; choose another student")
+    return network
+
+
+def load_teacher(config: TeacherConfig, num_classes: int) -> Network:
+    """Return the network that ``config`` names, with weights, and with its own classes where there is a class map.
+
+    Raises SegtailorError for weights of other classes without a class map, or of another network.
+    """
+    wanted = num_classes if config.class_map is None else None
+    if config.weights is not None:
+        return _with_weights(config, wanted)
+    if (family_of(config.model) or "") in LOADED_BY_NAME:
+        return load_model(config.model, wanted, **_choices(config))
+    if config.model:
+        return create_model(config.model, num_classes, pretrained=config.pretrained, **config.options())
+    raise SegtailorError("the recipe's teacher has neither weights nor a model; set teacher.weights")
+
+
+def _with_weights(config: ModelConfig, num_classes: int | None) -> Network:
+    assert config.weights is not None
+    path = Path(config.weights)
+    foreign = (
+        family_of(config.model) and not family_of(config.weights) and path.suffix in {*FOREIGN_SUFFIXES, ".safetensors"}
+    )
+    if foreign and not is_own(path):
+        return _filled(config, path, num_classes)
+    return _check_name(load_model(config.weights, num_classes, **_choices(config)), config)
+
+
+def _filled(config: ModelConfig, path: Path, num_classes: int | None) -> Network:
+    """Return the network of another library that ``config`` names, filled from a foreign file."""
+    tensors = read_weights(path)
+    network = create_model(config.model, num_classes or 2, **config.options())
+    if not isinstance(network, Adapted):
+        raise SegtailorError(f"{config.model} takes no weights file; leave teacher.weights out")
+    found = count_classes(bare(tensors, network), network)
+    if num_classes is None and found is not None and found != network.num_classes:
+        network = create_model(config.model, found, **config.options())
+    elif num_classes is not None and found not in (None, num_classes):
+        raise SegtailorError(
+            f"{path} has {found} classes where {num_classes} are asked for; give weights trained on these classes, or "
+            "for a teacher a class_map"
+        )
+    assert isinstance(network, Adapted)
+    fill(network, path)
+    return network
+
+
+def _check_name(network: Network, config: ModelConfig) -> Network:
+    """Return ``network`` if it is what the recipe calls it."""
+    if config.model and config.model != network.name:
+        raise SegtailorError(f"{config.weights} holds {network.name}, not {config.model} as the recipe says")
+    return network
+
+
+def _choices(config: ModelConfig) -> dict[str, Any]:
+    options = config.options()
+    return {key: options[key] for key in ("classifier", "taps", "preprocess") if key in options}
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called ``name``; ``auto`` takes a GPU when there is one. Raises SegtailorError for no such."""
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SegtailorError(f"device '{name}' cannot be used here; try auto, cpu or cuda") from error
+    return device
 
 
 def is_own(path: Path) -> bool:
@@ -135,21 +224,72 @@ def is_own(path: Path) -> bool:
 def find_weights(uri: str | Path) -> Path:
     """Return the ``.safetensors`` file that ``uri``, a file or a run folder, stands for."""
     path = Path(uri)
+    if found := _in_run(path):
+        return found
     if path.is_dir():
-        for name in RUN_FILES:
-            if (path / name).is_file():
-                return path / name
         raise SegtailorError(f"{path} holds no {' or '.join(RUN_FILES)}; is it a finished run?")
     if not path.exists():
         raise SegtailorError(
             f"no such file or folder: {uri}; give a run folder, a .safetensors file or {PUBLISHED}FILE"
         )
-    if path.suffix in {".pth", ".pt", ".bin", ".ckpt"}:
+    if path.suffix in FOREIGN_SUFFIXES:
         raise SegtailorError(f"{path} is not a .safetensors file; for a published checkpoint write {PUBLISHED}{path}")
     return path
 
 
-def _load_own(path: Path, given: Choices) -> Network:
+def _in_run(folder: Path) -> Path | None:
+    """Return the weights of the run ``folder``, None where it is none."""
+    return next((folder / name for name in RUN_FILES if (folder / name).is_file()), None)
+
+
+def own_weights(name: str) -> Path | None:
+    """Return the weights file of the repository or folder ``name`` if `segtailor publish` wrote it, else None.
+
+    A repository on the hub is looked up with huggingface_hub, where that is installed. Raises SegtailorError for a
+    repository of ours whose weights are missing.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return _checked(folder) if _is_own(folder / CONFIG) else None
+    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/")):
+        return None
+    try:
+        from huggingface_hub import hf_hub_download
+    except ModuleNotFoundError:
+        return None  # the reader of transformers' repositories names the missing extra
+    try:
+        with quiet():
+            config = Path(hf_hub_download(name, CONFIG))
+            if not _is_own(config):
+                return None
+            return Path(hf_hub_download(name, WEIGHTS))
+    except Exception:  # not there, private, or no connection: told by the reader that comes next
+        return None
+
+
+def _checked(folder: Path) -> Path:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise SegtailorError(f"{folder} is a segtailor repository without {WEIGHTS}; fetch it whole")
+    return path
+
+
+def _is_own(config: Path) -> bool:
+    try:
+        content: Any = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and OWN in content
+
+
+CARD_VERSION = 1
+RUN_FILES = ("student.safetensors", "model.safetensors")
+"""What a run folder may hold, in order of preference."""
+PUBLISHED = "published:"
+HUB = "hf:"
+
+
+def _load_own(path: Path, given: Choices, module: nn.Module | None = None) -> Network:
     card = _read_card(path)
     spec = card.get("model")
     if "label_assisted" in card:
@@ -161,7 +301,7 @@ def _load_own(path: Path, given: Choices) -> Network:
     if given.classifier is not None:
         chosen["classifier"] = given.classifier
     try:
-        model = create_model(**{**spec, **chosen})
+        model = _rebuilt({**spec, **chosen}, path, module)
     except TypeError as error:
         raise SegtailorError(f"{path}: its card does not describe a model of this version ({error})") from error
     model.licences = dict(card.get("licences", {}))
@@ -170,6 +310,19 @@ def _load_own(path: Path, given: Choices) -> Network:
     check_state_dict(model.state_dict(), tensors, str(path), model.name)
     model.load_state_dict(tensors)
     return model
+
+
+def _rebuilt(spec: dict[str, Any], path: Path, module: nn.Module | None) -> Network:
+    if not spec["name"].startswith(OBJECT):
+        if module is not None:
+            raise SegtailorError(f"{path} holds {spec['name']}, which needs no module; leave it out")
+        return create_model(**spec)
+    if module is None:
+        raise SegtailorError(
+            f"{path} was trained from a Python object ({spec['name'].removeprefix(OBJECT)}); build it and pass it: "
+            "load_model(FILE, module=...)"
+        )
+    return adapt(module, **spec)
 
 
 def _read_card(path: Path) -> dict[str, Any]:

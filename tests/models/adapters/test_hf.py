@@ -13,12 +13,11 @@ from torch.nn import functional as F
 from models.hf_tiny import CLASSES, FAMILIES, LOGITS, MASKS, processor, save, without_scipy
 from segtailor.config import ModelConfig
 from segtailor.errors import SegtailorError
-from segtailor.jobs.networks import build_network
 from segtailor.models import create_model, load_model
 from segtailor.models.adapters.hf import semantic_logits, semantic_task
 from segtailor.models.inspect import inspect_model
 from segtailor.models.network import Network
-from segtailor.models.store import save_model
+from segtailor.models.store import build_network, save_model
 
 AUX = ("upernet-convnext", "upernet-swin", "dpt", "beit", "data2vec-vision")
 

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from models.foreign import photo
 from segtailor import create_model, load_model
 from segtailor.config import ModelConfig, TeacherConfig
 from segtailor.errors import SegtailorError
-from segtailor.jobs.networks import build_network, load_teacher
 from segtailor.models import Network, save_model
+from segtailor.models.adapters.python_module import adapt
+from segtailor.models.store import build_network, load_teacher
 
 SOURCE = """
 from typing import NamedTuple
@@ -253,3 +255,52 @@ def test_results_without_logits_are_told() -> None:
         )
         with pytest.raises(SegtailorError, match=message):
             create_model(f"module:mine.{form}:make", 3)
+
+
+class TinyObject(nn.Module):
+    """A network as a user's notebook holds it: normalised images in, logits at stride 2 out."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Conv2d(8, classes, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.stem(images))
+
+
+def test_an_object_is_a_network_and_its_weights_are_filled_into_another(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = adapt(TinyObject(), 3, preprocess={"scale": 1.0, "size_multiple": 2}, taps={"low": "stem"})
+    assert (network.name, network.tap_channels["low"], network.trainable) == ("object:TinyObject", 8, True)
+    assert adapt(network, 3) is network
+    save_model(network, tmp_path / "s.safetensors")
+    again = load_model(tmp_path / "s.safetensors", module=TinyObject())
+    images = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8)
+    assert again.preprocess.spec() == network.preprocess.spec()
+    assert torch.equal(again(images).taps["low"], network.eval()(images).taps["low"])
+    assert torch.equal(again(images).logits, network(images).logits)
+
+
+def test_objects_that_do_not_fit_say_so_in_one_line(tmp_path: Path) -> None:
+    save_model(adapt(TinyObject(), 3, "mine"), tmp_path / "s.safetensors")
+    save_model(create_model("fcn-lcnet_035", 3), tmp_path / "own.safetensors")
+    cases: list[tuple[str, Callable[[], object]]] = [
+        (
+            r"trained from a Python object \(mine\); build it and pass it",
+            lambda: load_model(tmp_path / "s.safetensors"),
+        ),
+        (
+            "does not fit object:mine: 2 of another shape|gives logits of shape",
+            lambda: load_model(tmp_path / "s.safetensors", module=TinyObject(4)),
+        ),
+        ("needs no module; leave it out", lambda: load_model(tmp_path / "own.safetensors", module=TinyObject())),
+        ("gives logits of shape .* check the number of classes", lambda: adapt(TinyObject(), 5)),
+        ("has 3 classes where 4 are asked for", lambda: adapt(create_model("fcn-lcnet_035", 3), 4)),
+        ("no tensor of logits|does not run", lambda: adapt(nn.Linear(2, 2), 3)),
+        ("is a torch.nn.Module, not str", lambda: adapt("net", 3)),  # type: ignore[arg-type]
+    ]
+    for match, action in cases:
+        with pytest.raises(SegtailorError, match=match) as caught:
+            action()
+        assert "\n" not in str(caught.value)

@@ -16,10 +16,10 @@ from models.foreign import photo, shuffled
 from segtailor import create_model, load_model
 from segtailor.config import TeacherConfig
 from segtailor.errors import SegtailorError
-from segtailor.jobs.networks import load_teacher
 from segtailor.models import save_model
 from segtailor.models.class_map import read_class_map
 from segtailor.models.licenses import use_of
+from segtailor.models.store import load_teacher
 
 NAMES = [
     *("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet101", "deeplabv3_resnet50", "fcn_resnet50"),

@@ -14,8 +14,8 @@ from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large, lraspp
 from models.foreign import CLASSES, photo, shuffled, smp_net
 from segtailor.config import ModelConfig, TeacherConfig
 from segtailor.errors import SegtailorError
-from segtailor.jobs.networks import build_network, load_teacher
 from segtailor.models import load_model, save_model
+from segtailor.models.store import build_network, load_teacher
 
 smp = pytest.importorskip("segmentation_models_pytorch")
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
 from segtailor.data.base import Sample, check_classes, some
+from segtailor.data.classes_file import ClassesFile
 from segtailor.data.image_io import UnreadableFile, resize_image, resize_mask
 from segtailor.data.pack.encode import decode_image, decode_target
 from segtailor.data.pack.manifest import COLUMNS, Index, Manifest, PackedSplit, read_json, read_manifest
@@ -32,17 +33,15 @@ class PackedDataset(MaskDataset):
     """
 
     def __init__(self, root: Path, manifest: Manifest, split: str, size: Size | None, training: bool) -> None:
-        super().__init__(
-            name=manifest.source,
-            split=split,
-            classes=tuple(manifest.classes),
-            palette=tuple(manifest.palette),
+        described = ClassesFile(
+            classes=manifest.classes,
+            palette=manifest.palette,
             mean_color=manifest.mean_color,
             license=manifest.licence,
-            values=MaskValues({index: index for index in range(len(manifest.classes))}),
-            size=size,
-            training=training,
         )
+        config = DataConfig(name=manifest.source, size=size)
+        values = MaskValues({index: index for index in range(len(manifest.classes))})
+        super().__init__(config, split, training, described, values)
         packed = manifest.splits[split]
         self.root, self.encoding = root, manifest.encoding
         _require_whole(root, split, packed)

@@ -1,16 +1,45 @@
-"""``module:package.module:factory``: a user's own network, made by a function of theirs."""
+"""Networks written by users: ``module:package.module:factory``, made by a function, and Python objects (`adapt`)."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from segtailor.errors import SegtailorError
 from segtailor.models.adapters import Choices
 from segtailor.models.adapters.wrapper import Adapted
-from segtailor.models.network import Preprocess
+from segtailor.models.network import Network, Preprocess
 from segtailor.plugins import accepted_parameters, call_factory, load_object
+
+OBJECT = "object:"
+"""What the name of a network begins with that was passed as a Python object."""
+
+
+def adapt(
+    module: nn.Module,
+    num_classes: int,
+    name: str | None = None,
+    *,
+    preprocess: dict[str, Any] | None = None,
+    classifier: str | None = None,
+    taps: dict[str, str] | None = None,
+) -> Network:
+    """Return ``module``, which gives logits (B,K,h,w) for preprocessed images (B,3,H,W), as a `Network`.
+
+    A `Network` is returned as it is. ``name`` defaults to the class's; ``preprocess`` (default: ImageNet statistics),
+    ``classifier`` and ``taps`` as in `create_model`. Raises SegtailorError where the module does not run or has
+    another number of classes.
+    """
+    if isinstance(module, Network):
+        if module.num_classes != num_classes:
+            raise SegtailorError(f"{module.name} has {module.num_classes} classes where {num_classes} are asked for")
+        return module
+    if not isinstance(module, nn.Module):
+        raise SegtailorError(f"a network is a torch.nn.Module, not {type(module).__name__}")
+    full = OBJECT + (name or type(module).__name__).removeprefix(OBJECT)
+    return Adapted(full, num_classes, module, _preprocess(full, preprocess or {}), classifier=classifier, taps=taps)
 
 
 def create(rest: str, num_classes: int, pretrained: bool | str | Path, choices: Choices) -> Adapted:
@@ -32,10 +61,7 @@ def create(rest: str, num_classes: int, pretrained: bool | str | Path, choices: 
     net = call_factory(f"module:{rest}", factory, arguments)
     if not isinstance(net, nn.Module):
         raise SegtailorError(f"module:{rest} returns {type(net).__name__}, not a torch.nn.Module")
-    try:
-        preprocess = Preprocess(**choices.preprocess)
-    except (TypeError, ValueError) as error:
-        raise SegtailorError(f"module:{rest}: {error}") from error
+    preprocess = _preprocess(f"module:{rest}", choices.preprocess)
     return Adapted(f"module:{rest}", num_classes, net, preprocess, classifier=choices.classifier, taps=choices.taps)
 
 
@@ -44,3 +70,10 @@ def load(rest: str, choices: Choices) -> Adapted:
     raise SegtailorError(
         f"module:{rest} is a network without weights; name it as `model`, with `weights: FILE` (its state dict)"
     )
+
+
+def _preprocess(name: str, given: dict[str, Any]) -> Preprocess:
+    try:
+        return Preprocess(**given)
+    except (TypeError, ValueError) as error:
+        raise SegtailorError(f"{name}: {error}") from error
