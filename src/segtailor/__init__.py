@@ -17,6 +17,9 @@ _HOMES = {
     "create_model": "segtailor.models",
     "load_model": "segtailor.models",
     "create_method": "segtailor.methods",
+    "Method": "segtailor.methods",
+    "MethodOptions": "segtailor.methods",
+    "Step": "segtailor.losses",
     "train": "segtailor.jobs.train",
     "distill": "segtailor.jobs.distill",
     "compare": "segtailor.jobs.compare",
@@ -30,10 +33,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "Method",
+    "MethodOptions",
     "Sample",
     "SegOutput",
     "SegmentationDataset",
     "SegtailorError",
+    "Step",
     "TorchDataset",
     "__version__",
     "compare",
@@ -54,7 +60,8 @@ if TYPE_CHECKING:
     from segtailor.jobs.evaluate import evaluate
     from segtailor.jobs.predict import predict
     from segtailor.jobs.train import train
-    from segtailor.methods import create_method
+    from segtailor.losses import Step
+    from segtailor.methods import Method, MethodOptions, create_method
     from segtailor.models import create_model, load_model
     from segtailor.models.network import SegOutput
 

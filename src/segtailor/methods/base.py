@@ -27,7 +27,7 @@ def option(default: Any, description: str, *, source: str, published: Any = None
 
     ``source`` is a paper, a code base, or `our choice`; ``constraints`` are those of pydantic's ``Field``.
     """
-    extra = {"source": source} if published is None else {"source": source, "published": published}
+    extra: dict[str, Any] = {"source": source} | ({} if published is None else {"published": published})
     return Field(default, description=description, json_schema_extra=extra, **constraints)
 
 
