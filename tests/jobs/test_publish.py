@@ -23,11 +23,11 @@ def run(tmp_path):
     folder = tmp_path / "run"
     (folder / "samples").mkdir(parents=True)
     model = create_model("fcn-lcnet_050", 3)
-    model.licences = {"backbone": "Apache-2.0 (timm lcnet_050)"}
+    model.licenses = {"backbone": "Apache-2.0 (timm lcnet_050)"}
     recipe = {"data": {"name": "folder", "root": "/home/me/street"}, "train": {"seed": 4}}
     card = {
-        "classes": CLASSES, "recipe": recipe, "metrics": {"miou": 0.5123, "step": 9}, "data_licence": "CC0-1.0",
-        "licences": {"teacher's backbone": "cc-by-nc-4.0"},
+        "classes": CLASSES, "recipe": recipe, "metrics": {"miou": 0.5123, "step": 9}, "data_license": "CC0-1.0",
+        "licenses": {"teacher's backbone": "cc-by-nc-4.0"},
     }  # fmt: skip
     save_model(model, folder / "student.safetensors", card)
     row = {"label": "Student with kt", "model": "fcn-lcnet_050", "parameters": 1_000_000, "miou": 0.5123}
@@ -46,7 +46,7 @@ def test_a_published_folder_is_read_back_with_the_same_logits_and_classes(run, t
     images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
     assert torch.equal(model(images).logits, own(images).logits)
     assert model.classes == tuple(CLASSES)
-    assert model.licences["teacher's backbone"] == "cc-by-nc-4.0"
+    assert model.licenses["teacher's backbone"] == "cc-by-nc-4.0"
 
 
 def test_the_repository_says_what_the_hub_and_a_reader_need(run, tmp_path):

@@ -35,7 +35,7 @@ class Window(Network):
 
     def __init__(self, **preprocess: Any) -> None:
         super().__init__()
-        self.name, self.num_classes, self.licences = "window", 3, {}
+        self.name, self.num_classes, self.licenses = "window", 3, {}
         self.preprocess = Preprocess(**preprocess)
         self.seen: list[Tensor] = []
 

@@ -167,7 +167,7 @@ def test_the_backbone_starts_from_a_published_imagenet_file(name: str, prefix: s
     model = create_model(name, 5, pretrained=path)
     published = to_published(model)
     assert all(torch.equal(published[prefix + key], value) for key, value in tensors.items())
-    assert ("NVIDIA" in model.licences.get("backbone", "")) == name.startswith("segformer")
+    assert ("NVIDIA" in model.licenses.get("backbone", "")) == name.startswith("segformer")
     tensors.popitem()
     torch.save(tensors, path)
     with pytest.raises(SegtailorError, match="1 missing"):

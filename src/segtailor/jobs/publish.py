@@ -25,7 +25,7 @@ def publish(run: str | Path, to: str, private: bool = False, license_id: str | N
     """Write the model of ``run`` (a run folder or ``.safetensors`` file) as a Hugging Face repository.
 
     ``to`` is ``hf:FOLDER`` (a path: with ``./``, ``/`` or ``..`` in front, or an existing folder) or ``hf:USER/NAME``,
-    which is uploaded with huggingface_hub. ``license_id`` is the licence that the repository states. Returns where it
+    which is uploaded with huggingface_hub. ``license_id`` is the license that the repository states. Returns where it
     lies; ``load_model`` reads it back from there. Raises SegtailorError for a run without a model, a folder that holds
     other files, and an upload that fails.
     """

@@ -138,7 +138,7 @@ def _train(
             "stage": stage.name,
             "teacher": fingerprint,
             "data": recipe.data.name,
-            "data_licence": data.license,
+            "data_license": data.license,
             "settings": settings.model_dump(mode="json", include={"steps", "batch", "optimizer", "schedule"}),
             "seconds": trained.seconds,
             "miou_with_labels": trained.score.miou if trained.score is not None else None,

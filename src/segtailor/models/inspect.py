@@ -131,7 +131,7 @@ class Inspection:
     output_stride: int
     note: str
     preprocess: str
-    licences: dict[str, str]
+    licenses: dict[str, str]
 
     def text(self) -> str:
         """Return the lines that `segtailor inspect` prints."""
@@ -148,7 +148,7 @@ class Inspection:
             )
         lines.append(f"  output stride   {self.output_stride}{f' ({self.note})' if self.note else ''}")
         lines.append(f"  input           {self.preprocess}")
-        lines += [f"  licence         {part}: {licence}" for part, licence in self.licences.items()]
+        lines += [f"  license         {part}: {text}" for part, text in self.licenses.items()]
         rows = [("tap", "shape", "stride")]
         rows += [(tap.name, " x ".join(map(str, tap.shape)), str(tap.stride)) for tap in self.taps]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -192,7 +192,7 @@ def inspect_model(model: Network, size: tuple[int, int] = (512, 1024)) -> Inspec
         output_stride=model.stage_strides[-1] if model.stage_strides else taps[-1].stride,
         note=model.note,
         preprocess=_describe_input(model),
-        licences=dict(model.licences),
+        licenses=dict(model.licenses),
     )
 
 

@@ -131,7 +131,7 @@ class SegOutput:
 class Network(nn.Module, ABC):
     """A segmentation network with its own preprocessing.
 
-    ``name`` is what `create_model` builds it from; ``classes`` are its class names where it knows them; ``licences``
+    ``name`` is what `create_model` builds it from; ``classes`` are its class names where it knows them; ``licenses``
     are those of weights and data, for the card; ``planes`` is how many its first convolution takes; ``trainable`` says
     whether it can be a student; ``note`` is what its user should know.
     """
@@ -139,7 +139,7 @@ class Network(nn.Module, ABC):
     name: str
     num_classes: int
     preprocess: Preprocess
-    licences: dict[str, str]
+    licenses: dict[str, str]
     classes: tuple[str, ...] = ()
     planes: int = 3
     trainable: bool = True

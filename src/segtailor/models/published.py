@@ -15,7 +15,7 @@ from torch import Tensor
 from segtailor.errors import SegtailorError
 from segtailor.models.adapters.weights import check_state_dict, count_names, read_weights
 from segtailor.models.checkpoint_keys import (
-    MIT_LICENCE,
+    MIT_LICENSE,
     block_counts,
     expected,
     is_segformer,
@@ -103,7 +103,7 @@ def load_published(path: Path) -> Segmenter:
     check_state_dict(to_published(model), tensors, str(path), network)
     model.load_state_dict({ours: tensors[theirs] for ours, theirs in published_names(model).items()})
     if found.name.startswith("segformer"):
-        model.licences["backbone"] = MIT_LICENCE
+        model.licenses["backbone"] = MIT_LICENSE
     return model
 
 
@@ -115,5 +115,5 @@ def _load_segformer(tensors: Mapping[str, Tensor], path: Path) -> Segmenter:
     check_state_dict(model.state_dict(), found.tensors, str(path), f"{name} ({found.num_classes} classes)")
     model.load_state_dict(found.tensors)
     model.classes = found.classes
-    model.licences |= found.licences
+    model.licenses |= found.licenses
     return model

@@ -45,7 +45,7 @@ class Segmenter(Network):
         self.align_corners = head.align_corners
         self.note = backbone.note
         self.feature_channels = head.width
-        self.licences: dict[str, str] = {"backbone": backbone.licence} if backbone.licence else {}
+        self.licenses: dict[str, str] = {"backbone": backbone.license} if backbone.license else {}
         self._taps = NamedTaps()
         self._taps.name(self, options.get("taps") or {})
 
@@ -265,6 +265,6 @@ def _backbone(
             f" (resnet18-imagenet.pth, mit_b0.pth){other}"
         )
     if file is not None:
-        backbone.licence, expected = load_published_backbone(backbone.net, backbone_name, file)
+        backbone.license, expected = load_published_backbone(backbone.net, backbone_name, file)
         backbone.preprocess = expected or backbone.preprocess
     return backbone

@@ -20,7 +20,7 @@ from models.hf_tiny import configuration, processor, save
 from segtailor.errors import SegtailorError
 from segtailor.models import create_model, load_model
 from segtailor.models.adapters import Choices, hf
-from segtailor.models.adapters.hf_files import licence_of
+from segtailor.models.adapters.hf_files import license_of
 
 transformers = pytest.importorskip("transformers")
 
@@ -222,20 +222,20 @@ CARD = "---\nlicense: {}\ntags: [a]\n---\n# A model\n"
         (None, {}),
     ],
 )
-def test_the_cards_licence_is_carried(card: str | None, said: dict[str, str] | str, tmp_path: Path) -> None:
+def test_the_cards_license_is_carried(card: str | None, said: dict[str, str] | str, tmp_path: Path) -> None:
     save("segformer", tmp_path)
     if card is not None:
         (tmp_path / "README.md").write_text(card)
-    found = load_model(f"hf:{tmp_path}").licences
+    found = load_model(f"hf:{tmp_path}").licenses
     assert said in found["model"] if isinstance(said, str) else found == said
-    assert create_model(f"hf:{tmp_path}", 5).licences == {}  # fresh weights are the user's own
+    assert create_model(f"hf:{tmp_path}", 5).licenses == {}  # fresh weights are the user's own
 
 
 def test_nvidias_weights_are_known_by_their_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert "not for commercial use" in licence_of("nvidia/segformer-b0-finetuned-ade-512-512", "")["model"]
-    assert "not for commercial use" in licence_of("somebody/mine", "nvidia/mit-b0")["model"]
-    assert licence_of("somebody/mine", "") == {"model": "unknown (somebody/mine names none)"}
+    assert "not for commercial use" in license_of("nvidia/segformer-b0-finetuned-ade-512-512", "")["model"]
+    assert "not for commercial use" in license_of("somebody/mine", "nvidia/mit-b0")["model"]
+    assert license_of("somebody/mine", "") == {"model": "unknown (somebody/mine names none)"}
 
 
 def spec_of(family: str, folder: Path, **changes: Any) -> dict[str, Any]:

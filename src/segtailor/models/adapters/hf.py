@@ -16,7 +16,7 @@ from segtailor.models.adapters.hf_files import (
     check_place,
     fetch,
     library,
-    licence_of,
+    license_of,
     read_encoder,
     read_preprocess,
     read_weights,
@@ -223,8 +223,8 @@ def create(rest: str, num_classes: int, pretrained: bool | str | Path, choices: 
     read = read_weights if headed else read_encoder
     net = read(rest, net_class, _with_classes(config, num_classes), before)
     classes = names if headed and before == num_classes else ()
-    licences = licence_of(rest, origin)
-    return _trainable(_wrapped(rest, num_classes, net, preprocess, choices, licences=licences, classes=classes))
+    licenses = license_of(rest, origin)
+    return _trainable(_wrapped(rest, num_classes, net, preprocess, choices, licenses=licenses, classes=classes))
 
 
 def load(rest: str, choices: Choices) -> Adapted:
@@ -244,8 +244,8 @@ def load(rest: str, choices: Choices) -> Adapted:
     preprocess, reduced = read_preprocess(rest, config, choices.preprocess, True)
     count, names = config.num_labels, _class_names(config)
     net = read_weights(rest, net_class, _with_classes(config, count), count)
-    licences = licence_of(rest, origin)
-    network = _wrapped(rest, count, net, preprocess, choices, licences=licences, classes=names)
+    licenses = license_of(rest, origin)
+    network = _wrapped(rest, count, net, preprocess, choices, licenses=licenses, classes=names)
     if reduced:
         network.note = "; ".join(filter(None, [network.note, REDUCED]))
     return network

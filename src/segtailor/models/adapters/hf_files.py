@@ -346,8 +346,8 @@ NVIDIA = "NVIDIA's SegFormer weights, or trained from them: not for commercial u
 NVIDIA_MARKS = re.compile(r"nvlabs/segformer|nvidia/(segformer|mit)", re.IGNORECASE)
 
 
-def licence_of(rest: str, origin: str) -> dict[str, str]:
-    """Return the licence that the repository's card names, for `Network.licences`; ``origin`` is what its
+def license_of(rest: str, origin: str) -> dict[str, str]:
+    """Return the license that the repository's card names, for `Network.licenses`; ``origin`` is what its
     configuration says that it was made from.
 
     A repository on the hub without one gets ``unknown``; a user's own folder gets nothing.
@@ -377,7 +377,7 @@ def _read_card(rest: str) -> str:
                 hub: Any = importlib.import_module("transformers.utils.hub")
                 path = hub.cached_file(rest, "README.md", _raise_exceptions_for_missing_entries=False)
         return "" if path is None else Path(path).read_text(encoding="utf-8", errors="replace")
-    except Exception:  # no card, no connection: the licence is unknown then
+    except Exception:  # no card, no connection: the license is unknown then
         return ""
 
 

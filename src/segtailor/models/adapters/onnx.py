@@ -62,7 +62,7 @@ class Frozen(Network):
         self, name: str, program: Program, preprocess: dict[str, Any], classifier: str | None, taps: dict[str, str]
     ) -> None:
         super().__init__()
-        self.name, self.program, self.licences = name, program, {}
+        self.name, self.program, self.licenses = name, program, {}
         self.preprocess = _preprocess(name, program, preprocess)
         self._taps = taps
         self._find(classifier)

@@ -101,8 +101,8 @@ def statistics(smp: Any, encoder: str, weights: str | None, rest: str) -> dict[s
     return next((dict(known) for start, known in UNUSUAL.items() if encoder.startswith(start)), {})
 
 
-def encoder_licence(smp: Any, encoder: str, weights: str | None) -> dict[str, str]:
-    """Return the licence of ``encoder``, for `Network.licences`: of its code where that binds, else of ``weights``."""
+def encoder_license(smp: Any, encoder: str, weights: str | None) -> dict[str, str]:
+    """Return the license of ``encoder``, for `Network.licenses`: of its code where that binds, else of ``weights``."""
     if encoder.startswith("mit_b"):
         return {"encoder": NVIDIA}
     if weights is None:
@@ -115,11 +115,11 @@ def encoder_licence(smp: Any, encoder: str, weights: str | None) -> dict[str, st
     repository = smp.encoders.encoders.get(encoder, {}).get("pretrained_settings", {}).get(weights, {}).get("repo_id")
     if repository is None:
         return {"encoder": f"unknown (smp {encoder}, {weights})"}
-    return {"encoder": f"{card_licence(repository)} ({repository})"}
+    return {"encoder": f"{card_license(repository)} ({repository})"}
 
 
-def card_licence(repository: str) -> str:
-    """Return the licence that the card of ``repository``, a folder or a hub name, states; ``unknown`` where none."""
+def card_license(repository: str) -> str:
+    """Return the license that the card of ``repository``, a folder or a hub name, states; ``unknown`` where none."""
     try:
         text = _file(repository, Path(repository), "README.md").read_text(encoding="utf-8", errors="replace")
         front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
@@ -268,8 +268,8 @@ def _load(smp: Any, rest: str, choices: Choices, num_classes: int | None) -> Smp
     fitting = widened(network.fitting(tensors), network)
     fill_from(network, with_fresh_classifier(fitting, network) if num_classes else fitting, f"smp:{rest}")
     local = Path(rest).expanduser().is_dir()
-    if not local:  # what smp writes into a folder's card is its own licence, not the weights'
-        network.licences = {"model": f"{card_licence(rest)} ({rest}'s card)", **network.licences}
+    if not local:  # what smp writes into a folder's card is its own license, not the weights'
+        network.licenses = {"model": f"{card_license(rest)} ({rest}'s card)", **network.licenses}
     if count > 2 and trained_with == "sigmoid":
         network.note = "it was trained with a sigmoid for each class; its logits are taken as a softmax's"
     return network
@@ -309,7 +309,7 @@ def _build(
         encoder="encoder",
         stages=_stages(net, preprocess),
         options={"config": {name: value for name, value in _plain(net.config).items() if name not in OWN}},
-        licences=encoder_licence(smp, encoder, weights),
+        licenses=encoder_license(smp, encoder, weights),
     )
 
 

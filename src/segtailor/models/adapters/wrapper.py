@@ -116,12 +116,12 @@ class Adapted(Network):
         stages: Sequence[str] | None = None,
         aux: str | None = None,
         options: dict[str, Any] | None = None,
-        licences: dict[str, str] | None = None,
+        licenses: dict[str, str] | None = None,
         classes: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.name, self.num_classes, self.net, self.preprocess = name, num_classes, net, preprocess
-        self.licences, self.classes = dict(licences or {}), classes
+        self.licenses, self.classes = dict(licenses or {}), classes
         self.options = {**(options or {}), **({"classifier": classifier} if classifier else {})}
         self.options |= {"taps": dict(taps)} if taps else {}
         self.align_corners = False
