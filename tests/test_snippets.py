@@ -140,4 +140,8 @@ def shorter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the pages' runs a few steps long."""
     few = {**QUICK, "train.steps": 6, "train.batch": 4, "evaluate.every": 6, "teacher.check": False, "baseline": "none"}
     distill = segtailor.distill
-    monkeypatch.setattr(segtailor, "distill", lambda recipe, given=None: distill(recipe, {**(given or {}), **few}))
+
+    def short(recipe: Any, given: dict[str, Any] | None = None, **objects: Any) -> Any:
+        return distill(recipe, {**(given or {}), **few}, **objects)
+
+    monkeypatch.setattr(segtailor, "distill", short)

@@ -67,7 +67,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a model: mIoU, per-class IoU, accuracy, Dice; --data.KEY VALUE and --model.KEY VALUE say how it is read."""
-    from segtailor.jobs.evaluate import data_of, format_result, model_choices
+    from segtailor.jobs.evaluate import data_of, model_choices
     from segtailor.jobs.evaluate import evaluate as job
     from segtailor.recipes import parse_overrides
 
@@ -78,7 +78,7 @@ def evaluate(
         model, data, split, config=settings, json_path=json, boundary=boundary, calibration=calibration,
         class_map=class_map, choices=model_choices(overrides),
     )  # fmt: skip
-    print(format_result(result))
+    print(result)
 
 
 @app.command(context_settings=FREE, epilog="Example: segtailor compare camvid-cpu-compare --seeds '[0, 1]'")

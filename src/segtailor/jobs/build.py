@@ -6,6 +6,7 @@ A job opens one :class:`Context` and builds an :class:`Arm` for each student. `t
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 import sys
@@ -44,13 +45,13 @@ from segtailor.engine.loop import Task, Trained, fit_together
 from segtailor.errors import SegtailorError, reason
 from segtailor.evaluation import EvaluationResult, evaluate_model, inference_settings
 from segtailor.files import Size
-from segtailor.jobs.objects import OBJECT, Objects, adapt, fill
+from segtailor.jobs.objects import Objects
 from segtailor.jobs.stages import run_stages
 from segtailor.jobs.unlabelled import add_unlabelled, reading_lines, refuse_unlabelled, unlabelled_facts
 from segtailor.losses import is_much_finer
 from segtailor.methods import METHODS, check_options, create_method
 from segtailor.methods.base import Method, MissingTapError
-from segtailor.models import load_model, read_card
+from segtailor.models.adapters.python_module import OBJECT
 from segtailor.models.class_map import read_class_map
 from segtailor.models.inspect import count_multiply_adds, count_parameters, run_on_meta
 from segtailor.models.licenses import Policy, check_licenses
@@ -80,6 +81,7 @@ class Context:
     unlabelled: UnlabelledImages | None = None
     objects: Objects = field(default_factory=Objects)
     noted: set[str] = field(default_factory=set)
+    shapes: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def data_name(self) -> str:
@@ -114,11 +116,17 @@ class Context:
             **inference_settings(self.evaluate, self.data),
         )  # fmt: skip
 
+    def costs(self, model: Network) -> dict[str, int | None]:
+        """Return parameters and multiply-adds of ``model``; arms of one architecture are counted once."""
+        key = ("costs", *_architecture(model))
+        if key not in self.shapes:
+            self.shapes[key] = count_multiply_adds(model, self.size) or None
+        return {"parameters": count_parameters(model), "multiply_adds": self.shapes[key]}
+
     def row(self, role: str, label: str, model: Network, scores: EvaluationResult, **facts: Any) -> Row:
         """Return one row of the results: the model's costs, its scores, and further ``facts``."""
         return Row(
-            role=role, label=label, model=model.name, parameters=count_parameters(model),
-            multiply_adds=count_multiply_adds(model, self.size) or None, miou=scores.miou, miou_all=scores.miou_all,
+            role=role, label=label, model=model.name, **self.costs(model), miou=scores.miou, miou_all=scores.miou_all,
             pixel_accuracy=scores.pixel_accuracy, mean_accuracy=scores.mean_accuracy, mean_dice=scores.mean_dice,
             iou=scores.iou, **facts,
         )  # fmt: skip
@@ -197,7 +205,7 @@ def open_context(fabric: Any, recipe: TrainRecipe | DistillRecipe | CompareRecip
 def _open_teacher(context: Context, config: TeacherConfig | None) -> Teacher | None:
     if config is None:
         return None
-    teacher = make_teacher(config, context.train_data, context.objects.teacher)
+    teacher = make_teacher(config, context.train_data, context.objects)
     context.check_licenses(teacher=teacher.model)
     teacher.to(context.fabric.device)
     context.note(*(teacher.class_map.lines() if teacher.class_map is not None else []))
@@ -206,15 +214,13 @@ def _open_teacher(context: Context, config: TeacherConfig | None) -> Teacher | N
     return teacher
 
 
-def make_teacher(config: TeacherConfig, data: SegmentationDataset, given: nn.Module | None = None) -> Teacher:
-    """Load the teacher, or take the one ``given``; raises ``SegtailorError`` when its classes differ from the data's.
+def make_teacher(config: TeacherConfig, data: SegmentationDataset, objects: Objects | None = None) -> Teacher:
+    """Load the teacher, or take the given object; raises ``SegtailorError`` when its classes are not the data's.
 
     A teacher of other classes needs a class map, which is checked against both.
     """
-    if given is None:
-        network = load_teacher(config, data.num_classes)
-    else:
-        network = adapt(deepcopy(given), None if config.class_map else data.num_classes, **config.options())
+    own = (objects or Objects()).teacher_for(config, None if config.class_map else data.num_classes)
+    network = own or load_teacher(config, data.num_classes)
     class_map = None if config.class_map is None else read_class_map(config.class_map, network, data.classes)
     return Teacher(network, class_map)
 
@@ -252,11 +258,12 @@ def build_arm(
     alone = isinstance(recipe, TrainRecipe)
     config, listed = (recipe.model, []) if isinstance(recipe, TrainRecipe) else (recipe.student, recipe.method)
     torch.manual_seed(seed)
-    student = context.objects.copy_of(config, data.num_classes) or build_network(config, data.num_classes)
+    student = context.objects.student_for(config, data.num_classes) or build_network(config, data.num_classes)
     context.check_licenses(**{"model" if alone else "student": student})
     methods = make_methods(listed, student, context.teacher, config, seed)
     teacher = None if alone else context.teacher
-    alignment = align(student, teacher, methods, recipe.data.crop or recipe.data.size or context.size)
+    window = recipe.data.crop or recipe.data.size or context.size
+    alignment = align(student, teacher, methods, window, context.shapes)
     alignment += reading_lines(recipe.data, methods)
     card = model_card(data, recipe.model_dump(mode="json"), teacher)
     weights = {method.name: method.weight for method in listed}
@@ -342,12 +349,6 @@ def pretrain(context: Context, arm: Arm, recipe: DistillRecipe) -> None:
     arm.stages = run_stages(context.fabric, recipe, arm.methods, context.teacher, context.train_data, context.val_data)
 
 
-def load_student(context: Context, path: Path) -> Network:
-    """Load the student that an arm has left at ``path``, a file or a run folder."""
-    own = context.objects.copy_of(read_card(path)["model"]["name"], context.train_data.num_classes)
-    return load_model(path) if own is None else fill(own, path)
-
-
 def unlabelled_of(context: Context, arm: Arm) -> dict[str, Any]:
     """Return what the results say of unlabelled images; nothing without any."""
     assert arm.learner is not None
@@ -384,26 +385,41 @@ def card_with_metrics(card: dict[str, Any], scores: EvaluationResult, step: int)
     return {**card, "metrics": metrics}
 
 
-def align(student: Network, teacher: Teacher | None, methods: Mapping[str, Method], size: Size) -> list[str]:
+def align(
+    student: Network,
+    teacher: Teacher | None,
+    methods: Mapping[str, Method],
+    size: Size,
+    shapes: dict[Any, Any] | None = None,
+) -> list[str]:
     """Return one line for each tensor that a method compares, for training windows of ``size``.
 
-    Raises :class:`SegtailorError` when a method needs what a network does not return, or when two grids cannot be
-    aligned.
+    ``shapes`` keeps what was found of an architecture for the next arm. Raises :class:`SegtailorError` when a method
+    needs what a network does not return, or when two grids cannot be aligned.
     """
-    own = _run_student(student, size)
-    outputs: dict[int, SegOutput] = {}
+    shapes = {} if shapes is None else shapes
+    key = ("student", *_architecture(student), size)
+    if key not in shapes:
+        shapes[key] = _run_student(student, size)
+    own = shapes[key]
     lines = []
     for name, method in methods.items():
         guide = method.own_teacher or (teacher if method.teacher == "recipe" else None)
         if guide is None:
             continue
-        if id(guide) not in outputs:
-            output = run_on_meta(guide.model, size)
-            mapped = guide.class_map
-            outputs[id(guide)] = output if mapped is None else deepcopy(mapped).to("meta").map_output(output)
+        key = ("teacher", *_architecture(guide.model), size)
+        if key not in shapes:
+            shapes[key] = run_on_meta(guide.model, size)
+        output, mapped = shapes[key], guide.class_map
+        output = output if mapped is None else deepcopy(mapped).to("meta").map_output(output)
         stretched = student.preprocess.size is not None or guide.preprocess.size is not None
-        lines += align_method(name, method, own, outputs[id(guide)], stretched)
+        lines += align_method(name, method, own, output, stretched)
     return lines
+
+
+def _architecture(model: Network) -> tuple[str, int]:
+    """Return what two networks have in common that give tensors of the same shapes."""
+    return json.dumps(model.spec(), sort_keys=True, default=str), count_parameters(model)
 
 
 def _run_student(student: Network, size: Size) -> SegOutput:

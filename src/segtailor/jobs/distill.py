@@ -21,7 +21,6 @@ from segtailor.jobs.build import (
     card_with_metrics,
     check_methods,
     class_map_rows,
-    load_student,
     open_context,
     pretrain,
     run_name,
@@ -148,7 +147,7 @@ def _baseline(context: Context, recipe: DistillRecipe, folder: Path) -> tuple[Ne
     arm = build_arm(context, same, "alone")
     run = on_first_process(context.fabric, lambda: open_run(same.run, "baseline", arm.card["recipe"]))
     if run.finished:
-        return load_student(context, run.path), finished(run.path).results.rows[0]
+        return context.objects.load(run.path, context.val_data.num_classes), finished(run.path).results.rows[0]
     arm.folder = run.path
     return train_alone(context, arm, "baseline", "alone")
 

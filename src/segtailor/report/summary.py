@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
+from segtailor.evaluation.format import html_table
 from segtailor.results.leaderboard import Leaderboard
 from segtailor.results.model import Row, RunResults
 
@@ -30,7 +29,7 @@ def format_results(results: RunResults) -> str:
 def html_results(results: RunResults, report: Path) -> str:
     """Return the same table as HTML, with a link to ``report``."""
     gap = [] if results.gap_closed is None else [_gap(results.gap_closed)]
-    return _html(results.name, [_HEAD, *(_cells(row) for row in results.rows)], gap, report)
+    return html_table(results.name, [_HEAD, *(_cells(row) for row in results.rows)], gap, str(report))
 
 
 def html_board(board: Leaderboard, report: Path) -> str:
@@ -42,7 +41,7 @@ def html_board(board: Leaderboard, report: Path) -> str:
         lines.append((arm.arm, str(len(arm.scores)), mean, gain, arm.verdict))
     baseline = board.comparison.baseline
     notes = [] if baseline is None else [f"difference to {baseline}, in points"]
-    return _html(board.comparison.name, lines, notes, report)
+    return html_table(board.comparison.name, lines, notes, str(report))
 
 
 def _gap(closed: float) -> str:
@@ -59,16 +58,3 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{100 * row.best_miou:.2f}" if row.best_miou is not None else "-",
         f"{row.seconds:.0f} s" if row.seconds is not None else "-",
     )
-
-
-def _html(title: str, lines: Sequence[Sequence[str]], notes: Sequence[str], report: Path) -> str:
-    head, *body = lines
-
-    def cells(line: Sequence[str], tag: str) -> str:
-        return "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in line)
-
-    rows = "".join(f"<tr>{cells(line, 'td')}</tr>" for line in body)
-    below = "".join(f"<div>{escape(note)}</div>" for note in notes)
-    link = f'<div><a href="{escape(str(report), quote=True)}">report</a></div>'
-    table = f"<table><thead><tr>{cells(head, 'th')}</tr></thead><tbody>{rows}</tbody></table>"
-    return f"<div><b>{escape(title)}</b>{table}{below}{link}</div>"

@@ -11,7 +11,7 @@ import pytest
 
 from segtailor.config import DataConfig
 from segtailor.data import create_dataset
-from segtailor.data.checkup import check_data
+from segtailor.data.check import check_data
 
 from . import street_trees as street
 from .street_trees import change, image, load, mask, save
@@ -174,7 +174,7 @@ def test_each_defect_alone_is_all_that_is_found(tmp_path, plant):
     assert found.keys() == DEFECTS[plant]
     for kind, finding in found.items():
         assert finding.severity == ("warning" if kind in WARNINGS else "error")
-        assert len(finding.places) == 1
+        assert len(finding.locations) == 1
 
 
 def test_all_defects_together_are_all_found(tmp_path):
@@ -183,9 +183,11 @@ def test_all_defects_together_are_all_found(tmp_path):
         plant(root)
     found = by_kind(check(root, tmp_path))
     assert found.keys() == set().union(*DEFECTS.values())
-    assert len(found["duplicate-across-splits"].places) == 2
-    assert len(found["255-not-declared"].places) == 2
-    assert all(len(found[kind].places) == 1 for kind in found.keys() - {"duplicate-across-splits", "255-not-declared"})
+    assert len(found["duplicate-across-splits"].locations) == 2
+    assert len(found["255-not-declared"].locations) == 2
+    assert all(
+        len(found[kind].locations) == 1 for kind in found.keys() - {"duplicate-across-splits", "255-not-declared"}
+    )
 
 
 def test_classes_that_are_missing_are_named(tmp_path):
@@ -195,7 +197,7 @@ def test_classes_that_are_missing_are_named(tmp_path):
     found = by_kind(check(root, tmp_path))
     assert "1 class (tram) in no mask of train and val" in found["class-in-no-split"].text
     assert "1 class (bus) in val, but never in train" in found["class-not-in-train"].text
-    assert found["class-not-in-train"].places[0].path.endswith("val/masks/006.png")
+    assert found["class-not-in-train"].locations[0].path.endswith("val/masks/006.png")
     # a class that is only learnt is worth a note
     change(mask(root, "train", 22), street.corner(street.BUS))
     change(mask(root, "val", 6), street.without(street.BUS))
@@ -257,5 +259,5 @@ def test_defects_in_a_copy_of_camvid(tmp_path):
         "mask-without-image", "duplicate-across-splits", "undecodable-image", "not-an-image", "class-not-in-train",
         "class-in-no-split", "other-count",
     }  # fmt: skip
-    assert all(len(finding.places) == 1 for finding in report.findings if finding.severity == "error")
+    assert all(len(finding.locations) == 1 for finding in report.findings if finding.severity == "error")
     assert len(report.unreadable) == 3

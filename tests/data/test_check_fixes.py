@@ -1,4 +1,4 @@
-"""Defects of all masks at once: the lines of the recipe that are proposed do mend them."""
+"""Defects of all masks at once: the lines of the recipe that are proposed do fix them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from segtailor.config import DataConfig
 from segtailor.data import create_dataset
-from segtailor.data.checkup import check_data
+from segtailor.data.check import check_data
 from segtailor.recipes import parse_overrides
 
 from . import street_trees as street
@@ -27,7 +27,7 @@ def targets(root, **data):
 
 def settings(finding) -> dict:
     """Read the printed lines of a recipe back, as the command line would."""
-    lines = finding.mend()[: len(finding.recipe)]
+    lines = finding.fix()[: len(finding.recipe)]
     words = [word for line in lines for word in (f"--{line.partition(': ')[0]}", line.partition(": ")[2])]
     return {key.removeprefix("data."): value for key, value in parse_overrides(words).items()}
 
@@ -37,7 +37,7 @@ def shift(root, function):
         change(path, function)
 
 
-def test_a_line_of_the_recipe_mends_what_is_wrong_with_all_masks(tmp_path):
+def test_a_line_of_the_recipe_fixes_what_is_wrong_with_all_masks(tmp_path):
     original = targets(write_street(tmp_path / "right"))
     for number, (kind, plant, lines) in enumerate(
         [
@@ -65,18 +65,18 @@ def test_a_line_of_the_recipe_mends_what_is_wrong_with_all_masks(tmp_path):
         plant(root)
         report = check(root, tmp_path)
         assert [finding.kind for finding in report.findings] == [kind]
-        assert len(report.findings[0].places) == street.TRAIN + street.VAL
-        mend = settings(report.findings[0])
-        assert mend == lines
-        assert check(root, tmp_path, **mend).errors == 0
-        for found, right in zip(targets(root, **mend), original, strict=True):
+        assert len(report.findings[0].locations) == street.TRAIN + street.VAL
+        fix = settings(report.findings[0])
+        assert fix == lines
+        assert check(root, tmp_path, **fix).errors == 0
+        for found, right in zip(targets(root, **fix), original, strict=True):
             unlabelled = found == 255
             assert unlabelled.mean() < 0.05
             np.testing.assert_array_equal(found[~unlabelled], right[~unlabelled])
 
 
 @pytest.mark.parametrize(
-    ("data", "plant", "kind", "severity", "mended"),
+    ("data", "plant", "kind", "severity", "fixed"),
     [
         # reduced twice: once by whoever wrote the masks, once by the recipe
         (
@@ -104,28 +104,28 @@ def test_a_line_of_the_recipe_mends_what_is_wrong_with_all_masks(tmp_path):
         ({"void": [9]}, street.corner(17), "values-outside-classes", "error", {"void": [9, 17]}),
     ],
 )
-def test_what_the_recipe_already_says_counts(tmp_path, data, plant, kind, severity, mended):
+def test_what_the_recipe_already_says_counts(tmp_path, data, plant, kind, severity, fixed):
     root = write_street(tmp_path / "street")
     shift(root, lambda target: plant(target).astype(np.uint8))
     report = check(root, tmp_path, **data)
     found = {finding.kind: finding for finding in report.findings}
     assert found[kind].severity == severity
-    assert settings(found[kind]) == mended
-    after = check(root, tmp_path, **{**data, **mended})
+    assert settings(found[kind]) == fixed
+    after = check(root, tmp_path, **{**data, **fixed})
     assert kind not in {finding.kind for finding in after.findings}
 
 
 @pytest.mark.parametrize(
-    ("classes", "mended"),
+    ("classes", "fixed"),
     [("classes: [rest, car]\n", {"values": [0, 255]}), ("classes: [car]\n", {"values": [255], "void": [0]})],
 )
-def test_binary_masks_of_two_classes_or_one(tmp_path, classes, mended):
+def test_binary_masks_of_two_classes_or_one(tmp_path, classes, fixed):
     root = write_street(tmp_path / "street", classes=classes)
     shift(root, street.binary)
     report = check(root, tmp_path)
     assert [finding.kind for finding in report.findings] == ["binary-mask"]
-    assert settings(report.findings[0]) == mended
-    assert {finding.kind for finding in check(root, tmp_path, **mended).findings} <= {"mostly-void"}
+    assert settings(report.findings[0]) == fixed
+    assert {finding.kind for finding in check(root, tmp_path, **fixed).findings} <= {"mostly-void"}
 
 
 def test_255_that_covers_most_pixels_is_an_error(tmp_path):
@@ -167,3 +167,10 @@ def test_one_class_whose_value_is_255(tmp_path):
     found = {finding.kind: finding for finding in check(root, tmp_path).findings}
     assert found.keys() == {"values-outside-classes"}
     assert settings(found["values-outside-classes"]) == {"void": [0]}
+
+
+def test_masks_of_255_alone_are_void_and_not_the_first_class(tmp_path):
+    root = write_street(tmp_path / "street")
+    shift(root, lambda target: np.full_like(target, 255))
+    kinds = {finding.kind for finding in check(root, tmp_path).findings}
+    assert kinds == {"255-not-declared", "split-without-labels"}

@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from data import street_trees as street
 from data.street_trees import image, mask, write_street
 from data.trees import truncate
-from segtailor.cli import main
 from segtailor.config import DataConfig
-from segtailor.data.checkup import check_data
-from segtailor.data.checkup.classes import Tally
-from segtailor.data.checkup.histogram import SPLITS, draw_histogram
+from segtailor.data.check import check_data
+from segtailor.data.check.report import SPLITS, draw_histogram
+from segtailor.data.check.values import Tally
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["segtailor", "data", "check", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
+def run(run_data):
+    return partial(run_data, "check")
 
 
 FOLDER = ("--data.name", "folder", "--data.root", "street")
@@ -73,7 +62,7 @@ def test_findings_are_counted_with_three_files_and_what_mends_them(run, tmp_path
         ),
         "         and 2 more",
     ]
-    assert "         mend: data.values: [1, 2, 3, 4, 5, 6]" in lines
+    assert "         fix: data.values: [1, 2, 3, 4, 5, 6]" in lines
     assert "5 files cannot be read: all are listed in report.json" in lines
     report = json.loads((tmp_path / "here" / "report.json").read_text())
     assert (report["errors"], report["warnings"]) == (2, 0)
@@ -94,7 +83,7 @@ def test_warnings_alone_exit_with_0(run, tmp_path):
     code, out, _ = run(*FOLDER)
     assert code == 0
     assert "0 errors, 1 warning, 0 notes" in out
-    assert "mend: data.void: [255]" in out
+    assert "fix: data.void: [255]" in out
 
 
 def test_splits_by_default_and_by_choice(run, tmp_path):
@@ -187,3 +176,20 @@ def test_histogram_has_a_bar_for_each_class_and_split(tmp_path):
     draw_histogram(path, "many", [f"class {n}" for n in range(255)], [(n, n, n) for n in range(255)], [])
     with Image.open(path) as file:
         assert file.height > 255 * 10
+
+
+def test_masks_that_cannot_be_counted_are_not_called_empty(run, tmp_path, monkeypatch):
+    """Colors read as numbers: no class can be counted, which is not the absence of classes."""
+    root = write_street(tmp_path / "street", train=2, val=1)
+    for path in street.all_masks(root):
+        street.paint(path)
+    drawn = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, at, words, *more, **kw: (drawn.append(words), text(self, at, words, *more, **kw)),
+    )
+    assert run(*FOLDER)[0] == 1
+    assert "no mask of train was counted" in drawn
+    assert "not in train" not in drawn

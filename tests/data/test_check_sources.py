@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from segtailor.config import DataConfig
-from segtailor.data.checkup import check_data
+from segtailor.data.check import check_data
 from segtailor.data.pack.writer import pack
 
 from . import street_trees as street
@@ -40,7 +40,7 @@ def test_masks_of_colours(tmp_path):
     report = check(tmp_path, name="folder", root=root, masks="color")
     found = {finding.kind: finding for finding in report.findings}
     assert found.keys() == {"unknown-colors", "image-without-mask"}
-    assert "1 mask with 1 colour that no class has: (1, 2, 250) (10 pixels)" in found["unknown-colors"].text
+    assert "1 mask with 1 color that no class has: (1, 2, 250) (10 pixels)" in found["unknown-colors"].text
     assert "[[1, 2, 250]]" in found["unknown-colors"].advice
 
 
@@ -75,7 +75,7 @@ def test_masks_of_one_class_each(tmp_path):
     image(root, "val", 1).unlink()
     report = check(tmp_path, **data)
     assert kinds(report) == {"unreadable-mask", "image-without-mask", "mask-without-image", "mask-of-no-class"}
-    detail = next(finding for finding in report.findings if finding.kind == "unreadable-mask").places[0].detail
+    detail = next(finding for finding in report.findings if finding.kind == "unreadable-mask").locations[0].detail
     assert "road/001.png: truncated" in detail
 
 
@@ -126,7 +126,7 @@ def test_outlines(tmp_path):
     write_image(root / "train/1.png", (10, 16))
     report = check(tmp_path, **data)
     assert kinds(report) == {"missing-image", "size-mismatch"}
-    assert report.findings[1].places[0].path.endswith("train/1.png")  # not the JSON
+    assert report.findings[1].locations[0].path.endswith("train/1.png")  # not the JSON
 
 
 def test_rows_of_a_hugging_face_data_set(tmp_path):
@@ -158,7 +158,7 @@ def test_rows_of_a_hugging_face_data_set(tmp_path):
     )
     found = {finding.kind: finding for finding in report.findings if finding.severity == "error"}
     assert found.keys() == {"unreadable-image", "color-masks", "size-mismatch", "values-outside-classes"}
-    assert found["values-outside-classes"].places[0].path.startswith("mask 1 of ")
+    assert found["values-outside-classes"].locations[0].path.startswith("mask 1 of ")
     assert report.samples == 8
 
 
@@ -226,7 +226,7 @@ def test_unlabelled_images_that_are_validation_images(tmp_path):
     report = check(tmp_path, **data)
     assert kinds(report) == {"duplicate-across-splits", "empty-image"}
     duplicates = next(finding for finding in report.findings if finding.kind == "duplicate-across-splits")
-    assert [place.path for place in duplicates.places] == [str(more / "same.jpg")]
+    assert [place.path for place in duplicates.locations] == [str(more / "same.jpg")]
     report = check(tmp_path, name="folder", root=root, unlabelled={"images": tmp_path / "none"})
     assert kinds(report) == {"split-not-opened"}
 
@@ -240,3 +240,13 @@ def test_jpeg_masks_and_grey_masks_in_three_channels(tmp_path):
     report = check(tmp_path, name="folder", root=root)
     assert kinds(report) == {"unreadable-mask", "grey-stored-as-color"}
     assert "must not be a JPEG" in report.text()
+
+
+def test_colors_of_many_masks_are_named_most_common_first(tmp_path):
+    root = write_street(tmp_path / "street", classes="classes: [a, b]\n", train=1, val=1)
+    pixels = np.full((60, 80, 3), (1, 2, 250), np.uint8)
+    pixels[:4] = (255, 0, 7)
+    street.save(mask(root, "train", 0), pixels)
+    street.save(mask(root, "val", 0), pixels)
+    (finding,) = (f for f in check(tmp_path, name="folder", root=root).findings if f.kind == "color-masks")
+    assert finding.advice.endswith("under void_colors: [1, 2, 250], [255, 0, 7]")

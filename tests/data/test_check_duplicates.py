@@ -11,16 +11,16 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
-from segtailor.data.checkup.duplicates import count_bits, find_duplicates, hash_pictures, matches, pictures
-from segtailor.data.checkup.examine import Examined, small_picture
+from segtailor.data.check.files import count_bits, find_duplicates, hash_pictures, matches, pictures
+from segtailor.data.check.scan import SampleStats, small_picture
 from segtailor.data.image_io import read_image
 
 from .street_trees import photo
 
 
-def examined(split, image: Image.Image, name="x") -> Examined:
+def examined(split, image: Image.Image, name="x") -> SampleStats:
     pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    return Examined(split, f"{split}/{name}", small=small_picture(pixels))
+    return SampleStats(split, f"{split}/{name}", small=small_picture(pixels))
 
 
 def jpeg(image, quality, scale=1.0):
@@ -91,7 +91,7 @@ def camvid() -> Path:
 def test_neighbouring_frames_of_a_drive_are_not_the_same():
     """CamVid's validation frames are one drive: every second of them, against those between."""
     frames = [
-        Examined("val", path.name, small=small_picture(read_image(path)))
+        SampleStats("val", path.name, small=small_picture(read_image(path)))
         for path in sorted((camvid() / "val").iterdir())
     ]
     (finding,) = find_duplicates({"train": frames[::2], "val": frames[1::2]}, "train")
@@ -99,4 +99,4 @@ def test_neighbouring_frames_of_a_drive_are_not_the_same():
     again = Image.open(camvid() / "val" / frames[0].image)
     content = {"train": frames[::2], "val": [examined("val", jpeg(again, 10)), examined("val", jpeg(again, 75, 0.5))]}
     (finding,) = find_duplicates(content, "train")
-    assert (finding.kind, len(finding.places)) == ("duplicate-across-splits", 2)
+    assert (finding.kind, len(finding.locations)) == ("duplicate-across-splits", 2)
