@@ -1,24 +1,11 @@
 from __future__ import annotations
 
-import itertools
-
 import pytest
 
 from segtailor.report.read import Run, read_run
 from segtailor.report.run_page import loss_charts, score_chart
-from segtailor.report.svg import nice_ticks
 
 from .runs import write_run
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.0, 0.2), (1e-6, 2e-6), (5.0, 5.0), (0.0, 0.0), (12, 40000)])
-def test_ticks_cover_the_range_with_few_even_steps(low, high):
-    ticks = nice_ticks(low, high)
-    assert ticks[0] <= low
-    assert ticks[-1] >= high
-    assert 2 <= len(ticks) <= 9
-    steps = [after - before for before, after in itertools.pairwise(ticks)]
-    assert max(steps) == pytest.approx(min(steps), rel=1e-6)
 
 
 def test_score_chart_has_both_students_and_the_teachers_level(tmp_path):

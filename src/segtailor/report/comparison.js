@@ -1,4 +1,4 @@
-// Which two arms stand in front of the others.
+// Which two arms are drawn in front of the others.
 for (const figure of document.querySelectorAll("[data-focus]")) {
   const plot = figure.querySelector(".plot"), selects = [...figure.querySelectorAll("select")], keys = figure.querySelectorAll("[data-key]");
   const show = () => {

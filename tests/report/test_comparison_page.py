@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -21,7 +20,6 @@ from segtailor.report.comparison_plots import (
     term,
 )
 from segtailor.report.read import read_source
-from segtailor.report.svg import place_labels
 from segtailor.results.formatting import percent, points
 from segtailor.results.leaderboard import summarise
 from segtailor.results.model import read_comparison
@@ -291,20 +289,13 @@ def test_scatter_plots_put_cost_to_the_right_and_gain_upwards(three):
         assert next(dot.y for dot in plot.dots if dot.name == "none") == pytest.approx(plot.zero)
 
 
-def test_labels_of_a_crowd_do_not_cover_each_other():
-    generator = random.Random(1)
-    dots = [(generator.uniform(20, 450), generator.uniform(20, 300)) for _ in range(14)]
-    sizes = [(60.0, 15.0)] * len(dots)
-    boxes = [
-        (x + right - 30, y + down - 7.5, x + right + 30, y + down + 7.5)
-        for (x, y), (right, down) in zip(dots, place_labels(dots, sizes, 470, 320), strict=True)
-    ]
-    for number, one in enumerate(boxes):
-        assert one[0] >= 0
-        assert one[2] <= 470
-        for other in boxes[:number]:
-            apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
-            assert apart
+def test_memory_that_was_not_measured_has_neither_column_nor_plot(three):
+    for path in three.glob("arms/*/*/outcome.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "peak_bytes": None}))
+    assert [plot.axis for plot in cost_plots(read_source(three))] == ["minutes"]
+    html = write_report(three).read_text()
+    assert "Memory" not in [cell.text for cell in _rows(html, "leaderboard")[0]]
+    assert "memory" not in _text(html).lower()
 
 
 def test_only_arms_with_tailoring_terms_have_plots_of_them(three):
@@ -344,7 +335,7 @@ def test_samples_that_do_not_fit_are_left_out_and_said(three, monkeypatch):
     assert sum(map(len, re.findall(r'src="(data:[^"]+)"', grid))) <= 40_000
     kept = grid.count('<figure class="pair">')
     assert 0 < kept < 4
-    assert f"{4 - kept} more lie in" in _text(grid)
+    assert f"{4 - kept} more are in" in _text(grid)
 
 
 def test_missing_and_damaged_files_are_named_and_the_rest_is_shown(three):
