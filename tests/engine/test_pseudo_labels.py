@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +288,7 @@ def test_micro_batches_without_a_labelled_image_are_an_error_for_who_needs_them(
 def test_the_page_names_every_method_where_it_learns() -> None:
     page = (Path(__file__).parents[2] / "docs" / "unlabelled.md").read_text(encoding="utf-8")
     rows = [line.split("|") for line in page.splitlines() if line.startswith("| ")]
-    listed = {row[1].strip(): row[2].split(";")[0].strip().split(", ") for row in rows}
+    listed = {row[1].strip(): re.findall(r"`(\w+)`", row[2].split("<!-- /")[0]) for row in rows}
     for kind, readers in (("pseudo_confident", CLASS_READERS), ("supervised", OWN_TEACHER)):
         assert set(listed[USES[kind][0]]) == readers
     assert set(listed[USES["pseudo"][0]]) == METHODS.keys() - CLASS_READERS - OWN_TEACHER
