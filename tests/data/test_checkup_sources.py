@@ -8,10 +8,10 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from segtailor.data.pack.writer import pack
 
 from segtailor.config import DataConfig
 from segtailor.data.checkup import check_data
-from segtailor.data.pack.writer import pack
 
 from . import street_trees as street
 from .known_trees import write_ade20k, write_cityscapes, write_voc
