@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from segtailor.report.curves import Point, nice_ticks, share
+from segtailor.report.svg import Range as Point
+from segtailor.report.svg import nice_ticks, share
 from segtailor.results.formatting import compact, points
 from segtailor.results.leaderboard import ArmResult, Leaderboard
 

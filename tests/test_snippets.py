@@ -80,7 +80,7 @@ def test_the_snippet_on_a_published_card_gives_the_score_on_the_card(workplace: 
     def labels(image: Tensor) -> Tensor:
         Image.fromarray(image[0].permute(1, 2, 0).numpy()).save("photo.png")
         names = run("card", card.replace("photo.jpg", "photo.png"), {})
-        return names["labels"]
+        return torch.from_numpy(names["labels"])[None]
 
     images = sorted((photos / "images" / "val").iterdir())
     pairs = [(read(path), read(photos / "masks" / "val" / path.name)[0]) for path in images]
@@ -140,4 +140,8 @@ def shorter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the pages' runs a few steps long."""
     few = {**QUICK, "train.steps": 6, "train.batch": 4, "evaluate.every": 6, "teacher.check": False, "baseline": "none"}
     distill = segtailor.distill
-    monkeypatch.setattr(segtailor, "distill", lambda recipe, given=None: distill(recipe, {**(given or {}), **few}))
+
+    def short(recipe: Any, given: dict[str, Any] | None = None, **objects: Any) -> Any:
+        return distill(recipe, {**(given or {}), **few}, **objects)
+
+    monkeypatch.setattr(segtailor, "distill", short)

@@ -16,12 +16,19 @@ from segtailor._version import __version__
 _HOMES = {
     "create_model": "segtailor.models",
     "load_model": "segtailor.models",
+    "list_models": "segtailor.models",
+    "adapt": "segtailor.models.adapters.python_module",
     "create_method": "segtailor.methods",
+    "Method": "segtailor.methods",
+    "MethodOptions": "segtailor.methods",
+    "Step": "segtailor.losses",
+    "list_methods": "segtailor.methods",
     "train": "segtailor.jobs.train",
     "distill": "segtailor.jobs.distill",
     "compare": "segtailor.jobs.compare",
     "evaluate": "segtailor.jobs.evaluate",
     "predict": "segtailor.jobs.predict",
+    "publish": "segtailor.jobs.publish",
     "SegOutput": "segtailor.models.network",
     "Sample": "segtailor.data",
     "SegmentationDataset": "segtailor.data",
@@ -30,19 +37,26 @@ _HOMES = {
 }
 
 __all__ = [
+    "Method",
+    "MethodOptions",
     "Sample",
     "SegOutput",
     "SegmentationDataset",
     "SegtailorError",
+    "Step",
     "TorchDataset",
     "__version__",
+    "adapt",
     "compare",
     "create_method",
     "create_model",
     "distill",
     "evaluate",
+    "list_methods",
+    "list_models",
     "load_model",
     "predict",
+    "publish",
     "train",
 ]
 
@@ -53,9 +67,12 @@ if TYPE_CHECKING:
     from segtailor.jobs.distill import distill
     from segtailor.jobs.evaluate import evaluate
     from segtailor.jobs.predict import predict
+    from segtailor.jobs.publish import publish
     from segtailor.jobs.train import train
-    from segtailor.methods import create_method
-    from segtailor.models import create_model, load_model
+    from segtailor.losses import Step
+    from segtailor.methods import Method, MethodOptions, create_method, list_methods
+    from segtailor.models import create_model, list_models, load_model
+    from segtailor.models.adapters.python_module import adapt
     from segtailor.models.network import SegOutput
 
 

@@ -67,7 +67,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a model: mIoU, per-class IoU, accuracy, Dice; --data.KEY VALUE and --model.KEY VALUE say how it is read."""
-    from segtailor.jobs.evaluate import data_of, format_result, model_choices
+    from segtailor.jobs.evaluate import data_of, model_choices
     from segtailor.jobs.evaluate import evaluate as job
     from segtailor.recipes import parse_overrides
 
@@ -78,7 +78,7 @@ def evaluate(
         model, data, split, config=settings, json_path=json, boundary=boundary, calibration=calibration,
         class_map=class_map, choices=model_choices(overrides),
     )  # fmt: skip
-    print(format_result(result))
+    print(result)
 
 
 @app.command(context_settings=FREE, epilog="Example: segtailor compare camvid-cpu-compare --seeds '[0, 1]'")
@@ -136,9 +136,9 @@ def publish(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or a .safetensors file")],
     to: Annotated[str, typer.Option(help="hf:USER/NAME on the hub, or hf:./FOLDER")],
     private: Annotated[bool, typer.Option("--private", help="make a new repository private")] = False,
-    license: Annotated[str | None, typer.Option(help="licence id that the repository states")] = None,  # noqa: A002
+    license: Annotated[str | None, typer.Option(help="license id that the repository states")] = None,  # noqa: A002
 ) -> None:
-    """Write a run's model as a Hugging Face repository: weights, card with metrics and licences, recipe."""
+    """Write a run's model as a Hugging Face repository: weights, card with metrics and licenses, recipe."""
     from segtailor.jobs.publish import publish as job
 
     print(job(run, to, private, license))
@@ -240,7 +240,7 @@ def _size(text: str | None, option: str) -> tuple[int, int] | None:
 
 def _stoppable(command: str, job: Any, recipe: str, overrides: dict[str, Any], **options: Any) -> Any:
     """Run a job; after Ctrl-C or SIGTERM say how to go on."""
-    from segtailor.engine.preemption import RunStopped
+    from segtailor.engine.runs import RunStopped
 
     try:
         return job(recipe, overrides, **options)

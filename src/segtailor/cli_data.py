@@ -61,11 +61,11 @@ def data_check(
         str | None, typer.Option(help="as in train,val; default: the recipe's two, and test where there is one")
     ] = None,
 ) -> None:
-    """Look into every image and mask: what is wrong, where, and the line of the recipe that mends it.
+    """Read every image and mask: what is wrong, where, and the line of the recipe that fixes it.
 
     The data are a recipe's, or set by --data.KEY VALUE. Exits with 1 when there are errors, with 0 otherwise.
     """
-    from segtailor.data.checkup import check_data
+    from segtailor.data.check import check_data
     from segtailor.recipes import load_data_section
 
     report = check_data(

@@ -214,6 +214,7 @@ def test_a_photo_is_turned_to_the_size_that_the_json_gives(tmp_path):
         ({"image_id": 1}, r"annotations\[0\] has no valid `category_id`"),
         (annotation(2, [[1, 2, 3]]), r"cannot read .*train\.json: an annotation of a: a polygon of 3 numbers"),
         (annotation(2, [["x", "y"]]), r"cannot read .*train\.json: an annotation of a"),
+        (annotation(2, box(0, 0, 1, 1)), r"a shape must be a list of polygons \[\[x, y, x, y, \.\.\.\], \.\.\.\]"),
         (annotation(2, {"counts": [5], "size": [6, 8]}), "run lengths fill 5 of 48 pixels"),
         (annotation(2, {"counts": [48], "size": [8, 6]}), r"run lengths of \[8, 6\] in an image of \[6, 8\]"),
         (annotation(2, {"counts": "~~", "size": [6, 8]}), "run lengths of unknown characters"),
@@ -239,6 +240,14 @@ def test_bad_annotations_are_one_line(tmp_path, wrong, message):
 def test_what_is_no_coco_json_is_one_line(tmp_path, text, message):
     (tmp_path / "train.json").write_text(text)
     with pytest.raises(SegtailorError, match=message):
+        open_split(tmp_path)
+
+
+def test_whole_numbers_may_be_floats_and_ids_belong_to_one_category(tmp_path):
+    write_coco(tmp_path / "train.json", [annotation(2.0, [box(0, 0, 8, 6)])])
+    assert open_split(tmp_path)[0].target.unique().tolist() == [1]
+    write_coco(tmp_path / "train.json", [], categories=[*CATEGORIES, {"id": 9, "name": "bus"}])
+    with pytest.raises(SegtailorError, match="the category id 9 belongs to car and bus; give each its own"):
         open_split(tmp_path)
 
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import sys
-
 import pytest
 
 from segtailor.data import VOID
@@ -64,7 +62,6 @@ def test_10k_reads_its_lists_and_its_test_split_is_val(tmp_path):
 
 
 def test_10k_reads_matlab_files_whose_labels_are_one_higher(tmp_path):
-    pytest.importorskip("scipy")
     write_coco_10k(tmp_path, [0, *(label + 1 for label in LABELS)], ".mat")
     data = open_split(tmp_path, variant="10k")
     check_files(data)
@@ -82,17 +79,7 @@ def test_pngs_of_the_matlab_numbers_are_told_by_reduce_zero_label(tmp_path):
     assert first_targets(reduced, 5) == [0, VOID, 170, VOID, 11]
 
 
-def test_matlab_files_without_scipy_say_what_to_install(tmp_path, monkeypatch):
-    write_coco_10k(tmp_path, (1,))
-    for path in (tmp_path / "annotations").iterdir():
-        path.rename(path.with_suffix(".mat"))
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(SegtailorError, match=r'needs the extra data: pip install "segtailor\[data\]"'):
-        open_split(tmp_path, variant="10k")
-
-
 def test_damaged_matlab_files_are_all_named(tmp_path):
-    pytest.importorskip("scipy")
     write_coco_10k(tmp_path, (1,), ".mat")
     masks = sorted((tmp_path / "annotations").iterdir())
     truncate(masks[0])

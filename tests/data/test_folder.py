@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from segtailor.config import DataConfig
 from segtailor.data import VOID, create_dataset
 from segtailor.errors import SegtailorError
 
-from .trees import write_folder, write_mask, write_pair
+from .trees import write_folder, write_image, write_mask, write_pair
 
 
 def open_split(root, split="train", **options):
@@ -73,6 +75,10 @@ def test_the_classes_file_may_lie_elsewhere(tmp_path):
         ("- a\n- b", "holds no mapping"),
         ("classes: [a", "cannot read .* as YAML"),
         ("classes: []", "names no class"),
+        ("classes: [road, no]", "the class name that YAML reads as False needs quotes"),
+        ("classes: [road, 2024]", "the class name that YAML reads as 2024 needs quotes"),
+        ("classes: [a]\nvoid: [1]\nvoid: [2]", "duplicate key 'void'"),
+        ("classes: {[1]: a}", "cannot read .* as YAML"),
         ("palette: []", "'classes' is missing"),
         (f"classes: [{', '.join(f'c{index}' for index in range(256))}]", "has 256 classes, but at most 255"),
     ],
@@ -95,6 +101,26 @@ def test_what_is_missing_is_named(tmp_path):
         open_split(write_folder(tmp_path), "test")
     write_mask(tmp_path / "train/masks/c.png")
     with pytest.raises(SegtailorError, match="1 mask without an image: c"):
+        open_split(tmp_path)
+
+
+def test_classes_may_be_names_by_mask_value(tmp_path):
+    write_folder(tmp_path, classes="classes: {1: car, 0: road}")
+    data = open_split(tmp_path)
+    assert (data.classes, data.values.classes) == (("car", "road"), {1: 0, 0: 1})
+
+
+def test_names_match_however_their_accents_are_written(tmp_path):
+    write_folder(tmp_path)
+    write_image(tmp_path / "train/images" / f"{unicodedata.normalize('NFD', 'café')}.png")
+    write_mask(tmp_path / "train/masks/café.png")
+    assert [pair.name for pair in open_split(tmp_path).pairs] == ["a", "b", "café"]
+
+
+def test_images_of_a_kind_that_is_not_read_are_named(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "train/images/a.png").rename(tmp_path / "train/images/a.avif")
+    with pytest.raises(SegtailorError, match=r"1 mask without an image: a; \.avif files are not read: save"):
         open_split(tmp_path)
 
 

@@ -104,6 +104,13 @@ def test_class_names_of_the_features_and_masks_that_are_arrays(tmp_path):
         open_split(tmp_path / "d")[0]
 
 
+def test_masks_of_fractions_are_refused(tmp_path):
+    rows = make_rows(mask=[[0.0, 0.5, 1.0], [0.0, 1.0, 1.0]])
+    write_parquet(tmp_path, rows, mask_feature=datasets.Sequence(datasets.Sequence(datasets.Value("float32"))))
+    with pytest.raises(SegtailorError, match=r"cannot read mask 0 of .*: its numbers are not whole, as class indices"):
+        open_split(tmp_path)[0]
+
+
 def test_class_names_of_id2label(tmp_path):
     write_parquet(tmp_path, make_rows(mask=png([[3, 7, 7], [255, 3, 7]])))
     (tmp_path / "id2label.json").write_text(json.dumps({"7": "car", "3": "road"}))

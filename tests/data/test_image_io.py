@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import os
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from segtailor.data.image_io import UnreadableFile, read_image, read_mask, resize_image, resize_mask
+from segtailor.data.image_io import UnreadableFile, list_files, read_image, read_mask, resize_image, resize_mask
+from segtailor.errors import SegtailorError
+
+from .trees import write_image
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".webp"])
@@ -67,3 +74,55 @@ def test_a_png_that_is_called_jpg_is_read(tmp_path):
     Image.fromarray(np.full((4, 6, 3), 9, np.uint8)).save(tmp_path / "x.png")
     (tmp_path / "x.png").rename(tmp_path / "x.jpg")
     assert read_image(tmp_path / "x.jpg").unique().tolist() == [9]
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(np.float32, "floats"), (np.int32, "32-bit numbers")])
+def test_images_that_would_be_clipped_are_unreadable(tmp_path, dtype, kind):
+    Image.fromarray(np.full((4, 6), 1, dtype)).save(tmp_path / "x.tif")
+    with pytest.raises(UnreadableFile, match=f"its pixels are {kind}; save it with 8 bits a channel"):
+        read_image(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_masks_of_few_bits_give_the_stored_numbers(tmp_path, bits):
+    numbers = np.arange(8, dtype=np.uint8).reshape(2, 4) % 4
+    packed = np.packbits(np.unpackbits(numbers[..., None], axis=2)[..., 8 - bits :].reshape(2, -1), axis=1)
+    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in packed))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 4, 2, bits, 0, 0, 0, 0)), (b"IDAT", body), (b"IEND", b"")]
+    content = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    assert read_mask(tmp_path / "x.png").tolist() == numbers.tolist()
+
+
+def test_masks_with_jpeg_compression_inside_a_tiff_are_refused(tmp_path):
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "x.tif", compression="jpeg")
+    with pytest.raises(UnreadableFile, match="must not be a JPEG"):
+        read_mask(tmp_path / "x.tif")
+
+
+def test_jpegs_of_any_file_name_are_read(tmp_path):
+    folder = os.fsencode(tmp_path)
+    Image.fromarray(np.full((4, 6, 3), 9, np.uint8)).save(tmp_path / "x.jpg")
+    os.rename(folder + b"/x.jpg", folder + b"/stra\xdfe.jpg")  # noqa: PTH104
+    (path,) = tmp_path.iterdir()
+    assert read_image(path).shape == (3, 4, 6)
+
+
+def test_too_many_pixels_are_said_to_be_too_many(tmp_path, monkeypatch):
+    Image.fromarray(np.zeros((2000, 2000), np.uint8)).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_500_000)
+    with pytest.raises(UnreadableFile, match="it has more than 3 megapixels; cut it into tiles"):
+        read_image(tmp_path / "x.png")
+
+
+def test_files_of_linked_folders_are_listed_and_hidden_ones_are_not(tmp_path):
+    for name in ("a/1.png", "a/b/2.png", "a/.ipynb_checkpoints/3.png", "a/__MACOSX/4.png", "a/.5.png", "c/6.png"):
+        write_image(tmp_path / name)
+    (tmp_path / "a/link").symlink_to(tmp_path / "c")
+    (tmp_path / "a/b/loop").symlink_to(tmp_path / "a")
+    listed = sorted(path.relative_to(tmp_path).as_posix() for path in list_files(tmp_path / "a"))
+    assert listed == ["a/1.png", "a/b/2.png", "a/link/6.png"]
+    with pytest.raises(SegtailorError, match=r"cannot read the folder .*none: No such file"):
+        list(list_files(tmp_path / "none"))

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import sys
-
 import pytest
 
 from segtailor.data import VOID
@@ -49,7 +47,6 @@ def test_the_authors_masks_have_an_order_of_their_own(tmp_path):
 
 
 def test_matlab_files_hold_459_labels_of_which_59_are_classes(tmp_path):
-    pytest.importorskip("scipy")
     # accordion, aeroplane, air conditioner, bag, person, table, wood, wool
     write_context_masks(write_voc2010(tmp_path), MATLAB, (1, 2, 3, 9, 284, 397, 458, 459))
     data = open_split(tmp_path)
@@ -60,14 +57,6 @@ def test_matlab_files_hold_459_labels_of_which_59_are_classes(tmp_path):
     ]  # fmt: skip
     whole = open_split(tmp_path, variant="with-background")
     assert first_targets(whole, 3) == [0, 1, 0]
-
-
-def test_matlab_files_without_scipy_say_what_to_install(tmp_path, monkeypatch):
-    write_voc2010(tmp_path)
-    (tmp_path / MATLAB).mkdir()
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(SegtailorError, match=r'needs the extra data: pip install "segtailor\[data\]"'):
-        open_split(tmp_path)
 
 
 @pytest.mark.parametrize("inner", ["VOCdevkit/VOC2010", "VOC2010"])
@@ -89,7 +78,6 @@ def test_masks_with_more_than_their_labels_are_unreadable(tmp_path):
 
 
 def test_matlab_files_of_another_kind_are_unreadable(tmp_path):
-    pytest.importorskip("scipy")
     write_context_masks(write_voc2010(tmp_path), MATLAB, (1,))
     save_mat(tmp_path / MATLAB / "2008_000002.mat", (460,), "LabelMap")
     save_mat(tmp_path / MATLAB / "2008_000003.mat", (1,), "GTcls")

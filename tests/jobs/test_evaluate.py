@@ -4,13 +4,17 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
+import segtailor
 from evaluation.fakes import TinyModel
 from segtailor.config import DataConfig, EvaluateConfig
 from segtailor.data import create_dataset
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import EvaluationResult
-from segtailor.jobs.evaluate import evaluate, format_result
+from segtailor.evaluation.format import format_result
+from segtailor.jobs.evaluate import evaluate
+from segtailor.results.model import read_results
 from tiny import TINY_DATA
 
 TOY = DataConfig.model_validate(TINY_DATA)
@@ -98,3 +102,32 @@ def test_choices_say_how_a_foreign_model_is_read(tmp_path, monkeypatch):
     assert other.miou != result.miou
     with pytest.raises(SegtailorError, match="unknown key 'preproces'"):
         evaluate("module:own_factory:make", TOY, device="cpu", choices={"preproces": {}})
+
+
+def test_a_run_is_scored_on_the_data_of_its_own_recipe(teacher_run):
+    row = read_results(teacher_run).rows[0]
+    assert segtailor.evaluate(teacher_run, device="cpu").miou == pytest.approx(row.miou, abs=1e-6)
+    other = segtailor.evaluate(teacher_run, {"size": [16, 24]}, device="cpu")
+    assert other.miou != pytest.approx(row.miou, abs=1e-6)
+
+
+def test_a_module_of_any_library_is_adapted_as_choices_say():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, _toy_classes(), 1))
+    raw = {"preprocess": {"mean": [0, 0, 0], "std": [1, 1, 1], "scale": 1.0}}
+    scored = evaluate(net, TINY_DATA, device="cpu", choices=raw)
+    assert scored.miou != evaluate(net, TINY_DATA, device="cpu", choices={"preprocess": {}}).miou
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "say on what data to score"),
+        ({"name": "toy", "sizes": [8, 8]}, "unknown key 'sizes'; nearest: size"),
+        (3, r"object \(int\) needs len\(\)|int"),
+        ([(1, 2)], "does not name its classes"),
+    ],
+)
+def test_what_is_no_data_is_one_line(data, message):
+    with pytest.raises(SegtailorError, match=message) as error:
+        evaluate(TinyModel(num_classes=_toy_classes()), data, device="cpu")
+    assert "\n" not in str(error.value)

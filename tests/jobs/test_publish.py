@@ -23,17 +23,19 @@ def run(tmp_path):
     folder = tmp_path / "run"
     (folder / "samples").mkdir(parents=True)
     model = create_model("fcn-lcnet_050", 3)
-    model.licences = {"backbone": "Apache-2.0 (timm lcnet_050)"}
+    model.licenses = {"backbone": "Apache-2.0 (timm lcnet_050)"}
     recipe = {"data": {"name": "folder", "root": "/home/me/street"}, "train": {"seed": 4}}
     card = {
-        "classes": CLASSES, "recipe": recipe, "metrics": {"miou": 0.5123, "step": 9}, "data_licence": "CC0-1.0",
-        "licences": {"teacher's backbone": "cc-by-nc-4.0"},
+        "classes": CLASSES, "palette": [[0, 0, 7], [0, 0, 8], [0, 0, 9]], "recipe": recipe,
+        "metrics": {"miou": 0.5123, "step": 9}, "data_license": "CC0-1.0",
+        "licenses": {"teacher's backbone": "cc-by-nc-4.0"},
     }  # fmt: skip
     save_model(model, folder / "student.safetensors", card)
     row = {"label": "Student with kt", "model": "fcn-lcnet_050", "parameters": 1_000_000, "miou": 0.5123}
     row |= {"pixel_accuracy": 0.9, "role": "distilled"}
     teacher = {**row, "role": "teacher", "label": "Teacher", "model": "fcn-resnet18"}
-    results = {"method": "kt", "rows": [teacher, row], "data": "/home/me/street"}
+    row["iou"] = [0.25, None, 0.75]
+    results = {"version": 1, "method": "kt", "rows": [teacher, row], "data": "/home/me/street"}
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "samples" / "00-distilled.png").write_bytes(b"a picture")
     return folder
@@ -46,7 +48,7 @@ def test_a_published_folder_is_read_back_with_the_same_logits_and_classes(run, t
     images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
     assert torch.equal(model(images).logits, own(images).logits)
     assert model.classes == tuple(CLASSES)
-    assert model.licences["teacher's backbone"] == "cc-by-nc-4.0"
+    assert model.licenses["teacher's backbone"] == "cc-by-nc-4.0"
 
 
 def test_the_repository_says_what_the_hub_and_a_reader_need(run, tmp_path):
@@ -63,6 +65,7 @@ def test_the_repository_says_what_the_hub_and_a_reader_need(run, tmp_path):
     assert matter["license"] == "other"  # the teacher's weights are non-commercial
     assert matter["model-index"][0]["results"][0]["metrics"][0]["value"] == 51.23
     assert "cc-by-nc-4.0" in text
+    assert "| 2 | sky | 0, 0, 9 | 75.00 |" in text
     assert "| Student with kt (fcn-lcnet_050) | 1.00 | 51.23 | 90.00 |" in text
     processor = json.loads((tmp_path / "repo/preprocessor_config.json").read_text())
     assert processor["image_mean"] == load_model(run).preprocess.spec()["mean"]

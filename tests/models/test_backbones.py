@@ -21,7 +21,7 @@ def test_lite_weights_come_from_their_package_tensor_for_tensor(name: str) -> No
     given = list(torch.load(file, weights_only=True).values())
     for mine, theirs in zip(model.backbone.net.state_dict().values(), given, strict=False):
         assert torch.equal(mine, theirs)
-    assert model.licences["backbone"].startswith("Apache-2.0")
+    assert model.licenses["backbone"].startswith("Apache-2.0")
     assert model.preprocess.spec()["mean"] == [0.5, 0.5, 0.5]
 
 
@@ -81,7 +81,7 @@ def test_hub_weights_are_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
     model = create_model("fcn-lcnet_050", 3, pretrained=True)
     given = hub.state_dict()
     assert all(torch.equal(value, given[name]) for name, value in model.backbone.net.state_dict().items())
-    assert "apache-2.0" in model.licences["backbone"]
+    assert "apache-2.0" in model.licenses["backbone"]
 
 
 @pytest.mark.parametrize("name", ["deeplabv3-resnet18", "segformer-mit_b0"])

@@ -98,7 +98,7 @@ def test_an_encoder_starts_a_new_model(net: Any, folder: Path, tmp_path: Path) -
         model = create_model("segformer-mit_b0", 3, pretrained=place).eval()
         with torch.no_grad():
             inputs = model.preprocess(images())
-            stages = model.forward_normalised(inputs).stages
+            stages = model.forward_normalized(inputs).stages
             expected = net.segformer(inputs, output_hidden_states=True).hidden_states
         assert all(
             torch.allclose(one, other, rtol=1e-4, atol=1e-4) for one, other in zip(stages, expected, strict=True)
@@ -127,10 +127,10 @@ def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
         load_model(f"published:{tmp_path}")
 
 
-def test_nvidias_licence_is_carried(net: Any, folder: Path, tmp_path: Path) -> None:
-    assert load_model(f"published:{folder}").licences == {}
+def test_nvidias_license_is_carried(net: Any, folder: Path, tmp_path: Path) -> None:
+    assert load_model(f"published:{folder}").licenses == {}
     net.save_pretrained(tmp_path)
     (tmp_path / "README.md").write_text("---\nlicense: other\nbase_model: nvidia/mit-b0\n---\n")
-    assert "not for commercial use" in load_model(f"published:{tmp_path}").licences["backbone"]
+    assert "not for commercial use" in load_model(f"published:{tmp_path}").licenses["backbone"]
     model = create_model("segformer-mit_b0", 3, pretrained=tmp_path)
-    assert "not for commercial use" in model.licences["backbone"]
+    assert "not for commercial use" in model.licenses["backbone"]

@@ -35,7 +35,7 @@ def error_of(uri: str | Path, num_classes: int | None = None) -> str:
 
 def test_a_saved_model_comes_back_with_its_card(model: Segmenter, tmp_path: Path) -> None:
     path = tmp_path / "new" / "model.safetensors"
-    save_model(model, path, {"classes": ["a", "b", "c"], "metrics": {"miou": 0.5}, "licences": {"data": "CC-0"}})
+    save_model(model, path, {"classes": ["a", "b", "c"], "metrics": {"miou": 0.5}, "licenses": {"data": "CC-0"}})
     again = load_model(path, num_classes=3).eval()
     with torch.no_grad():
         assert torch.equal(again(IMAGES).logits, model(IMAGES).logits)
@@ -43,7 +43,7 @@ def test_a_saved_model_comes_back_with_its_card(model: Segmenter, tmp_path: Path
     assert card["model"] == again.spec() == model.spec()
     assert card["classes"] == ["a", "b", "c"]
     assert card["metrics"] == {"miou": 0.5}
-    assert again.licences == card["licences"] == {"data": "CC-0"}
+    assert again.licenses == card["licenses"] == {"data": "CC-0"}
     assert [item.name for item in path.parent.iterdir()] == ["model.safetensors"]
 
 
@@ -164,3 +164,15 @@ def test_the_card_of_a_published_repository_is_found_by_its_uri(model: Segmenter
     assert open_card(f"hf:{tmp_path}")["recipe"]["data"]["size"] == [32, 48]
     assert open_card(tmp_path) == open_card(tmp_path / "model.safetensors") == open_card(f"hf:{tmp_path}")
     assert open_card(model) == open_card("deeplabv3-resnet18") == open_card("smp:Unet/resnet18") == {}
+
+
+def test_cards_of_earlier_versions_are_read(model: Segmenter, tmp_path: Path) -> None:
+    save_model(model, tmp_path / "new.safetensors", {"data_license": "CC-0", "licenses": {"backbone": "MIT"}})
+    with safetensors.safe_open(tmp_path / "new.safetensors", framework="pt") as file:
+        text = file.metadata()["card"]
+    assert "licence" not in text
+    earlier = text.replace("license", "licence")
+    tensors = safetensors.torch.load_file(tmp_path / "new.safetensors")
+    safetensors.torch.save_file(tensors, tmp_path / "old.safetensors", metadata={"card": earlier})
+    assert read_card(tmp_path / "old.safetensors") == read_card(tmp_path / "new.safetensors")
+    assert load_model(tmp_path / "old.safetensors").licenses == {"backbone": "MIT"}

@@ -108,7 +108,7 @@ def test_trained_weights_are_those_of_the_whole_network(monkeypatch: pytest.Monk
     own = model.backbone.net.model.state_dict()
     assert {"norm.weight", "pos_embed", "blocks.11.mlp.fc2.weight"} <= own.keys()
     assert all(torch.equal(value, given[name]) for name, value in own.items())
-    assert "timm" in model.licences["backbone"]
+    assert "timm" in model.licenses["backbone"]
 
 
 def test_the_spec_builds_the_same_network() -> None:

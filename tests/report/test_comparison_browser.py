@@ -48,24 +48,24 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def open_page(browser, folder):
-    """Return a function that opens the report; afterwards nothing may have been said or asked for."""
-    pages, said, asked = [], [], []
+    """Return a function that opens the report; afterwards nothing may have been logged or requested."""
+    pages, messages, requests = [], [], []
 
     def opened(width=1280, scheme="light"):
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         pages.append(page)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
         page.goto((folder / "report.html").as_uri())
         return page
 
     yield opened
     for page in pages:
         page.close()
-    assert said == []
-    assert {url.split(":")[0] for url in asked} <= {"file", "data"}
-    assert sum(url.startswith("file:") for url in asked) == len(pages)
+    assert messages == []
+    assert {url.split(":")[0] for url in requests} <= {"file", "data"}
+    assert sum(url.startswith("file:") for url in requests) == len(pages)
 
 
 def _arms(page):

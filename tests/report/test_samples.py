@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 
 from evaluation.fakes import TinyData, TinyModel
 from segtailor.config import EvaluateConfig
-from segtailor.report.samples import write_samples
+from segtailor.methods import METHODS, check_options
+from segtailor.models.teacher import Teacher
+from segtailor.report.samples import write_samples, write_tailored
 
+TERMS = ("lt_all", "lt_class", "lt_nonclass")
 SIZES = [(8, 10), (7, 9), (8, 10), (6, 6)]
 
 
@@ -46,3 +51,55 @@ def test_sliding_and_modes_are_respected(tmp_path):
     write_samples(tmp_path, TinyData(SIZES), {"model": model}, _configured(samples=1, mode="slide", window=(4, 4)))
     assert {shape[-2:] for shape in model.seen} == {(4, 4)}
     assert model.training
+
+
+def _altered(method="kt", **options):
+    return METHODS[method].altered_logits(check_options(method, options))
+
+
+def _draw(folder, *arms, count=2):
+    return write_tailored(folder, TinyData(SIZES[:3], num_classes=4), Teacher(TinyModel(4)), arms, count)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("kd", {}), ("kt", {}), ("kt", {"variant": "published", **dict.fromkeys(TERMS, 0)})]
+)
+def test_methods_that_leave_the_logits_as_they_are_say_so(method, options):
+    assert _altered(method, **options) is None
+
+
+def test_nothing_is_drawn_where_no_arm_alters_the_logits(tmp_path):
+    (tmp_path / "tailoring").mkdir()  # of an earlier attempt
+    assert _draw(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [*({term: 1} for term in TERMS), {"variant": "published"}])
+def test_the_first_arm_that_alters_them_is_drawn(tmp_path, options):
+    entries = _draw(tmp_path, ("tailored", _altered(**options)), ("doubled", lambda logits, target: 2 * logits))
+    assert [(entry["name"], entry["arm"]) for entry in entries] == [("image 0", "tailored"), ("image 2", "tailored")]
+    assert set(entries[0]["pictures"]) == {"image", "before", "after", "difference"}
+    assert {Image.open(tmp_path / path).size for path in entries[0]["pictures"].values()} == {(10, 8)}
+    before, after = (np.asarray(Image.open(tmp_path / entries[0]["pictures"][what])) for what in ("before", "after"))
+    assert (before != after).any()
+
+
+@pytest.mark.parametrize("variant", ["clean", "published"])
+def test_tailored_logits_are_raised_inside_a_class_and_capped_outside(variant):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 5, generator=generator)
+    target = torch.randint(0, 3, (2, 8, 10), generator=generator, dtype=torch.uint8)
+    target[:, :2] = 255
+    after = _altered(variant=variant, lt_all=1.0)(logits, target)
+    before = logits.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    for label in range(3):
+        inside = target == label
+        outside = (target != label) & ((target != 255) | (variant == "published"))
+        assert (after[:, label] >= before[:, label])[inside].all()
+        assert (after[:, label] <= before[:, label])[outside].all()
+        for image in range(2):
+            rest = before[image, label][outside[image]]
+            cap = rest.sum() / (80 if variant == "published" else len(rest))
+            torch.testing.assert_close(after[image, label][outside[image]], rest.clamp(max=cap))
+    kept = (after == before).permute(0, 2, 3, 1)[target == 255].all()
+    assert bool(kept) == (variant == "clean")

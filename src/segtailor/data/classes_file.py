@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Collection
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from segtailor.config import Strict
 from segtailor.data.base import MEAN_COLOR, check_classes
 from segtailor.errors import SegtailorError
 from segtailor.files import Color
-from segtailor.recipes import validate
+from segtailor.recipes import UniqueKeyLoader, validate
 
 
 def distinct_colors(count: int) -> tuple[Color, ...]:
@@ -38,7 +39,7 @@ RGB = tuple[Byte, Byte, Byte]
 class ClassesFile(Strict):
     """``classes.yaml``: the class names, and what the numbers or colors in the masks mean.
 
-    ``classes`` may be a list of names, or a mapping of names to colors.
+    ``classes`` may be a list of names, or a mapping of names to colors or of mask values to names.
     """
 
     classes: list[str] = Field(description="names in the masks' order")
@@ -57,9 +58,14 @@ class ClassesFile(Strict):
         content = dict(content)
         if "licence" in content:  # the British spelling, which the key had before
             content.setdefault("license", content.pop("licence"))
-        if isinstance(content.get("classes"), dict):
-            named = content["classes"]
+        named = content.get("classes")
+        if isinstance(named, dict) and named and all(isinstance(name, str) for name in named.values()):
+            content = {"values": list(named), **content, "classes": list(named.values())}
+        elif isinstance(named, dict):
             content = {"palette": list(named.values()), **content, "classes": list(named)}
+        for name in content["classes"] if isinstance(content.get("classes"), list) else ():
+            if name is None or isinstance(name, bool | int | float | date):  # what YAML reads in no, on, 2024, ~
+                raise ValueError(f"the class name that YAML reads as {name} needs quotes, as in 'no' or '2024'")
         return content
 
     @field_validator("classes")
@@ -107,12 +113,12 @@ class ClassesFile(Strict):
 def read_classes(path: Path) -> ClassesFile:
     """Read the YAML at ``path``; raises ``SegtailorError``, on one line, for a file that is missing or wrong."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
     except FileNotFoundError:
         raise SegtailorError(
             f"no such file: {path}; write the class names there ('classes: [road, car]') or set data.classes"
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise SegtailorError(f"cannot read {path} as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise SegtailorError(f"{path} holds no mapping; write the class names there ('classes: [road, car]')")

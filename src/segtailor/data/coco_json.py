@@ -110,13 +110,19 @@ def read_coco(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], d
             raise SegtailorError(f"{path} has no list `{key}`; expected {KIND}")
         for number, entry in enumerate(entries):
             for name, kind in fields.items():
+                if isinstance(entry, dict) and isinstance(value := entry.get(name), float) and value.is_integer():
+                    entry[name] = int(value)  # as some exporters write whole numbers
                 if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
                     raise SegtailorError(f"{path}: {key}[{number}] has no valid `{name}`; expected {KIND}")
     for key in ("images", "categories"):
         if not content[key]:
             raise SegtailorError(f"{path} has no {key}; expected {KIND}")
-    categories = {entry["id"]: entry["name"] for entry in sorted(content["categories"], key=lambda entry: entry["id"])}
-    return content["images"], content["annotations"], categories
+    names: dict[int, str] = {}
+    for entry in content["categories"]:
+        if names.setdefault(entry["id"], entry["name"]) != entry["name"]:
+            both = f"{names[entry['id']]} and {entry['name']}"
+            raise SegtailorError(f"{path}: the category id {entry['id']} belongs to {both}; give each its own")
+    return content["images"], content["annotations"], dict(sorted(names.items()))
 
 
 def match_classes(
@@ -292,7 +298,9 @@ def _counts(shape: dict[str, Any]) -> NDArray[np.int64]:
 
 def _points(polygon: Sequence[float]) -> NDArray[np.float64]:
     points = np.array(polygon, np.float64)
-    if points.ndim != 1 or len(points) % 2 or not np.isfinite(points).all():
+    if points.ndim != 1:
+        raise ValueError("a shape must be a list of polygons [[x, y, x, y, ...], ...]")
+    if len(points) % 2 or not np.isfinite(points).all():
         raise ValueError(f"a polygon of {len(points)} numbers; expected x, y, x, y, ...")
     return points.reshape(-1, 2)
 

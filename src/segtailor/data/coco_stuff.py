@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
 from segtailor.data.benchmark import BenchmarkDataset, Variant, first_folder
-from segtailor.data.image_io import read_mat, require_scipy
+from segtailor.data.image_io import read_mat
 from segtailor.data.paired import FileDataset, read_index_mask
 from segtailor.data.pairing import Pair, files_by_stem, pair_folders, pair_ids, read_ids
 from segtailor.files import VOID
@@ -84,15 +84,12 @@ def _pairs_10k(root: Path, split: str) -> tuple[Pair, ...]:
     lists = first_folder(root, ["imageLists", "imagesLists"], HINT_10K)
     images, masks = (first_folder(root, [name], HINT_10K) for name in ("images", "annotations"))
     inner = ("", "train2014", "test2014")
-    pairs = pair_ids(
+    return pair_ids(
         read_ids(lists / LISTS[split], f"coco-stuff 10k {split}"),
         files_by_stem([images / name for name in inner], [".jpg"]),
         files_by_stem([masks / name for name in inner], [".png", ".mat"]),
         f"coco-stuff 10k {split} in {root}",
     )
-    if any(pair.mask.suffix == ".mat" for pair in pairs):
-        require_scipy()
-    return pairs
 
 
 def read_labels(pair: Pair, reduce_zero_label: bool = False) -> NDArray[Any]:

@@ -82,7 +82,10 @@ class HubDataset(MaskDataset):
         if isinstance(cell, bytes):
             return self.colors.read(cell) if self.colors is not None else read_mask(cell)
         try:
-            mask = narrow(np.asarray(cell, np.int32))
+            mask = np.asarray(cell)
+            if (mask != (whole := mask.astype(np.int32))).any():
+                raise UnreadableFile("its numbers are not whole, as class indices are")
+            mask = narrow(whole)
         except (ValueError, TypeError, OverflowError) as error:
             raise UnreadableFile("it is no array of numbers") from error
         mask = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask

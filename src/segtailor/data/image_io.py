@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -16,17 +17,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.io import ImageReadMode, decode_jpeg, read_file
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from segtailor.errors import SegtailorError
 from segtailor.files import Size
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"})
 MASK_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm"})
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
 # torchvision decodes JPEG 1.6 times as fast as Pillow, and both refuse a truncated file. It decodes PNG no faster, and
 # a damaged one can end the process (a segmentation fault in 0.29), so everything else is Pillow's.
-JPEG_SUFFIXES, JPEG_START = frozenset({".jpg", ".jpeg"}), b"\xff\xd8"
+JPEG_SUFFIXES, JPEG_START = frozenset({".jpg", ".jpeg", ".jfif"}), b"\xff\xd8"
 # Modes whose pixels are the stored numbers: grey, palette index, 16 and 32 bit.
 INDEX_MODES = frozenset({"L", "P", "1", "I", "I;16", "I;16B", "I;16L"})
 # EXIF's note on how the camera was held, and its values that exchange height and width.
@@ -53,6 +54,9 @@ def read_image(source: Source) -> Tensor:
             if file.mode.startswith("I;16"):  # Pillow would clip: the high byte is the 8-bit image
                 high = (np.array(file) >> 8).astype(np.uint8)
                 return torch.from_numpy(high).expand(3, *high.shape)
+            if file.mode in ("F", "I"):  # Pillow would clip these, too, whatever their range
+                kind = "floats" if file.mode == "F" else "32-bit numbers"
+                raise UnreadableFile(f"its pixels are {kind}; save it with 8 bits a channel")
             return torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1)
     except (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UnreadableFile(_reason(source, error)) from error
@@ -68,8 +72,11 @@ def read_mask(source: Source) -> NDArray[Any]:
         if file.mode not in INDEX_MODES:
             hint = ": set data.masks: color if its colors are the classes" if file.mode in ("RGB", "RGBA") else ""
             raise UnreadableFile(f"a mask holds one class index a pixel, but its mode is {file.mode}{hint}")
+        tiles = getattr(file, "tile", None) if file.format == "PNG" else None
+        bits = tiles[0][3] if tiles else ""  # how the numbers are stored
         mask = np.array(file)
-    return narrow(mask)
+    # Pillow stretches grey levels of 2 and 4 bits to 0 to 255
+    return narrow(mask // 85 if bits == "L;2" else mask // 17 if bits == "L;4" else mask)
 
 
 def narrow(mask: NDArray[Any]) -> NDArray[Any]:
@@ -85,11 +92,28 @@ def open_mask(source: Source) -> Iterator[Image.Image]:
     """Open the mask in ``source`` for decoding; raises ``UnreadableFile``, also for a JPEG and while decoding."""
     try:
         with Image.open(_opened(source), formats=FORMATS) as file:
-            if file.format == "JPEG":
+            if file.format == "JPEG" or "jpeg" in str(file.info.get("compression")):  # the latter in a TIFF
                 raise UnreadableFile("a mask must not be a JPEG, which changes its values")
             yield file
     except (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UnreadableFile(_reason(source, error)) from error
+
+
+def list_files(folder: Path) -> Iterator[Path]:
+    """Yield the files below ``folder``, linked folders included; hidden files and folders are left out.
+
+    Raises ``SegtailorError`` for a folder that cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise SegtailorError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if Path(place).parent.resolve().is_relative_to(Path(place).resolve()) and place != str(folder):
+            folders.clear()  # a link to a folder that holds it
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
+        yield from (Path(place, name) for name in names if not name.startswith("."))
 
 
 def turn_upright(image: Tensor, source: Source, size: Size) -> Tensor:
@@ -128,8 +152,8 @@ def _jpeg(source: Source) -> Tensor | None:
         return torch.frombuffer(bytearray(source), dtype=torch.uint8) if source.startswith(JPEG_START) else None
     if source.suffix.lower() not in JPEG_SUFFIXES:
         return None
-    encoded = read_file(str(source))
-    return encoded if bytes(encoded[:2].tolist()) == JPEG_START else None
+    encoded = np.fromfile(source, np.uint8)
+    return torch.from_numpy(encoded) if encoded[:2].tobytes() == JPEG_START else None
 
 
 def resize_image(image: Tensor, size: Size) -> Tensor:
@@ -167,6 +191,9 @@ def _reason(source: Source, error: BaseException) -> str:
         return "no such file"
     except OSError as problem:
         return f"cannot be opened: {problem.strerror}"
+    if isinstance(error, Image.DecompressionBombError):
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        return f"it has more than {limit} megapixels; cut it into tiles"
     text = str(error).lower() if isinstance(source, bytes) else str(error).replace(str(source), "").lower()
     if any(word in text for word in ("truncated", "premature", "out of bound read", "incomplete")):
         return "truncated"
@@ -176,17 +203,6 @@ def _reason(source: Source, error: BaseException) -> str:
 def unreadable(path: Path, error: UnreadableFile) -> SegtailorError:
     """Build the error for one unreadable file."""
     return SegtailorError(f"cannot read {path}: {error}; fix or remove the file and run again")
-
-
-def require_scipy() -> None:
-    """Raise ``SegtailorError`` when MATLAB files cannot be read."""
-    try:
-        import scipy.io
-    except ImportError:
-        raise SegtailorError(
-            'reading masks that are MATLAB files needs the extra data: pip install "segtailor[data]"'
-        ) from None
-    del scipy
 
 
 def read_mat(path: Path, key: str) -> NDArray[Any]:

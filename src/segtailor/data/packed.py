@@ -138,7 +138,7 @@ class PackedDataset(MaskDataset):
         try:
             mask = read_mask(target) if isinstance(target, bytes) else target.numpy()
             pixels = read_image(image) if isinstance(image, bytes) else image
-            if self.encoding == "keep":
+            if self.encoding == "keep" and isinstance(image, bytes):
                 pixels = turn_upright(pixels, image, mask.shape)
         except UnreadableFile as error:
             raise SegtailorError(f"cannot read the sample {name} of {self.where}: {error}; {AGAIN}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from segtailor.data.base import some
-from segtailor.data.image_io import IMAGE_SUFFIXES, MASK_SUFFIXES
+from segtailor.data.image_io import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files
 from segtailor.errors import SegtailorError
 
 NO_MASK, NO_IMAGE = "image without a mask", "mask without an image"
@@ -85,6 +86,9 @@ def pair_folders(
         problems.append(f"{_count(no_mask, 'image')} without a mask: {some(no_mask)}")
     if no_image:
         problems.append(f"{_count(no_image, 'mask')} without an image: {some(no_image)}")
+        stems = {_name(key) for key in no_image}
+        if others := sorted({path.suffix.lower() for path in _other_files(images) if path.stem in stems}):
+            problems.append(f"{' and '.join(others)} files are not read: save them as PNG or JPEG")
     both = sorted(found_images.keys() & found_masks.keys())
     unpaired = {NO_MASK: [found_images[key] for key in no_mask], NO_IMAGE: [found_masks[key] for key in no_image]}
     if problems and not (both and record_missing(unpaired)):
@@ -95,8 +99,7 @@ def pair_folders(
 
 def _other_files(images: Path) -> Iterator[Path]:
     """Yield the files below ``images`` that no listing takes for an image, sorted; hidden ones left out."""
-    found = (path for path in images.rglob("*") if path.suffix.lower() not in IMAGE_SUFFIXES)
-    yield from sorted(path for path in found if path.is_file() and not path.name.startswith("."))
+    yield from sorted(path for path in list_files(images) if path.suffix.lower() not in IMAGE_SUFFIXES)
 
 
 def files_by_key(
@@ -107,13 +110,11 @@ def files_by_key(
     Hidden files, other suffixes and files whose key is None are skipped; two files of one key are an error.
     """
     found: defaultdict[str, list[Path]] = defaultdict(list)
-    for path in folder.rglob("*"):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        key = key_of(path.relative_to(folder).with_suffix("").as_posix())
-        if key is None:
-            continue
-        found[key].append(path)
+    for path in list_files(folder):
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        key = key_of(stem) if path.suffix.lower() in suffixes else None
+        if key is not None:  # macOS writes accents as letters of their own
+            found[unicodedata.normalize("NFC", key)].append(path)
     repeated = sorted(key for key, paths in found.items() if len(paths) > 1)
     if repeated and not record_missing({TWICE: (path for key in repeated for path in sorted(found[key]))}):
         raise SegtailorError(f"{where}: {len(repeated)} names stand for several files in {folder}: {some(repeated)}")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
 from segtailor.data.benchmark import BenchmarkDataset, Variant, first_folder
-from segtailor.data.image_io import UnreadableFile, read_mat, require_scipy
+from segtailor.data.image_io import UnreadableFile, read_mat
 from segtailor.data.paired import FileDataset, read_index_mask
 from segtailor.data.pairing import Pair, files_by_stem, pair_ids, read_ids
 
@@ -50,8 +50,6 @@ def create_pascal_context(config: DataConfig, split: str, training: bool) -> Fil
     images = first_folder(root, ["JPEGImages"], HINT)
     masks = first_folder(root, [DETAIL_MASKS, AUTHORS_MASKS, MAT_MASKS], HINT)
     suffix, reader = READERS[masks.name]
-    if suffix == ".mat":
-        require_scipy()
     lists = first_folder(root, LISTS, HINT)
     where = f"pascal-context {split} in {root}"
     found = files_by_stem([images], [".jpg", ".jpeg"]), files_by_stem([masks], [suffix])

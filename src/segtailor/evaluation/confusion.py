@@ -105,6 +105,17 @@ class EvaluationResult:
     calibration: dict[str, Any] | None = None
     agreement: dict[str, Any] | None = None
 
+    def __str__(self) -> str:
+        """Return the scores as the command prints them."""
+        from segtailor.evaluation.format import format_result
+
+        return format_result(self)
+
+    def _repr_html_(self) -> str:
+        from segtailor.evaluation.format import html_result
+
+        return html_result(self)
+
     @property
     def _hits(self) -> Tensor:
         return self.confusion.diagonal().double()

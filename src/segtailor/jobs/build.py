@@ -6,6 +6,7 @@ A job opens one :class:`Context` and builds an :class:`Arm` for each student. `t
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 import sys
@@ -38,22 +39,22 @@ from segtailor.data import create_dataset
 from segtailor.data.base import SegmentationDataset
 from segtailor.data.check import check_files
 from segtailor.data.pseudo import UnlabelledImages
-from segtailor.engine.distiller import Distiller
 from segtailor.engine.launch import on_first_process
-from segtailor.engine.loop import Task, Trained, fit_together
+from segtailor.engine.loop import RunSpec, Trained, fit_together
+from segtailor.engine.module import Distiller
+from segtailor.engine.pseudo_labels import add_unlabelled, refuse_unlabelled, unlabelled_facts, use_lines
 from segtailor.errors import SegtailorError, reason
 from segtailor.evaluation import EvaluationResult, evaluate_model, inference_settings
 from segtailor.files import Size
-from segtailor.jobs.objects import OBJECT, Objects, adapt, fill
-from segtailor.jobs.stages import run_stages
-from segtailor.jobs.unlabelled import add_unlabelled, reading_lines, refuse_unlabelled, unlabelled_facts
+from segtailor.jobs.objects import Objects
+from segtailor.jobs.pretrain import run_pretraining
 from segtailor.losses import is_much_finer
-from segtailor.methods import METHODS, check_options, create_method
+from segtailor.methods import check_options, create_method, find_method
 from segtailor.methods.base import Method, MissingTapError
-from segtailor.models import load_model, read_card
+from segtailor.models.adapters.python_module import OBJECT
 from segtailor.models.class_map import read_class_map
 from segtailor.models.inspect import count_multiply_adds, count_parameters, run_on_meta
-from segtailor.models.licenses import Policy, check_licences
+from segtailor.models.licenses import Policy, check_licenses
 from segtailor.models.network import Network, SegOutput
 from segtailor.models.store import build_network, load_teacher
 from segtailor.models.teacher import Teacher
@@ -80,6 +81,7 @@ class Context:
     unlabelled: UnlabelledImages | None = None
     objects: Objects = field(default_factory=Objects)
     noted: set[str] = field(default_factory=set)
+    shapes: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def data_name(self) -> str:
@@ -96,7 +98,7 @@ class Context:
 
         Raises ``SegtailorError`` for a restricted one where the recipe's policy is ``permissive``.
         """
-        notes = check_licences(self.policy, {role: network.licences for role, network in networks.items()})
+        notes = check_licenses(self.policy, {role: network.licenses for role, network in networks.items()})
         self.note(*(f"note: {note}" for note in notes))
 
     def note(self, *lines: str) -> None:
@@ -114,11 +116,17 @@ class Context:
             **inference_settings(self.evaluate, self.data),
         )  # fmt: skip
 
+    def costs(self, model: Network) -> dict[str, int | None]:
+        """Return parameters and multiply-adds of ``model``; arms of one architecture are counted once."""
+        key = ("costs", *_architecture(model))
+        if key not in self.shapes:
+            self.shapes[key] = count_multiply_adds(model, self.size) or None
+        return {"parameters": count_parameters(model), "multiply_adds": self.shapes[key]}
+
     def row(self, role: str, label: str, model: Network, scores: EvaluationResult, **facts: Any) -> Row:
         """Return one row of the results: the model's costs, its scores, and further ``facts``."""
         return Row(
-            role=role, label=label, model=model.name, parameters=count_parameters(model),
-            multiply_adds=count_multiply_adds(model, self.size) or None, miou=scores.miou, miou_all=scores.miou_all,
+            role=role, label=label, model=model.name, **self.costs(model), miou=scores.miou, miou_all=scores.miou_all,
             pixel_accuracy=scores.pixel_accuracy, mean_accuracy=scores.mean_accuracy, mean_dice=scores.mean_dice,
             iou=scores.iou, **facts,
         )  # fmt: skip
@@ -197,7 +205,7 @@ def open_context(fabric: Any, recipe: TrainRecipe | DistillRecipe | CompareRecip
 def _open_teacher(context: Context, config: TeacherConfig | None) -> Teacher | None:
     if config is None:
         return None
-    teacher = make_teacher(config, context.train_data, context.objects.teacher)
+    teacher = make_teacher(config, context.train_data, context.objects)
     context.check_licenses(teacher=teacher.model)
     teacher.to(context.fabric.device)
     context.note(*(teacher.class_map.lines() if teacher.class_map is not None else []))
@@ -206,15 +214,13 @@ def _open_teacher(context: Context, config: TeacherConfig | None) -> Teacher | N
     return teacher
 
 
-def make_teacher(config: TeacherConfig, data: SegmentationDataset, given: nn.Module | None = None) -> Teacher:
-    """Load the teacher, or take the one ``given``; raises ``SegtailorError`` when its classes differ from the data's.
+def make_teacher(config: TeacherConfig, data: SegmentationDataset, objects: Objects | None = None) -> Teacher:
+    """Load the teacher, or take the given object; raises ``SegtailorError`` when its classes are not the data's.
 
     A teacher of other classes needs a class map, which is checked against both.
     """
-    if given is None:
-        network = load_teacher(config, data.num_classes)
-    else:
-        network = adapt(deepcopy(given), None if config.class_map else data.num_classes, **config.options())
+    own = (objects or Objects()).teacher_for(config, None if config.class_map else data.num_classes)
+    network = own or load_teacher(config, data.num_classes)
     class_map = None if config.class_map is None else read_class_map(config.class_map, network, data.classes)
     return Teacher(network, class_map)
 
@@ -252,14 +258,15 @@ def build_arm(
     alone = isinstance(recipe, TrainRecipe)
     config, listed = (recipe.model, []) if isinstance(recipe, TrainRecipe) else (recipe.student, recipe.method)
     torch.manual_seed(seed)
-    student = context.objects.copy_of(config, data.num_classes) or build_network(config, data.num_classes)
+    student = context.objects.student_for(config, data.num_classes) or build_network(config, data.num_classes)
     context.check_licenses(**{"model" if alone else "student": student})
     methods = make_methods(listed, student, context.teacher, config, seed)
     teacher = None if alone else context.teacher
-    alignment = align(student, teacher, methods, recipe.data.crop or recipe.data.size or context.size)
-    alignment += reading_lines(recipe.data, methods)
+    window = recipe.data.crop or recipe.data.size or context.size
+    alignment = align(student, teacher, methods, window, context.shapes)
+    alignment += use_lines(recipe.data, methods)
     card = model_card(data, recipe.model_dump(mode="json"), teacher)
-    weights = {method.name: method.weight for method in listed}
+    weights = {find_method(method.name).name: method.weight for method in listed}
     label = label or "+".join(methods)
     return Arm(label, recipe.train, student, methods, weights, card, alignment, folder)
 
@@ -278,7 +285,7 @@ def make_methods(
             raise SegtailorError(f"the recipe names the method {name} {names.count(name)} times; list it once")
     methods: dict[str, Method] = {}
     for config in configs:
-        kind = METHODS[config.name]
+        kind = find_method(config.name)
         if kind.teacher == "recipe" and teacher is None:
             raise SegtailorError(f"method {config.name} needs a teacher; set teacher.weights (a run folder or a file)")
         options = check_options(config.name, config.options())
@@ -300,7 +307,7 @@ def make_methods(
             raise missing.named(config.name, named.name) from None
         if own is not None:
             method.use_teacher(own)
-        methods[config.name] = method
+        methods[kind.name] = method
     return methods
 
 
@@ -311,7 +318,7 @@ def check_methods(configs: Sequence[MethodConfig]) -> bool:
     """
     for config in configs:
         check_options(config.name, config.options())
-    return any(METHODS[config.name].sparse_gradients for config in configs)
+    return any(find_method(config.name).sparse_gradients for config in configs)
 
 
 def train_arms(context: Context, arms: Sequence[Arm], keep_going: bool = False) -> list[Trained]:
@@ -326,11 +333,11 @@ def train_arms(context: Context, arms: Sequence[Arm], keep_going: bool = False) 
     entries = []
     for arm in arms:
         arm.learner = Distiller(arm.student, arm.methods, arm.weights, arm.train.aux_weight)
-        task = Task(
+        spec = RunSpec(
             arm.label, arm.folder, context.train_data, context.val_data, context.data, arm.train, context.evaluate,
             arm.card, context.unlabelled,
         )  # fmt: skip
-        entries.append((arm.learner, task))
+        entries.append((arm.learner, spec))
     trained = fit_together(context.fabric, entries, teacher, keep_going)
     if [item.fingerprint() for item in watched] != before:
         raise SegtailorError("the teacher's weights changed during the run; this is a defect of the method, report it")
@@ -339,20 +346,16 @@ def train_arms(context: Context, arms: Sequence[Arm], keep_going: bool = False) 
 
 def pretrain(context: Context, arm: Arm, recipe: DistillRecipe) -> None:
     """Give the arm's methods what they learn before the student."""
-    arm.stages = run_stages(context.fabric, recipe, arm.methods, context.teacher, context.train_data, context.val_data)
-
-
-def load_student(context: Context, path: Path) -> Network:
-    """Load the student that an arm has left at ``path``, a file or a run folder."""
-    own = context.objects.copy_of(read_card(path)["model"]["name"], context.train_data.num_classes)
-    return load_model(path) if own is None else fill(own, path)
+    arm.stages = run_pretraining(
+        context.fabric, recipe, arm.methods, context.teacher, context.train_data, context.val_data
+    )
 
 
 def unlabelled_of(context: Context, arm: Arm) -> dict[str, Any]:
     """Return what the results say of unlabelled images; nothing without any."""
     assert arm.learner is not None
     return unlabelled_facts(
-        context.data, arm.train.batch, context.train_data, context.unlabelled, arm.learner.readings, arm.folder
+        context.data, arm.train.batch, context.train_data, context.unlabelled, arm.learner.target_kinds, arm.folder
     )
 
 
@@ -367,13 +370,13 @@ def run_name(*parts: str) -> str:
 
 def model_card(data: SegmentationDataset, recipe: dict[str, Any], teacher: Teacher | None = None) -> dict[str, Any]:
     """Return what a weights file says of its data and origin; the licenses are those of a ``teacher``'s weights."""
-    known = {} if teacher is None else teacher.model.licences
+    known = {} if teacher is None else teacher.model.licenses
     return {
-        "licences": {f"teacher's {part}": text for part, text in known.items()},
+        "licenses": {f"teacher's {part}": text for part, text in known.items()},
         "classes": list(data.classes),
         "palette": [list(color) for color in data.palette],
         "mean_color": list(data.mean_color),
-        "data_licence": data.license,
+        "data_license": data.license,
         "recipe": recipe,
     }
 
@@ -384,26 +387,41 @@ def card_with_metrics(card: dict[str, Any], scores: EvaluationResult, step: int)
     return {**card, "metrics": metrics}
 
 
-def align(student: Network, teacher: Teacher | None, methods: Mapping[str, Method], size: Size) -> list[str]:
+def align(
+    student: Network,
+    teacher: Teacher | None,
+    methods: Mapping[str, Method],
+    size: Size,
+    shapes: dict[Any, Any] | None = None,
+) -> list[str]:
     """Return one line for each tensor that a method compares, for training windows of ``size``.
 
-    Raises :class:`SegtailorError` when a method needs what a network does not return, or when two grids cannot be
-    aligned.
+    ``shapes`` keeps what was found of an architecture for the next arm. Raises :class:`SegtailorError` when a method
+    needs what a network does not return, or when two grids cannot be aligned.
     """
-    own = _run_student(student, size)
-    outputs: dict[int, SegOutput] = {}
+    shapes = {} if shapes is None else shapes
+    key = ("student", *_architecture(student), size)
+    if key not in shapes:
+        shapes[key] = _run_student(student, size)
+    own = shapes[key]
     lines = []
     for name, method in methods.items():
         guide = method.own_teacher or (teacher if method.teacher == "recipe" else None)
         if guide is None:
             continue
-        if id(guide) not in outputs:
-            output = run_on_meta(guide.model, size)
-            mapped = guide.class_map
-            outputs[id(guide)] = output if mapped is None else deepcopy(mapped).to("meta").map_output(output)
+        key = ("teacher", *_architecture(guide.model), size)
+        if key not in shapes:
+            shapes[key] = run_on_meta(guide.model, size)
+        output, mapped = shapes[key], guide.class_map
+        output = output if mapped is None else deepcopy(mapped).to("meta").map_output(output)
         stretched = student.preprocess.size is not None or guide.preprocess.size is not None
-        lines += align_method(name, method, own, outputs[id(guide)], stretched)
+        lines += align_method(name, method, own, output, stretched)
     return lines
+
+
+def _architecture(model: Network) -> tuple[str, int]:
+    """Return what two networks have in common that give tensors of the same shapes."""
+    return json.dumps(model.spec(), sort_keys=True, default=str), count_parameters(model)
 
 
 def _run_student(student: Network, size: Size) -> SegOutput:
@@ -442,7 +460,7 @@ def align_method(
             continue  # stages.N may belong to one network alone
         how = _grids(name, tap, own.shape[-2:], guide.shape[-2:], stretched)
         if own.shape[1] != guide.shape[1]:
-            how += f"; {method.widths}"
+            how += f"; {method.channel_alignment}"
         lines.append(f"{name}, {tap}: student {_shape(own)}, teacher {_shape(guide)}: {how}")
     return lines
 

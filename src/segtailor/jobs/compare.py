@@ -16,8 +16,7 @@ from torch import nn
 from segtailor.config import CompareRecipe, Strict, TrainConfig
 from segtailor.engine.launch import launch, on_first_process
 from segtailor.engine.loop import Trained
-from segtailor.engine.preemption import resumable
-from segtailor.engine.runs import open_run
+from segtailor.engine.runs import open_run, resumable
 from segtailor.errors import SegtailorError
 from segtailor.evaluation.boundary import BoundarySettings
 from segtailor.files import write_atomically
@@ -31,7 +30,6 @@ from segtailor.jobs.build import (
     card_with_metrics,
     check_methods,
     class_map_rows,
-    load_student,
     open_context,
     pretrain,
     recorded,
@@ -41,9 +39,8 @@ from segtailor.jobs.build import (
 )
 from segtailor.jobs.objects import Objects
 from segtailor.jobs.train import draw_samples
-from segtailor.methods import METHODS, check_options
+from segtailor.methods import check_options, find_method
 from segtailor.models import save_model
-from segtailor.models.inspect import count_multiply_adds, count_parameters
 from segtailor.recipes import load_recipe
 from segtailor.report import write_report
 from segtailor.report.samples import write_tailored
@@ -175,9 +172,8 @@ def _conclude(context: Context, recipe: CompareRecipe, arm: Arm, trained: Traine
         seconds=trained.seconds - trained.teacher_seconds, teacher_seconds=trained.teacher_seconds,
         teacher_seconds_alone=trained.teacher_seconds_alone,
         stage_seconds=sum(stage["seconds"] or 0.0 for stage in arm.stages), peak_bytes=trained.peak_bytes,
-        parameters=count_parameters(trained.student), multiply_adds=count_multiply_adds(trained.student, context.size),
-        model=trained.student.name, method="+".join(arm.methods), alignment=arm.alignment,
-        **_measured(scored), **unlabelled_of(context, arm),
+        **context.costs(trained.student), model=trained.student.name, method="+".join(arm.methods),
+        alignment=arm.alignment, **_measured(scored), **unlabelled_of(context, arm),
     )  # fmt: skip
     _write(context, outcome, arm.folder)
 
@@ -219,7 +215,7 @@ def _illustrate(context: Context, recipe: CompareRecipe, folder: Path, names: Se
     models: dict[str, nn.Module] = {} if context.teacher is None else {"teacher": context.teacher}
     for name in names:
         if arm_status(folder, name, seed) == "finished":
-            models[f"arm:{name}"] = load_student(context, arm_folder(folder, name, seed) / "student.safetensors")
+            models[f"arm:{name}"] = context.objects.load(arm_folder(folder, name, seed), context.val_data.num_classes)
     samples = draw_samples(context, folder, models)
     tailoring = []
     if context.teacher is not None:
@@ -227,7 +223,8 @@ def _illustrate(context: Context, recipe: CompareRecipe, folder: Path, names: Se
             (name, alter)
             for name, arm in recipe.arms.items()
             for method in arm.method
-            if (alter := METHODS[method.name].altered_logits(check_options(method.name, method.options()))) is not None
+            if (alter := find_method(method.name).altered_logits(check_options(method.name, method.options())))
+            is not None
         ]
         tailoring = write_tailored(folder, context.val_data, context.teacher, altered, recipe.evaluate.samples)
     plan = Plan.model_validate_json(path.read_bytes())

@@ -10,8 +10,7 @@ from torch import nn
 
 from segtailor.config import CompareRecipe, DistillRecipe, RunConfig, Strict, TrainRecipe
 from segtailor.engine.launch import launch, on_first_process
-from segtailor.engine.preemption import resumable
-from segtailor.engine.runs import open_run
+from segtailor.engine.runs import open_run, resumable
 from segtailor.errors import SegtailorError, unknown
 from segtailor.jobs.build import (
     Context,
@@ -21,7 +20,6 @@ from segtailor.jobs.build import (
     card_with_metrics,
     check_methods,
     class_map_rows,
-    load_student,
     open_context,
     pretrain,
     run_name,
@@ -148,7 +146,7 @@ def _baseline(context: Context, recipe: DistillRecipe, folder: Path) -> tuple[Ne
     arm = build_arm(context, same, "alone")
     run = on_first_process(context.fabric, lambda: open_run(same.run, "baseline", arm.card["recipe"]))
     if run.finished:
-        return load_student(context, run.path), finished(run.path).results.rows[0]
+        return context.objects.load(run.path, context.val_data.num_classes), finished(run.path).results.rows[0]
     arm.folder = run.path
     return train_alone(context, arm, "baseline", "alone")
 

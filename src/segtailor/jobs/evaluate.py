@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from segtailor.config import DataConfig, EvaluateConfig, Strict
 from segtailor.errors import SegtailorError
+from segtailor.files import Size
 from segtailor.recipes import set_value, validate
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from segtailor.data.base import SegmentationDataset
     from segtailor.evaluation import EvaluationResult
     from segtailor.models import Network, Teacher
 
@@ -27,34 +29,39 @@ class Scoring(Strict):
 
 def evaluate(
     model: str | Path | nn.Module,
-    data: DataConfig,
-    split: str = "val",
+    data: DataConfig | Mapping[str, Any] | Any = None,
+    split: str | None = None,
     config: EvaluateConfig | None = None,
     json_path: str | Path | None = None,
     *,
+    classes: Any = None,
     device: str = "auto",
     boundary: bool = False,
     calibration: bool = False,
     class_map: Path | Mapping[Any, Any] | None = None,
     choices: Mapping[str, Any] | None = None,
 ) -> EvaluationResult:
-    """Score ``model`` (a network, a run folder, a .safetensors file or a URI) on ``split`` of ``data``.
+    """Score ``model`` (a network, a run folder, a .safetensors file or a URI); the result prints itself as a table.
 
-    Prints nothing: see :func:`format_result`. ``json_path`` receives every figure and the confusion matrix;
-    ``boundary`` and ``calibration`` add their sections to it and to the result. ``class_map`` (a mapping or a YAML
-    file, see `read_class_map`) scores a model of other classes as a teacher with it would be. ``choices`` are fields of
-    a recipe's teacher section beside the model: preprocess, classifier, weights and others. Raises SegtailorError
-    when the model's class count differs from the data's, when the class map fits neither, when a mask holds a value
-    that is no class, or when the JSON file cannot be written.
+    ``data`` is the ``data`` section of a recipe (a mapping or a ``DataConfig``) or a `torch.utils.data.Dataset` of
+    image and mask, whose class names are ``classes``; by default it is what the model's own recipe names, as ``config``
+    is. ``split`` is one of a named data set's (default: its validation split). ``json_path`` receives every figure and
+    the confusion matrix; ``boundary`` and ``calibration`` add their sections to it and to the result. ``class_map`` (a
+    mapping or a YAML file, see `read_class_map`) scores a model of other classes as a teacher with it would be.
+    ``choices`` are fields of a recipe's teacher section beside the model: preprocess, classifier, weights and others;
+    an ``nn.Module`` of any library is adapted as they say, and without them gets raw pixels.
+
+    Raises SegtailorError when it is not known on what data to score, when the model's class count differs from the
+    data's, when the class map fits neither, when a mask holds a value that is no class, or when the JSON file cannot be
+    written.
     """
-    from segtailor.data import create_dataset
     from segtailor.evaluation import BoundarySettings, check_classes, evaluate_model, inference_settings
     from segtailor.files import write_atomically
     from segtailor.models.store import choose_device, resolve
 
-    config = config or EvaluateConfig.model_validate({})
-    settings = inference_settings(config, data)
-    dataset = create_dataset(data, split, training=False)
+    found, dataset, recorded = _open_data(model, data, split, classes)
+    config = config or recorded
+    settings = inference_settings(config, found)
     network = resolve(model) if not choices else _chosen(model, choices, class_map, dataset.num_classes)
     mapped = None if class_map is None else _mapped(network, class_map, dataset.classes)
     network = mapped or network
@@ -64,19 +71,57 @@ def evaluate(
         dataset,
         device=choose_device(device),
         batch=config.batch,
-        workers=data.workers,
+        workers=found.workers,
         boundary=BoundarySettings() if boundary else None,
         calibration=calibration,
         **settings,
     )
     if json_path is not None:
         named = str(model) if isinstance(model, str | Path) else getattr(model, "name", type(model).__name__)
-        origin: dict[str, Any] = {"model": named, "data": data.name, "split": split, "mode": config.mode}
+        origin: dict[str, Any] = {"model": named, "data": found.name, "split": dataset.split, "mode": config.mode}
         if mapped is not None and mapped.class_map is not None:
             origin["class_map"] = mapped.class_map.rows()
         text = json.dumps({**origin, **result.to_dict()}, indent=1) + "\n"
         write_atomically(json_path, lambda file: file.write(text.encode()))
     return result
+
+
+def _open_data(
+    model: str | Path | nn.Module, data: Any, split: str | None, classes: Any
+) -> tuple[DataConfig, SegmentationDataset, EvaluateConfig]:
+    """Return the data section, the opened split, and how the model's own recipe evaluates."""
+    from segtailor.data import create_dataset
+    from segtailor.jobs.objects import Objects
+
+    stored = str(model) if isinstance(model, str | Path) else None
+    own = EvaluateConfig.model_validate({})
+    if data is None or isinstance(data, Mapping):
+        if data is None and stored is None:
+            raise SegtailorError("say on what data to score: a recipe's data section, or a data set")
+        changes = {f"data.{key}": value for key, value in (data or {}).items()}
+        if stored is not None:
+            data, own = data_of(stored, changes)
+        else:
+            data = validate(DataConfig, dict(data or {}), "data")
+    if isinstance(data, DataConfig):
+        if data.name.startswith("object:"):
+            name = data.name.removeprefix("object:")
+            raise SegtailorError(f"{stored} was made on {name}, a Python object; give the data to score on")
+        split = split or data.val_split
+        return data, create_dataset(data, split, training=False), own
+    size = _trained_size(stored)
+    config = DataConfig(name="object", size=size, workers=0)
+    dataset = Objects(train_data=data, val_data=data, classes=classes).dataset(data, split or "val", config)
+    return config, dataset, own
+
+
+def _trained_size(model: str | None) -> Size | None:
+    """Return the size to which the recipe of a stored ``model`` resizes images."""
+    from segtailor.models.store import open_card
+
+    card = {} if model is None else open_card(model)
+    size = ((card.get("recipe") or {}).get("data") or {}).get("size")
+    return (int(size[0]), int(size[1])) if size else None
 
 
 def data_of(model: str, overrides: Mapping[str, Any]) -> tuple[DataConfig, EvaluateConfig]:
@@ -117,12 +162,16 @@ def model_choices(overrides: Mapping[str, Any]) -> dict[str, Any]:
 def _chosen(
     model: str | Path | nn.Module, choices: Mapping[str, Any], class_map: Path | Mapping[Any, Any] | None, classes: int
 ) -> Network:
-    """Return the network ``model`` (a name, file or URI) as a teacher section with ``choices`` describes it."""
+    """Return the network ``model`` as a teacher section with ``choices`` describes it."""
     from segtailor.config import TeacherConfig
+    from segtailor.jobs.objects import Objects
     from segtailor.models.store import is_stored, load_teacher
 
     if not isinstance(model, str | Path):
-        raise SegtailorError("choices describe a model by name, file or URI, not a network that is there already")
+        config = validate(TeacherConfig, dict(choices), "choices")
+        network = Objects(teacher=model).teacher_for(config, None if class_map else classes)
+        assert network is not None
+        return network
     key = "weights" if is_stored(str(model)) else "model"
     values = {key: str(model), **choices, **({} if class_map is None else {"class_map": class_map})}
     return load_teacher(validate(TeacherConfig, values, "--model"), classes)
@@ -136,59 +185,3 @@ def _mapped(network: nn.Module, class_map: Path | Mapping[Any, Any], classes: Se
     if not isinstance(network, Network):
         raise SegtailorError(f"a class map needs a network of segtailor's, not {type(network).__name__}")
     return Teacher(network, read_class_map(class_map, network, classes))
-
-
-def format_result(result: EvaluationResult) -> str:
-    """Return the scores as short plain tables for the terminal; percentages, ``-`` for a class that is absent."""
-    parts = [_format_scores(result)]
-    if result.boundary is not None:
-        parts.append(_format_boundary(result.boundary, result.classes))
-    if result.calibration is not None:
-        bins, brier = len(result.calibration["bins"]), result.calibration["brier"]
-        brier = "-" if brier is None else f"{brier:.4f}"
-        parts.append(f"calibration error {_percent(result.calibration['ece'])} % ({bins} bins)   Brier score {brier}")
-    return "\n\n".join(parts)
-
-
-def _format_scores(result: EvaluationResult) -> str:
-    width = _name_width(result.classes)
-    lines = [
-        f"mIoU {_percent(result.miou)} %   all classes {_percent(result.miou_all)} %   "
-        f"pixel accuracy {_percent(result.pixel_accuracy)} %",
-        f"mean accuracy {_percent(result.mean_accuracy)} %   mean Dice {_percent(result.mean_dice)} %",
-        "",
-        f"{'class':{width}}  {'IoU %':>7}  {'Dice %':>7}  {'accuracy %':>10}",
-    ]
-    for name, iou, dice, accuracy in zip(result.classes, result.iou, result.dice, result.accuracy, strict=True):
-        lines.append(f"{name:{width}}  {_percent(iou):>7}  {_percent(dice):>7}  {_percent(accuracy):>10}")
-    speed = result.images / result.seconds if result.seconds > 0 else 0.0
-    lines += ["", f"{result.images} images in {result.seconds:.1f} s ({speed:.1f} images/s), void pixels not counted"]
-    absent = sum(value is None for value in result.iou)
-    if absent:
-        lines.append(f"mIoU leaves out {absent} absent from prediction and target (-); all classes counts them as 0")
-    return "\n".join(lines)
-
-
-def _format_boundary(boundary: dict[str, Any], classes: tuple[str, ...]) -> str:
-    width = _name_width(classes)
-    titles = ["Boundary IoU %", *(f"F1 at {row['tolerance']} px %" for row in boundary["f1"])]
-    columns = [[boundary["miou"], *boundary["iou"]], *([row["mean_f1"], *row["f1"]] for row in boundary["f1"])]
-    lines = [f"{'class':{width}}  " + "  ".join(titles)]
-    for name, *values in zip(("mean", *classes), *columns, strict=True):
-        cells = [f"{_percent(value):>{len(title)}}" for value, title in zip(values, titles, strict=True)]
-        lines.append(f"{name:{width}}  " + "  ".join(cells))
-    lines += ["", "pixels from a boundary of the target: mIoU %, share of pixels %"]
-    scored = max(1, sum(row["pixels"] for row in boundary["distance"]))
-    for row in boundary["distance"]:
-        first, last = row["above"] + 1, row["up_to"]
-        reach = f"from {first}" if last is None else f"{first} to {last}" if last > first else str(last)
-        lines.append(f"{reach:{width}}  {_percent(row['miou']):>7}  {_percent(row['pixels'] / scored):>7}")
-    return "\n".join(lines)
-
-
-def _name_width(classes: tuple[str, ...]) -> int:
-    return max(12, *(len(name) for name in classes))
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"

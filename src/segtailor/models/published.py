@@ -1,4 +1,4 @@
-"""Checkpoints of the published benchmark: the network is recognised from the tensors alone.
+"""Checkpoints of the published benchmark: the network is recognized from the tensors alone.
 
 Two generations of these files share their names and differ in the width of the head, so nothing is taken from a file
 name. Layouts: the benchmark's DeepLabV3, PSPNet (deep-stem ResNets, MobileNetV2) and SegFormer (MiT-B0 to B5).
@@ -15,7 +15,7 @@ from torch import Tensor
 from segtailor.errors import SegtailorError
 from segtailor.models.adapters.weights import check_state_dict, count_names, read_weights
 from segtailor.models.checkpoint_keys import (
-    MIT_LICENCE,
+    MIT_LICENSE,
     block_counts,
     expected,
     is_segformer,
@@ -39,7 +39,7 @@ CLASSIFIERS = {
 }
 
 
-class Recognised(NamedTuple):
+class Recognized(NamedTuple):
     """What a file's tensors say about their network."""
 
     name: str
@@ -47,7 +47,7 @@ class Recognised(NamedTuple):
     head_width: int
 
 
-def recognise(tensors: dict[str, Tensor], source: str) -> Recognised:
+def recognize(tensors: dict[str, Tensor], source: str) -> Recognized:
     """Tell network, class count and head width from ``tensors``; SegtailorError when no published network has them."""
     names = set(tensors)
     head = next((head for head, classifier in CLASSIFIERS.items() if classifier in names), None)
@@ -66,7 +66,7 @@ def recognise(tensors: dict[str, Tensor], source: str) -> Recognised:
     classifier = tensors[CLASSIFIERS[head]]
     if classifier.ndim != 4:
         raise SegtailorError(f"{source}: {CLASSIFIERS[head]} has shape {list(classifier.shape)}, not (K,C,1,1)")
-    return Recognised(f"{head}-{backbone}", classifier.shape[0], classifier.shape[1])
+    return Recognized(f"{head}-{backbone}", classifier.shape[0], classifier.shape[1])
 
 
 def _backbone(tensors: dict[str, Tensor]) -> str | None:
@@ -95,7 +95,7 @@ def load_published(path: Path) -> Segmenter:
     tensors = read_weights(path)
     if is_segformer(tensors):
         return _load_segformer(tensors, path)
-    found = recognise(tensors, str(path))
+    found = recognize(tensors, str(path))
     model = create_segmenter(found.name, found.num_classes)
     if model.feature_channels != found.head_width:
         model = create_segmenter(found.name, found.num_classes, head_width=found.head_width)
@@ -103,7 +103,7 @@ def load_published(path: Path) -> Segmenter:
     check_state_dict(to_published(model), tensors, str(path), network)
     model.load_state_dict({ours: tensors[theirs] for ours, theirs in published_names(model).items()})
     if found.name.startswith("segformer"):
-        model.licences["backbone"] = MIT_LICENCE
+        model.licenses["backbone"] = MIT_LICENSE
     return model
 
 
@@ -115,5 +115,5 @@ def _load_segformer(tensors: Mapping[str, Tensor], path: Path) -> Segmenter:
     check_state_dict(model.state_dict(), found.tensors, str(path), f"{name} ({found.num_classes} classes)")
     model.load_state_dict(found.tensors)
     model.classes = found.classes
-    model.licences |= found.licences
+    model.licenses |= found.licenses
     return model

@@ -43,12 +43,12 @@ CARD_KEYS = {"licences": "licenses", "data_licence": "data_license"}
 def save_model(model: Network, path: str | Path, card: dict[str, Any] | None = None) -> None:
     """Write ``model`` and its card to one ``.safetensors`` file, atomically.
 
-    ``card`` adds what the model does not know itself: classes, palette, metrics, licences, recipe. Raises
+    ``card`` adds what the model does not know itself: classes, palette, metrics, licenses, recipe. Raises
     SegtailorError when the file cannot be written; a file that was there stays whole.
     """
-    given = dict(card or {})
-    licences = {**model.licences, **given.pop("licences", {})}
-    content = {"version": CARD_VERSION, "model": model.spec(), "licences": licences, **given}
+    given = _renamed(card or {})
+    licenses = {**model.licenses, **given.pop("licenses", {})}
+    content = {"version": CARD_VERSION, "model": model.spec(), "licenses": licenses, **given}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     data = safetensors.torch.save(tensors, metadata={"card": json.dumps(content)})
     write_atomically(path, lambda file: file.write(data))
@@ -263,7 +263,7 @@ def own_weights(name: str) -> Path | None:
             if not _is_own(config):
                 return None
             return Path(hf_hub_download(name, WEIGHTS))
-    except Exception:  # not there, private, or no connection: told by the reader that comes next
+    except Exception:  # not there, private, or no connection: the reader that comes next says so
         return None
 
 
@@ -304,7 +304,7 @@ def _load_own(path: Path, given: Choices, module: nn.Module | None = None) -> Ne
         model = _rebuilt({**spec, **chosen}, path, module)
     except TypeError as error:
         raise SegtailorError(f"{path}: its card does not describe a model of this version ({error})") from error
-    model.licences = dict(card.get("licences", {}))
+    model.licenses = dict(card.get("licenses", {}))
     model.classes = tuple(card.get("classes") or ())
     tensors = safetensors.torch.load_file(path)
     check_state_dict(model.state_dict(), tensors, str(path), model.name)
@@ -335,4 +335,9 @@ def _read_card(path: Path) -> dict[str, Any]:
         card = json.loads(metadata["card"])
     except (KeyError, ValueError) as error:
         raise SegtailorError(f"{path} has no card; it was not written by segtailor") from error
-    return dict(card)
+    return _renamed(dict(card))
+
+
+def _renamed(card: dict[str, Any]) -> dict[str, Any]:
+    """Return ``card`` with today's keys."""
+    return {CARD_KEYS.get(key, key): value for key, value in card.items()}

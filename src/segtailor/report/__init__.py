@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segtailor.report.page import page
-from segtailor.report.read import read_run
-from segtailor.report.rendering import write_page
+from segtailor.files import write_atomically
+from segtailor.report import comparison_page, run_page
+from segtailor.report.read import read_run, read_source
 
 __all__ = ["write_report"]
 
@@ -16,13 +16,21 @@ def write_report(folder: str | Path) -> Path:
 
     The page is one file: styles, script, curves and pictures are inside, and it asks the network for nothing. Of a
     run it reads ``results.json``, the metrics it names, ``recipe.yaml`` and ``samples/``; of a comparison
-    ``comparison.json``, the arms' files and its pictures. What is missing is left out. Raises SegtailorError when the
-    folder holds neither or cannot be written to.
+    ``comparison.json``, the arms' files and its pictures. What is missing is left out; a damaged run of a comparison
+    is named on the page. Raises SegtailorError when the folder holds neither, or a damaged ``results.json`` or
+    ``comparison.json``, or cannot be written to.
     """
-    folder = Path(folder)
-    if (folder / "comparison.json").exists():
-        # Late: it brings statistics that a run's report does not need.
-        from segtailor.report.comparison import write_comparison_report
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-        return write_comparison_report(folder)
-    return write_page(folder / "report.html", "template.html", page(read_run(folder)))
+    folder, path = Path(folder), Path(folder) / "report.html"
+    if (folder / "comparison.json").exists():
+        template, values = "comparison.html", comparison_page.page(read_source(folder))
+    else:
+        template, values = "run.html", run_page.page(read_run(folder))
+    environment = Environment(
+        loader=PackageLoader("segtailor", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    text = environment.get_template(template).render(values)
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+    return path

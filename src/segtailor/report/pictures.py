@@ -1,108 +1,90 @@
-"""Sample pictures inside the page: small enough, as data URIs."""
+"""Pictures inside the pages: small enough, as data URIs."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from segtailor.report.read import ROLES, Run
+from segtailor.report.read import ROLES, Run, Source
 from segtailor.results.formatting import percent
 
 WIDTHS = (640, 480, 360, 280, 200)
 BUDGET = 3_600_000  # bytes of data URIs; with all else the page stays below 5 MB
+SAMPLE_BUDGET = 2_700_000  # the same on a comparison's page, which has more beside them
+TAILORING_BUDGET = 700_000
+TAILORING = (
+    ("image", "Image", "photograph"),
+    ("before", "Before", "the teacher's logits as they are"),
+    ("after", "After", "the tailored logits"),
+    ("difference", "Difference", "after minus before"),
+)
 
 
 @dataclass
 class Picture:
-    """One picture of a sample and what is said of it."""
+    """One picture of a sample, its caption and its alternative text; ``key`` says what it shows."""
 
+    key: str
     title: str
     alt: str
     uri: str
     width: int
     height: int
     note: str = ""
-    flat: bool = False  # flat colours: enlarged by repeating pixels, not blurred
+    flat: bool = False  # flat colors: enlarged by repeating pixels, not blurred
 
 
 @dataclass
-class Pair:
-    """Two pictures that belong together: image and target, or a prediction and its wrong pixels."""
-
-    role: str
-    pictures: list[Picture]
-
-
-@dataclass
-class SampleRow:
-    """One validation image as the page shows it."""
+class Sample:
+    """One validation image and all that was drawn of it, in reading order."""
 
     name: str
-    pairs: list[Pair]
+    pictures: list[Picture]
+    left: str = ""
+    right: str = ""
+    label: str = ""
+    arm: str = ""
 
+    @property
+    def pairs(self) -> list[list[Picture]]:
+        """The pictures that belong together: image and target, or a prediction and its wrong pixels."""
+        found: dict[str, list[Picture]] = {}
+        for picture in self.pictures:
+            role = "image" if picture.key == "target" else picture.key.removesuffix("-wrong")
+            found.setdefault(role, []).append(picture)
+        return list(found.values())
 
-def sample_rows(run: Run) -> tuple[list[SampleRow], int]:
-    """Return the samples to show, and how many were left out to keep the page small; missing files are passed over."""
-    samples = run.results.get("samples") or []
-    for width in WIDTHS:
-        rows = [_row(run, sample, width) for sample in samples]
-        if sum(map(_size, rows)) <= BUDGET:
-            return [row for row in rows if row.pairs], 0
-    kept: list[SampleRow] = []
-    for row in rows:
-        if sum(map(_size, [*kept, row])) > BUDGET:
-            break
-        kept.append(row)
-    return [row for row in kept if row.pairs], len(rows) - len(kept)
+    @property
+    def bytes(self) -> int:
+        """What the pictures add to the page."""
+        return sum(len(picture.uri) for picture in self.pictures)
 
-
-def _row(run: Run, sample: dict[str, Any], width: int) -> SampleRow:
-    name, paths, wrong = str(sample.get("name", "")), sample.get("pictures", {}), sample.get("wrong", {})
-    pairs = []
-    first = [
-        read_picture(run.folder, paths.get("image"), "Image", f"{name}: photograph", width, photo=True),
-        read_picture(run.folder, paths.get("target"), "Target", f"{name}: target classes", width),
-    ]
-    pairs.append(Pair("data", [picture for picture in first if picture]))
-    for role in ROLES:
-        label, share = run.label(role), wrong.get(role)
-        note = f"{percent(share, 1)} %" if share is not None else ""
-        both = [
-            read_picture(run.folder, paths.get(role), label, f"{name}: classes predicted by {label}", width),
-            read_picture(
-                run.folder,
-                paths.get(f"{role}-wrong"),
-                "Wrong pixels",
-                f"{name}: where {label} is wrong" + (f", {note} of scored pixels" if note else ""),
-                width,
-                photo=True,
-            ),
-        ]
-        if both[1] is not None:
-            both[1].note = note
-        pairs.append(Pair(role, [picture for picture in both if picture]))
-    return SampleRow(name, [pair for pair in pairs if pair.pictures])
+    def __getitem__(self, key: str) -> Picture:
+        """Return the picture of this key."""
+        return next(picture for picture in self.pictures if picture.key == key)
 
 
 def read_picture(
-    folder: Path, path: str | None, title: str, alt: str, width: int, photo: bool = False
-) -> Picture | None:
-    """Return the picture at ``path`` under ``folder``, at most ``width`` wide; None without a sound file.
+    folder: Path, entry: Mapping[str, Any], key: str, title: str, alt: str, width: int, photo: bool = False
+) -> list[Picture]:
+    """Return the entry's picture ``key``, at most ``width`` wide, in a list; an empty one without a sound file.
 
-    A ``photo`` is stored with loss, anything else with its exact colours.
+    A ``photo`` is stored with loss, anything else with its exact colors.
     """
-    if path is None or not (folder / path).is_file():
-        return None
+    path = (entry.get("pictures") or {}).get(key)
+    if not isinstance(path, str) or not (folder / path).is_file():
+        return []
     try:
         with Image.open(folder / path) as opened:
             image = opened.convert("RGB")
     except OSError:
-        return None
+        return []
     own = image.size
     if image.width > width:
         smaller = (width, max(1, round(image.height * width / image.width)))
@@ -110,14 +92,117 @@ def read_picture(
     buffer = io.BytesIO()
     if photo:
         image.save(buffer, "WEBP", quality=82, method=4)
-        kind = "webp"
-    else:  # classes are few: a palette makes the file small and keeps every colour exact
+    else:  # classes are few: a palette makes the file small and keeps every color exact
         colors = image.getcolors(256)
         (image.quantize(len(colors), dither=Image.Dither.NONE) if colors else image).save(buffer, "PNG", optimize=True)
-        kind = "png"
+    kind = "webp" if photo else "png"
     uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-    return Picture(title, alt, uri, *own, flat=not photo)
+    return [Picture(key, title, f"{entry.get('name', '')}: {alt}", uri, *own, flat=not photo)]
 
 
-def _size(row: SampleRow) -> int:
-    return sum(len(picture.uri) for pair in row.pairs for picture in pair.pictures)
+def sample_rows(run: Run) -> tuple[list[Sample], int]:
+    """Return the samples to show, and how many were left out to keep the page small; missing files are passed over."""
+    samples: list[Sample] = []
+    for width in WIDTHS:
+        samples = [_sample(run, entry, width) for entry in run.results.samples]
+        if sum(sample.bytes for sample in samples) <= BUDGET:
+            break
+    kept = _within(BUDGET, samples)
+    return [sample for sample in kept if sample.pictures], len(samples) - len(kept)
+
+
+def _sample(run: Run, entry: dict[str, Any], width: int) -> Sample:
+    pictures = read_picture(run.folder, entry, "image", "Image", "photograph", width, photo=True)
+    pictures += read_picture(run.folder, entry, "target", "Target", "target classes", width)
+    for role in ROLES:
+        label, share = run.label(role), (entry.get("wrong") or {}).get(role)
+        note = f"{percent(share, 1)} %" if share is not None else ""
+        pictures += read_picture(run.folder, entry, role, label, f"classes predicted by {label}", width)
+        alt = f"where {label} is wrong" + (f", {note} of scored pixels" if note else "")
+        for wrong in read_picture(run.folder, entry, f"{role}-wrong", "Wrong pixels", alt, width, photo=True):
+            wrong.note = note
+            pictures.append(wrong)
+    return Sample(str(entry.get("name", "")), pictures)
+
+
+@dataclass
+class SampleGrid:
+    """The samples, the choices (key, label) in reading order, and how many samples were left out."""
+
+    samples: list[Sample]
+    choices: list[tuple[str, str]]
+    left: str
+    right: str
+    left_out: int
+
+
+def sample_grid(source: Source) -> SampleGrid | None:
+    """Return the samples with everything that was drawn of them; None when there is no pair to compare."""
+    entries = _entries(source.comparison.samples)
+    samples: list[Sample] = []
+    for width in WIDTHS:
+        samples = [_layers(source, entry, width) for entry in entries]
+        if sum(sample.bytes for sample in samples) <= SAMPLE_BUDGET:
+            break
+    kept = [sample for sample in _within(SAMPLE_BUDGET, samples) if len(sample.pictures) > 1]
+    if not kept:
+        return None
+    labels = {picture.key: picture.title for sample in kept for picture in sample.pictures}
+    choices = [(key, labels[key]) for key in _keys(source) if key in labels]
+    left, right = _first_pair(source, list(labels))
+    for sample in kept:
+        keys = [picture.key for picture in sample.pictures]
+        sample.left = left if left in keys else keys[0]
+        sample.right = right if right in keys else keys[-1]
+    return SampleGrid(kept, choices, left, right, len(entries) - len(kept))
+
+
+def _layers(source: Source, entry: dict[str, Any], width: int) -> Sample:
+    pictures = []
+    for key in _keys(source):
+        label = {"image": "Image", "target": "Target", "teacher": "Teacher"}.get(key) or key.removeprefix("arm:")
+        alt = {"image": "photograph", "target": "target classes"}.get(key, f"classes predicted by {label}")
+        share = (entry.get("wrong") or {}).get(key)
+        for picture in read_picture(source.comparison.folder, entry, key, label, alt, width, photo=key == "image"):
+            picture.note = f"{percent(share, 1)} % wrong" if isinstance(share, float) else ""
+            pictures.append(picture)
+    return Sample(str(entry.get("name", "")), pictures)
+
+
+def _keys(source: Source) -> list[str]:
+    return ["image", "target", "teacher", *(f"arm:{result.arm}" for result in source.board.arms)]
+
+
+def _first_pair(source: Source, keys: list[str]) -> tuple[str, str]:
+    """Return what is shown at first: the student alone on the left, the best other arm on the right."""
+    alone = f"arm:{source.baseline}"
+    right = next((key for key in _keys(source) if key in keys and key.startswith("arm:") and key != alone), keys[-1])
+    return next((key for key in (alone, "teacher", "target", *keys) if key in keys and key != right), right), right
+
+
+def tailored_images(source: Source) -> list[Sample]:
+    """Return the images that show what tailoring does to the logits of one class, as many as the page can hold."""
+    found = []
+    for entry in _entries(source.comparison.tailoring):
+        label, pictures = str(entry.get("class", "")), list[Picture]()
+        for key, title, meaning in TAILORING:
+            alt = meaning if key == "image" else f"{meaning}, class {label}"
+            pictures += read_picture(source.comparison.folder, entry, key, title, alt, 360, photo=True)
+        found.append(Sample(str(entry.get("name", "")), pictures, label=label, arm=str(entry.get("arm", ""))))
+    return [sample for sample in _within(TAILORING_BUDGET, found) if sample.pictures]
+
+
+def _within(budget: int, samples: list[Sample]) -> list[Sample]:
+    """Return the first samples that the budget has room for."""
+    total, kept = 0, []
+    for sample in samples:
+        total += sample.bytes
+        if total > budget:
+            break
+        kept.append(sample)
+    return kept
+
+
+def _entries(listed: list[Any]) -> list[dict[str, Any]]:
+    """Return the entries of a list of a plan that have pictures."""
+    return [entry for entry in listed if isinstance(entry, dict) and isinstance(entry.get("pictures"), dict)]

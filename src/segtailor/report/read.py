@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from segtailor.data.classes_file import distinct_colors
 from segtailor.engine.logging import read_metrics
 from segtailor.errors import SegtailorError
 from segtailor.files import Color
@@ -170,9 +171,6 @@ def palette(given: Sequence[Sequence[int]], count: int) -> list[Color]:
     """Return one color a class: the ``given`` ones, or distinct ones where there are too few."""
     if len(given) >= count:
         return [(int(red), int(green), int(blue)) for red, green, blue in given[:count]]
-    # Late: it brings torch, which reading a report rarely needs.
-    from segtailor.data.classes_file import distinct_colors
-
     return list(distinct_colors(count))
 
 

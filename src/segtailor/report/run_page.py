@@ -9,7 +9,7 @@ from segtailor._version import __version__
 from segtailor.report.pictures import sample_rows
 from segtailor.report.read import Records, Run, logged, palette
 from segtailor.report.svg import Line, Plot, draw, thinned
-from segtailor.results.formatting import MISSING, css_color, duration, percent, points, ratio, scaled, unit_of
+from segtailor.results.formatting import MISSING, css_color, duration, percent, points, ratio, scaled, tone, unit_of
 from segtailor.results.model import Row
 
 TERM_NAMES = {"task": "task: cross-entropy", "task_aux": "task_aux: auxiliary cross-entropy"}
@@ -216,6 +216,7 @@ def _class_table(run: Run, colors: list[str]) -> dict[str, Any]:
     most = max((abs(row["difference"] or 0.0) for row in body), default=0.0) or 1.0
     for row in body:
         row["difference_text"] = points(row["difference"], 1)
+        row["difference_tone"] = tone(row["difference_text"])
         row["difference_bar"] = 50 * abs(row["difference"] or 0.0) / most
     return {"rows": body, "roles": [(role, run.label(role)) for role in rows], "compared": compared}
 

@@ -7,12 +7,12 @@ for (const plot of document.querySelectorAll("[data-chart]")) {
   let at = steps.length - 1;
   const nearest = (points, step) => points.reduce((best, point) => Math.abs(point[0] - step) < Math.abs(best[0] - step) ? point : best);
   // A point is a place and a value, or a place, a mean, and the lowest and the highest of several seeds.
-  const said = ([, value, low, high]) => low === undefined || low === high ? value : `${value} (${low} to ${high})`;
+  const figure = ([, value, low, high]) => low === undefined || low === high ? value : `${value} (${low} to ${high})`;
   const show = () => {
     const share = (steps[at] - chart.x[0]) / (chart.x[1] - chart.x[0] || 1);
     const front = plot.dataset.front ? JSON.parse(plot.dataset.front) : [];
     const shown = chart.lines.filter((line) => !front.length || front.includes(line.label));
-    const lines = shown.map((line) => `${line.label}: ${said(nearest(line.points, steps[at]))}`);
+    const lines = shown.map((line) => `${line.label}: ${figure(nearest(line.points, steps[at]))}`);
     const where = chart.names ? chart.names[steps[at]] : `step ${steps[at].toLocaleString("en")}`;
     readout.textContent = [where, ...lines].join("\n");
     cursor.style.left = `${100 * share}%`;

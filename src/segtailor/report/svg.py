@@ -209,7 +209,7 @@ def extent(lines: Sequence[Sequence[Point]], levels: Sequence[float] = ()) -> Ra
 
 
 def share(value: float, span: Range) -> float:
-    """Return where ``value`` lies in ``span``: 0 at its start, 1 at its end."""
+    """Return the place of ``value`` in ``span``: 0 at its start, 1 at its end."""
     return (value - span[0]) / ((span[1] - span[0]) or 1.0)
 
 

@@ -29,6 +29,15 @@ def points(value: float | None, digits: int = 2) -> str:
     return MISSING if value is None else _signed(100 * value, digits, "+")
 
 
+def tone(text: str) -> str:
+    """Return the color class of a difference as :func:`points` prints it: gain, loss, or none where it prints 0.
+
+    >>> tone("+5.61"), tone("−0.40"), tone("0.0")
+    ('gain', 'loss', '')
+    """
+    return {"+": "gain", "−": "loss"}.get(text[:1], "")
+
+
 def mean_and_std(found: Spread | None) -> str:
     """Return mean and standard deviation of fractions in percent.
 

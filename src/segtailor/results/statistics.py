@@ -165,7 +165,7 @@ def verdict(pairs: int, p: float | None) -> str:
 class ImageBootstrap:
     """A difference of mIoU under resampled images: percentile interval and two-sided sign p, for networks as trained.
 
-    It does not cover the chance of training: another seed's network may lie outside.
+    It does not cover the chance of training: another seed's network may be outside.
     """
 
     estimate: float

@@ -112,7 +112,7 @@ def pretend_hub(folder: Path, settings: dict[str, Any], encoder: str) -> Any:
     return lambda repository, filename, **_: str(folder / filename)
 
 
-def test_pretrained_takes_the_encoders_weights_statistics_and_licence(
+def test_pretrained_takes_the_encoders_weights_statistics_and_license(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"mean": [103.0, 116.0, 123.0], "std": [1, 1, 1], "input_space": "BGR", "input_range": [0, 255]}
@@ -125,7 +125,7 @@ def test_pretrained_takes_the_encoders_weights_statistics_and_licence(
     raw = torch.full((1, 3, 2, 2), 10.0)
     raw[:, 2] = 110.0  # blue comes first, in 0..255
     assert student.preprocess(raw)[0, :, 0, 0].tolist() == [7.0, -106.0, -113.0]
-    assert student.licences == {"encoder": "bsd-3-clause (smp-hub/mobilenet_v2.imagenet)"}
+    assert student.licenses == {"encoder": "bsd-3-clause (smp-hub/mobilenet_v2.imagenet)"}
     from safetensors.torch import load_file
 
     stored = load_file(tmp_path / "model.safetensors")
@@ -139,7 +139,9 @@ def test_pretrained_without_a_connection_says_so(encoder: str, monkeypatch: pyte
     import timm.models._hub
 
     monkeypatch.setattr(timm.models._hub, "hf_hub_download", unreachable)
-    with pytest.raises(SegtailorError, match=r"not in the local cache, and there is no connection; connect once$"):
+    with pytest.raises(
+        SegtailorError, match=r"not in the local cache, and there is no connection; connect once, or give"
+    ):
         create_model(f"smp:Unet/{encoder}", 2, pretrained=True)
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(SegtailorError, match=r"offline mode is on \(HF_HUB_OFFLINE\)"):
@@ -151,10 +153,10 @@ def test_weights_that_smp_does_not_have_list_the_nearest() -> None:
         create_model("smp:Unet/resnet18", 2, pretrained="noisy")
 
 
-def test_mix_transformers_carry_their_licence() -> None:
-    licences = create_model("smp:Segformer/mit_b0", 2).licences
-    assert use_of(licences["encoder"]) == "restricted"
-    assert create_model("smp:Linknet/resnet18", 2).licences == {}
+def test_mix_transformers_carry_their_license() -> None:
+    licenses = create_model("smp:Segformer/mit_b0", 2).licenses
+    assert use_of(licenses["encoder"]) == "restricted"
+    assert create_model("smp:Linknet/resnet18", 2).licenses == {}
 
 
 @pytest.mark.usefixtures("no_hub")
@@ -289,13 +291,13 @@ def test_a_repository_out_of_reach_says_so() -> None:
         load_model("smp:someone/network")
 
 
-def test_a_repository_of_the_hub_is_read_with_its_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repository_of_the_hub_is_read_with_its_license(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = smp_net("FPN")
     net.save_pretrained(tmp_path)
     (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
     monkeypatch.setattr(hub, "hf_hub_download", lambda repository, filename, **_: str(tmp_path / filename))
     teacher = load_model("smp:someone/network")
-    assert use_of(teacher.licences["model"]) == "restricted"
+    assert use_of(teacher.licenses["model"]) == "restricted"
 
 
 def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

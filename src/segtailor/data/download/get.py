@@ -18,7 +18,6 @@ from segtailor.data.download.fetch import fetch
 from segtailor.data.download.matlab import SCRATCH
 from segtailor.data.download.unpack import unpack
 from segtailor.data.download.verify import find_fault
-from segtailor.data.image_io import require_scipy
 from segtailor.errors import SegtailorError
 
 FOLDER = "downloads"
@@ -37,7 +36,7 @@ def get(
 
     An archive is checked, unpacked and then removed, one after the other. A wrong one is removed and fetched once more.
     The same call goes on after an interruption, and does nothing when all is there. Raises ``SegtailorError``, on one
-    line, for too small a disk, an address that does not answer, a wrong archive and a missing library.
+    line, for too small a disk, an address that does not answer and a wrong archive.
     """
     root = root or entry.root
     if root.exists() and not root.is_dir():
@@ -47,8 +46,6 @@ def get(
     if not left and (entry.convert is None or CONVERTED in done):
         _tidy(root)
         return f"{entry.label} is complete in {root}; remove {root / DONE} to fetch it again"
-    if entry.convert is not None:
-        require_scipy()
     _require_space(entry.label, left, root)
     for archive in left:
         path = _obtain(archive, root / FOLDER, progress, pause)

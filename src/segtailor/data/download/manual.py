@@ -47,7 +47,6 @@ MANUAL = (
             "unpack it in ROOT; there are now ROOT/VOCdevkit/VOC2010/JPEGImages and ImageSets",
             "download the masks trainval.tar.gz (MATLAB files of all labels) or 59_context_labels.tar.gz (PNGs)",
             "unpack them in ROOT/VOCdevkit/VOC2010; there is now its folder trainval or 59_context_labels",
-            'trainval also needs: pip install "segtailor[data]"',
         ),
     ),
 )

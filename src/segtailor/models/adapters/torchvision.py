@@ -17,9 +17,9 @@ from segtailor.models.heads import resize
 from segtailor.models.network import Preprocess
 
 TRUNK = {"resnet": "", "mobilenet": "features."}
-"""What stands before the backbone's names in the file of the classifier whose trunk it is."""
+"""What precedes the backbone's names in the file of the classifier whose trunk it is."""
 HEADS = ("fc.", "classifier.")
-LICENCE = "BSD-3-Clause (torchvision {}); trained on {}"
+LICENSE = "BSD-3-Clause (torchvision {}); trained on {}"
 SUMMED = "its logits are the sum of two classifiers' on maps of two depths; feature is both maps one upon the other"
 
 
@@ -70,7 +70,7 @@ def create(rest: str, num_classes: int, pretrained: bool | str | Path, choices: 
     if pretrained:
         weights = inspect.signature(builder).parameters["weights_backbone"].default
         _fill_backbone(network, rest, _fetch(rest, weights))
-        network.licences = {"encoder": LICENCE.format(weights, "ImageNet")}
+        network.licenses = {"encoder": LICENSE.format(weights, "ImageNet")}
     return network
 
 
@@ -91,7 +91,7 @@ def load(rest: str, choices: Choices) -> Adapted:
     tensors = network.fitting(_fetch(rest, weights))
     check_state_dict(network.net.state_dict(), tensors, str(weights), network.name)
     network.net.load_state_dict(tensors)
-    network.classes, network.licences = names, {"model": LICENCE.format(weights, "COCO, with VOC's classes")}
+    network.classes, network.licenses = names, {"model": LICENSE.format(weights, "COCO, with VOC's classes")}
     return network
 
 
@@ -149,7 +149,7 @@ def _fetch(rest: str, weights: Any) -> dict[str, Tensor]:
         why = (reason(error).strip() or type(error).__name__)[:160]
         if known:
             raise SegtailorError(
-                f"{folder / name} cannot be read ({why}); delete it, so that it is fetched anew"
+                f"{folder / name} cannot be read ({why}); delete it, so that it is fetched again"
             ) from error
         raise SegtailorError(
             f"torchvision:{rest}: {name} is not in {folder} and cannot be fetched ({why}); connect once, or put the "

@@ -116,12 +116,12 @@ class Adapted(Network):
         stages: Sequence[str] | None = None,
         aux: str | None = None,
         options: dict[str, Any] | None = None,
-        licences: dict[str, str] | None = None,
+        licenses: dict[str, str] | None = None,
         classes: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.name, self.num_classes, self.net, self.preprocess = name, num_classes, net, preprocess
-        self.licences, self.classes = dict(licences or {}), classes
+        self.licenses, self.classes = dict(licenses or {}), classes
         self.options = {**(options or {}), **({"classifier": classifier} if classifier else {})}
         self.options |= {"taps": dict(taps)} if taps else {}
         self.align_corners = False
@@ -138,7 +138,7 @@ class Adapted(Network):
         self._store: Store = attach(net, self._sources, name)
 
     def run(self, inputs: Tensor) -> Ran:
-        """Return what the network gives for normalised ``inputs`` (B,3,H,W)."""
+        """Return what the network gives for normalized ``inputs`` (B,3,H,W)."""
         return read_result(self.net(inputs), self.name)
 
     def fitting(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -180,7 +180,7 @@ class Adapted(Network):
         """Strides of the backbone's maps, finest first."""
         return self._strides
 
-    def forward_normalised(self, inputs: Tensor) -> SegOutput:
+    def forward_normalized(self, inputs: Tensor) -> SegOutput:
         """Return the output for ``inputs`` (B,3,H,W) that are preprocessed already."""
         self._store.begin()
         try:

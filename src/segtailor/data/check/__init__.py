@@ -1,0 +1,208 @@
+"""What is wrong with images and masks: ``segtailor data check``, and the check before step 0 of a run."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from segtailor.config import DataConfig
+from segtailor.data.base import SegmentationDataset, some
+from segtailor.data.check.files import (
+    find_duplicates,
+    find_limits,
+    find_missing,
+    find_rotated,
+    find_sizes,
+    find_unreadable,
+    unreadable_files,
+)
+from segtailor.data.check.findings import SEVERITIES, Count, Finding
+from segtailor.data.check.offset import OWN, Encoding, encoding_of
+from segtailor.data.check.report import CheckReport
+from segtailor.data.check.scan import UNLABELLED, Opened, SampleStats, in_threads, open_splits, scan
+from segtailor.data.check.values import (
+    count_classes,
+    find_classes,
+    find_palettes,
+    find_stored_colors,
+    find_unknown_colors,
+    find_values,
+)
+from segtailor.data.masks import ColorValues
+from segtailor.data.paired import FileDataset, MaskDataset
+from segtailor.errors import SegtailorError
+from segtailor.files import VOID
+
+__all__ = ["CheckReport", "check_data", "check_files"]
+
+# Kinds of findings that change the classes of every mask they name.
+MISREAD = frozenset(
+    {
+        "binary-mask",
+        "colors-read-as-grey",
+        "labels-one-too-high",
+        "labels-one-too-low",
+        "wrong-palette",
+        "zero-label-not-reduced",
+    }
+)
+
+
+def check_data(
+    config: DataConfig,
+    *,
+    splits: Sequence[str] | None = None,
+    out: Path | None = None,
+    threads: int | None = None,
+    progress: bool = False,
+) -> CheckReport:
+    """Read every image and mask of ``splits`` and write what is wrong with them into the folder ``out``.
+
+    ``splits`` are by default the recipe's two, and ``test`` where there is one; ``out`` is ``runs/data-check-NAME``. It
+    gets report.json, report.txt and classes.png. Defects are in the report, not raised: ``SegtailorError`` is raised
+    when no split, or one of ``splits``, can be opened, and when ``out`` cannot be written.
+    """
+    begin = time.perf_counter()
+    opened = open_splits(config, splits)
+    folder = out or Path("runs") / f"data-check-{_label(config)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SegtailorError(
+            f"cannot write the report into {folder}: {error.strerror}; choose another --out"
+        ) from error
+    datasets = {name: split.dataset for name, split in opened.splits.items()}
+    unlabelled = {UNLABELLED: opened.unlabelled} if opened.unlabelled is not None else {}
+    samples = scan({**datasets, **unlabelled}, threads, progress=progress)
+    by_split: defaultdict[str, list[SampleStats]] = defaultdict(list)
+    for sample in samples:
+        by_split[sample.split].append(sample)
+    first = next(iter(datasets.values()))
+    report = CheckReport(
+        config=config,
+        name=_label(config),
+        classes=first.classes,
+        palette=first.palette,
+        findings=sorted(_find(config, opened, by_split), key=lambda finding: SEVERITIES.index(finding.severity)),
+        tallies=[count_classes(dataset, name, by_split[name]) for name, dataset in datasets.items()],
+        unreadable=unreadable_files(samples),
+        samples=len(samples),
+        seconds=time.perf_counter() - begin,
+        folder=folder,
+    )
+    report.write()
+    return report
+
+
+def _find(config: DataConfig, opened: Opened, by_split: dict[str, list[SampleStats]]) -> list[Finding]:
+    samples = [sample for group in by_split.values() for sample in group]
+    datasets = {name: split.dataset for name, split in opened.splits.items()}
+    limits = {"data.limit": config.limit}
+    if config.unlabelled is not None:
+        limits["data.unlabelled.limit"] = config.unlabelled.limit
+    findings = [
+        *find_missing(opened),
+        *find_limits(opened, config.train_split, limits),
+        *find_unreadable(samples),
+        *find_sizes(samples),
+        *find_rotated(samples),
+    ]
+    for encoding, masks in _by_encoding(config, datasets, by_split):
+        findings += find_stored_colors(encoding, masks)
+        findings += find_palettes(encoding, masks)
+        findings += find_values(encoding, masks)
+    for dataset in datasets.values():
+        if isinstance(dataset, MaskDataset) and isinstance(dataset.values, ColorValues):
+            findings += find_unknown_colors(dataset.palette, samples)
+            break
+    # masks that are misread would add classes that they do not hold, and lack those that they do
+    misread = {at.path for finding in findings if finding.kind in MISREAD for at in finding.locations}
+    tallies = [
+        count_classes(dataset, name, (sample for sample in by_split[name] if sample.mask not in misread))
+        for name, dataset in datasets.items()
+    ]
+    findings += find_classes(tallies, next(iter(datasets.values())).classes, config.train_split)
+    return findings + find_duplicates(dict(by_split), config.train_split)
+
+
+def _by_encoding(
+    config: DataConfig, datasets: dict[str, SegmentationDataset], by_split: dict[str, list[SampleStats]]
+) -> list[tuple[Encoding, list[SampleStats]]]:
+    """Return the masks by what their values mean: splits may differ in that, as raw ids and train ids do."""
+    groups: list[tuple[Encoding, list[SampleStats]]] = []
+    for name, dataset in datasets.items():
+        encoding = encoding_of(dataset, config)
+        same = next((masks for known, masks in groups if known == encoding), None)
+        if same is not None:
+            same += by_split[name]
+        elif encoding is not None:
+            groups.append((encoding, list(by_split[name])))
+    return groups
+
+
+def _label(config: DataConfig) -> str:
+    """Return a short name of the data: the data set's, or that of the user's folder, table or source."""
+    if config.name not in (*OWN, "coco-json", "packed"):
+        return config.name
+    place = (
+        config.source
+        or (config.root and config.root.resolve().name)
+        or (config.annotations and config.annotations.resolve().parent.name)
+    )
+    return re.sub(r"[^\w.-]+", "-", str(place or config.name)).strip("-.") or config.name
+
+
+def check_files(dataset: SegmentationDataset, threads: int | None = None) -> None:
+    """Read every image and mask of ``dataset`` in ``threads`` (default: one a core, at most 16) and report once.
+
+    Raises one SegtailorError, on one line, that counts and names unreadable or truncated files, masks of another size
+    than their image, and mask values that are neither class nor void. Rows of a table of images are checked one by one;
+    drawn scenes pass.
+    """
+    if isinstance(dataset, FileDataset):
+        unit, advice = "pairs", "; fix or remove these files and run again; `segtailor data check` lists all of them"
+        problems = list(_file_problems(dataset, scan({dataset.split: dataset}, threads, pictures=False)))
+    elif isinstance(getattr(dataset, "whole", dataset), MaskDataset):
+        unit, advice = "rows", ""
+        bad = list(filter(None, in_threads(partial(_row_problem, dataset), len(dataset), threads)))
+        problems = [f"{len(bad)} cannot be used: {some(bad)}"] if bad else []
+    else:
+        return
+    if problems:
+        raise SegtailorError(
+            f"{dataset.name} {dataset.split}, {len(dataset)} {unit} checked: {'; '.join(problems)}{advice}"
+        )
+
+
+def _row_problem(dataset: SegmentationDataset, index: int) -> str:
+    try:
+        dataset[index]
+    except SegtailorError as error:
+        return str(error)
+    return ""
+
+
+def _file_problems(dataset: FileDataset, samples: Sequence[SampleStats]) -> Iterator[str]:
+    pixels: Counter[int] = Counter()
+    files: Counter[int] = Counter()
+    first: dict[int, str] = {}
+    for sample in samples:
+        for value, count in sample.values.items():
+            if not (0 <= value <= VOID and dataset.values.known[value]):
+                pixels[value] += count
+                files[value] += 1
+                first.setdefault(value, sample.mask)
+    if unreadable := unreadable_files(samples):
+        yield f"{Count(len(unreadable)):file} cannot be read: {some(list(map(str, unreadable)))}"
+    for finding in find_sizes(samples):
+        yield f"{finding.text}: {some(list(map(str, finding.locations)))}"
+    if pixels:
+        texts = [
+            f"{dataset.values.describe(value)} ({pixels[value]} pixels in {Count(files[value]):file}, first {path})"
+            for value, path in sorted(first.items())
+        ]
+        yield f"masks hold {Count(len(texts)):value that is|values that are} neither class nor void: {some(texts)}"

@@ -1,0 +1,218 @@
+"""Files that are missing, cannot be decoded, do not fit together, or show one picture in two splits.
+
+Duplicates are also found when a picture was saved again in another format, quality or size. Candidates have nearly the
+same perceptual hash; small grey copies then tell the same picture from a neighbouring frame of a film. The thresholds
+are set on CamVid: saved again as JPEG of quality 10 or at half size, its frames differ by 1.6 of 255 at most, and
+neighbouring frames of one drive by 1.8 at least.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segtailor.data import pairing
+from segtailor.data.check.findings import Finding, Location, found
+from segtailor.data.check.scan import SMALL, UNLABELLED, Opened, SampleStats
+from segtailor.data.image_io import SIDEWAYS
+from segtailor.data.paired import FileDataset, shape
+from segtailor.files import Size
+
+# Kinds of findings by what a listing says of files that it left out.
+MISSING = {
+    pairing.NO_MASK: "image-without-mask",
+    pairing.NO_IMAGE: "mask-without-image",
+    pairing.TWICE: "several-files-of-one-name",
+    pairing.NO_CLASS: "mask-of-no-class",
+    pairing.MISSING_IMAGE: "missing-image",
+    pairing.MISSING_MASK: "missing-mask",
+    pairing.NOT_AN_IMAGE: "not-an-image",
+}
+# Kinds of files that cannot be read by their reason; other reasons are given file by file.
+REASONS = {"the file is empty": "empty", "truncated": "truncated", "not a readable image": "undecodable"}
+# Of the 63 bits of a hash so many may differ.
+HASH_DISTANCE = 8
+# Mean absolute difference of the small copies, in 255ths, for pictures with the contrast of photos.
+SAME, NEAR = 1.65, 4.0
+CONTRAST = 50.0
+# With less contrast than this one plain picture is as another.
+LEAST_CONTRAST = 2.0
+LOW = 8
+# Pictures hashed at once.
+BLOCK = 4096
+
+
+def find_missing(opened: Opened) -> list[Finding]:
+    """Return what could not be opened or paired, and splits of another size than is published."""
+    findings = []
+    for name, problem in opened.failed.items():
+        findings += found("split-not-opened", [Location(name)], split=name, problem=problem)
+    files: defaultdict[str, list[Location]] = defaultdict(list)
+    for split in opened.splits.values():
+        for problem, paths in split.missing.items():
+            files[problem] += map(Location, paths)
+    for problem, locations in files.items():
+        findings += found(MISSING[problem], locations)
+    for name, split in opened.splits.items():
+        dataset = split.dataset
+        if isinstance(dataset, FileDataset) and dataset.expected not in (None, len(dataset)):
+            findings += found(
+                "other-count", [Location(name)], split=name, found=len(dataset), published=dataset.expected
+            )
+    return findings
+
+
+def find_limits(opened: Opened, train_split: str, limits: dict[str, Any]) -> list[Finding]:
+    """Return the limits of the recipe that ask for more images than there are."""
+    sizes = {
+        "data.limit": len(opened.splits[train_split].dataset) if train_split in opened.splits else None,
+        "data.unlabelled.limit": len(opened.unlabelled) if opened.unlabelled is not None else None,
+    }
+    findings = []
+    for field, asked in limits.items():
+        size = sizes[field]
+        if asked is not None and size is not None and asked > size:
+            findings += found("limit", [Location(field)], {field: size}, field=field, asked=asked, size=size)
+    return findings
+
+
+def unreadable_files(samples: Sequence[SampleStats]) -> list[Location]:
+    """Return every file that cannot be read, with the reason."""
+    images = [Location(sample.image, sample.image_problem) for sample in samples if sample.image_problem]
+    return images + [Location(sample.mask, sample.mask_problem) for sample in samples if sample.mask_problem]
+
+
+def find_unreadable(samples: Iterable[SampleStats]) -> list[Finding]:
+    """Return the images and masks that cannot be decoded, by reason; masks of colors are left to another finding."""
+    unreadable: defaultdict[tuple[str, str], list[Location]] = defaultdict(list)
+    for sample in samples:
+        mask_problem = "" if sample.is_colored else sample.mask_problem
+        for role, path, problem in ("image", sample.image, sample.image_problem), ("mask", sample.mask, mask_problem):
+            if problem:
+                reason = problem if problem in REASONS else ""
+                unreadable[role, reason].append(Location(path, "" if reason else problem))
+    findings = []
+    for (role, reason), locations in sorted(unreadable.items()):
+        findings += found(f"{REASONS.get(reason, 'unreadable')}-{role}", locations)
+    return findings
+
+
+def find_sizes(samples: Iterable[SampleStats]) -> list[Finding]:
+    """Return the masks that are not of their image's size."""
+    locations = []
+    for sample in samples:
+        image, mask = sample.image_size, sample.mask_size
+        if image is not None and mask is not None and image != mask and not sample.turned:
+            locations.append(Location(sample.mask, f"{shape(mask)}, image {shape(image)}{_relation(image, mask)}"))
+    return found("size-mismatch", locations)
+
+
+def find_rotated(samples: Iterable[SampleStats]) -> list[Finding]:
+    """Return the photos with an EXIF orientation: turned upright to fit their masks, or read as stored."""
+    turned, stored = [], []
+    for sample in samples:
+        text = f"orientation {sample.orientation}"
+        if sample.turned:
+            turned.append(Location(sample.image, text))
+        elif sample.orientation in range(2, 9):
+            fits = sample.orientation in SIDEWAYS and sample.mask_size and sample.image_size == sample.mask_size
+            stored.append(Location(sample.image, text + (", the mask fits the stored pixels" if fits else "")))
+    return [*found("exif-turned", turned), *found("exif-rotated", stored)]
+
+
+def _relation(image: Size, mask: Size) -> str:
+    if image == mask[::-1]:
+        return ": height and width exchanged"
+    for large, small, text in ((image, mask, "1/{} of it"), (mask, image, "{} times it")):
+        factor = large[0] // small[0]
+        if factor > 1 and large == (small[0] * factor, small[1] * factor):
+            return ": " + text.format(factor)
+    return ""
+
+
+class Pictures(NamedTuple):
+    """Names (n), hashes (n) of 63 bits, and small copies (n, 32 * 32), bytes, of the pictures of a split."""
+
+    paths: list[str]
+    hashes: NDArray[np.uint64]
+    small: NDArray[np.uint8]
+
+
+class Match(NamedTuple):
+    """A picture, and the one of another split that it resembles most; ``same`` when it is that picture."""
+
+    path: str
+    other: str
+    same: bool
+
+
+def find_duplicates(splits: dict[str, Sequence[SampleStats]], train_split: str) -> list[Finding]:
+    """Return the pictures that are in two of ``splits``; those of training without labels may be in training, too."""
+    prepared = {name: pictures(samples) for name, samples in splits.items()}
+    locations: dict[bool, list[Location]] = {True: [], False: []}
+    for first, second in combinations(prepared, 2):
+        if {first, second} == {train_split, UNLABELLED}:
+            continue
+        for match in matches(prepared[second], prepared[first]):
+            locations[match.same].append(Location(match.path, f"{second}; {first} has {match.other}"))
+    return [
+        *found("duplicate-across-splits", locations[True], train=train_split),
+        *found("nearly-the-same-across-splits", locations[False]),
+    ]
+
+
+def pictures(samples: Sequence[SampleStats]) -> Pictures:
+    """Return the pictures of ``samples`` that were read and are not plain."""
+    chosen = [(sample.image, sample.small) for sample in samples if sample.small is not None]
+    chosen = [(path, small) for path, small in chosen if small.std() >= LEAST_CONTRAST]
+    stacked = [small for _, small in chosen]
+    small = np.stack(stacked) if stacked else np.zeros((0, *SMALL), np.uint8)
+    return Pictures([path for path, _ in chosen], hash_pictures(small), small.reshape(len(small), SMALL[0] * SMALL[1]))
+
+
+def hash_pictures(small: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Return the perceptual hashes (n) of ``small`` (n, 32, 32): which low frequencies are above their median."""
+    size = SMALL[0]
+    frequencies, positions = np.arange(LOW)[:, None], np.arange(size)[None]
+    cosines = np.cos(np.pi * frequencies * (2 * positions + 1) / (2 * size))
+    weights = np.uint64(1) << np.arange(LOW * LOW - 1, dtype=np.uint64)
+    numbers = np.zeros(len(small), np.uint64)
+    for first in range(0, len(small), BLOCK):
+        block = small[first : first + BLOCK].astype(np.float64)
+        waves = np.einsum("ui,nij,vj->nuv", cosines, block, cosines, optimize=True)
+        waves = waves.reshape(len(block), LOW * LOW)[:, 1:]  # without the mean
+        bits = waves > np.median(waves, axis=1, keepdims=True)
+        numbers[first : first + BLOCK] = (bits * weights).sum(axis=1, dtype=np.uint64)
+    return numbers
+
+
+def matches(some: Pictures, others: Pictures) -> list[Match]:
+    """Return for each of ``some`` that has one the picture of ``others`` that is the same or nearly so."""
+    matched: list[Match] = []
+    if not others.paths:
+        return matched
+    for path, number, small in zip(some.paths, some.hashes, some.small, strict=True):
+        near = np.flatnonzero(count_bits(others.hashes ^ number) <= HASH_DISTANCE)
+        if not len(near):
+            continue
+        differences = np.abs(others.small[near].astype(np.int16) - small.astype(np.int16)).mean(axis=1)
+        best = int(differences.argmin())
+        difference = differences[best] / min(1.0, float(small.std()) / CONTRAST)
+        if difference <= NEAR:
+            matched.append(Match(path, others.paths[int(near[best])], bool(difference <= SAME)))
+    return matched
+
+
+def count_bits(numbers: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    """Return how many bits of each of ``numbers`` (n) are set."""
+    counts: NDArray[np.uint8]
+    if hasattr(np, "bitwise_count"):  # NumPy 2
+        counts = np.bitwise_count(numbers)
+    else:
+        counts = np.unpackbits(numbers.view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1, dtype=np.uint8)
+    return counts

@@ -1,0 +1,203 @@
+"""The report of a check: text, JSON, and a picture of how many pixels of each split every class has."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from segtailor.config import DataConfig
+from segtailor.data.check.findings import SEVERITIES, Count, Finding, Location, Severity
+from segtailor.data.check.values import Tally
+from segtailor.errors import SegtailorError
+from segtailor.files import Color
+
+REPORT, TEXT, HISTOGRAM = "report.json", "report.txt", "classes.png"
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What ``segtailor data check`` found, and the ``folder`` in which it is written down."""
+
+    config: DataConfig
+    name: str
+    classes: tuple[str, ...]
+    palette: tuple[Color, ...]
+    findings: list[Finding]
+    tallies: list[Tally]
+    unreadable: list[Location]
+    samples: int
+    seconds: float
+    folder: Path
+
+    def number(self, severity: Severity) -> Count:
+        """Return how many findings have ``severity``."""
+        return Count(sum(finding.severity == severity for finding in self.findings))
+
+    @property
+    def errors(self) -> int:
+        """The number of errors."""
+        return self.number("error")
+
+    def text(self) -> str:
+        """Return the report for a terminal: each finding with its first files and the lines that fix it."""
+        splits = ", ".join(f"{tally.split} {tally.samples}" for tally in self.tallies)
+        numbers = ", ".join(f"{self.number(severity):{severity}}" for severity in SEVERITIES)
+        lines = [f"{self.name}: {Count(self.samples):sample} ({splits}) checked in {self.seconds:.1f} s: {numbers}"]
+        for finding in self.findings:
+            lines += ["", *finding.lines()]
+        if self.unreadable:
+            lines += ["", f"{Count(len(self.unreadable)):file} cannot be read: all are listed in {REPORT}"]
+        lines += ["", f"report: {self.folder / REPORT}   classes: {self.folder / HISTOGRAM}"]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the whole report, every file included."""
+        return {
+            "data": self.config.model_dump(mode="json", exclude_unset=True),
+            "name": self.name,
+            "samples": self.samples,
+            "seconds": round(self.seconds, 2),
+            **{f"{severity}s": int(self.number(severity)) for severity in SEVERITIES},
+            "findings": [
+                {
+                    "kind": finding.kind,
+                    "severity": finding.severity,
+                    "text": finding.text,
+                    "count": len(finding.locations),
+                    "files": _locations_json(finding.locations),
+                    "recipe": dict(finding.recipe),
+                    "advice": finding.advice,
+                }
+                for finding in self.findings
+            ],
+            "unreadable": {"count": len(self.unreadable), "files": _locations_json(self.unreadable)},
+            "classes": list(self.classes),
+            "splits": {
+                tally.split: {
+                    "samples": tally.samples,
+                    "void_pixels": tally.void,
+                    "unknown_pixels": tally.unknown,
+                    "classes": {
+                        name: {"pixels": int(pixels), "masks": int(masks)}
+                        for name, pixels, masks in zip(self.classes, tally.pixels, tally.masks, strict=True)
+                    },
+                }
+                for tally in self.tallies
+            },
+        }
+
+    def write(self) -> None:
+        """Write classes.png, report.json and report.txt; raises ``SegtailorError`` where they cannot be written."""
+        draw_histogram(self.folder / HISTOGRAM, self.name, self.classes, self.palette, self.tallies)
+        try:
+            content = json.dumps(self.to_json(), indent=1, ensure_ascii=False)
+            (self.folder / REPORT).write_text(content + "\n", encoding="utf-8")
+            (self.folder / TEXT).write_text(self.text() + "\n", encoding="utf-8")
+        except OSError as error:
+            raise SegtailorError(f"cannot write the report into {self.folder}: {error.strerror}") from error
+
+
+def _locations_json(locations: Sequence[Location]) -> list[dict[str, str]]:
+    return [{"path": at.path, **({"detail": at.detail} if at.detail else {})} for at in locations]
+
+
+# The smallest share that the logarithmic scale shows.
+LEAST = 1e-5
+BAR, GAP, MARGIN, SWATCH = 14, 10, 24, 14
+AXIS_WIDTH, NUMBERS_WIDTH, MOST_NAME = 560, 150, 260
+INK, FAINT, GRID, ABSENT = (30, 34, 40), (105, 112, 122), (226, 229, 233), (176, 42, 48)
+# Distinct with every kind of color vision (Okabe and Ito).
+SPLITS: tuple[Color, ...] = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167))
+
+
+def draw_histogram(
+    path: Path, name: str, classes: Sequence[str], palette: Sequence[Color], tallies: Sequence[Tally]
+) -> None:
+    """Write the picture to ``path`` (PNG): for each class one bar a split, the share of the split's labelled pixels.
+
+    The scale is logarithmic, so that rare classes show. Each bar is followed by the share and the number of masks.
+    """
+    body, head = _font(13), _font(18)
+    names = [_fit(body, text) for text in classes]
+    left = MARGIN + SWATCH + 8 + max((math.ceil(body.getlength(text)) for text in names), default=0) + 12
+    top = 102
+    block = BAR * max(1, len(tallies)) + GAP
+    width = left + AXIS_WIDTH + NUMBERS_WIDTH + MARGIN
+    height = top + block * len(names) + 44
+    picture = Image.new("RGB", (width, height), (255, 255, 255))
+    draw = ImageDraw.Draw(picture)
+    draw.text((MARGIN, 16), f"{name}: classes", INK, head)
+    _draw_legend(draw, tallies, body)
+    _draw_axis(draw, left, top, height - 44, body)
+    for row, text in enumerate(names):
+        upper = top + row * block + GAP // 2
+        middle = upper + (block - GAP) // 2
+        color = tuple(palette[row])
+        swatch = [MARGIN, middle - SWATCH // 2, MARGIN + SWATCH, middle + SWATCH // 2]
+        draw.rectangle(swatch, color, outline=FAINT)
+        draw.text((left - 12, middle), text, INK, body, anchor="rm")
+        for place, tally in enumerate(tallies):
+            _draw_bar(draw, left, upper + place * BAR, tally, row, SPLITS[place % len(SPLITS)])
+    picture.save(path, optimize=True)
+
+
+def _draw_bar(draw: ImageDraw.ImageDraw, left: int, upper: int, tally: Tally, index: int, color: Color) -> None:
+    small = _font(11)
+    share = int(tally.pixels[index]) / tally.labelled if tally.labelled else 0.0
+    middle = upper + BAR // 2
+    if not share:
+        text = f"not in {tally.split}" if tally.labelled or tally.void else f"no mask of {tally.split} was counted"
+        draw.text((left + 6, middle), text, ABSENT, small, anchor="lm")
+        return
+    end = left + max(2, round(AXIS_WIDTH * _scale(share)))
+    draw.rectangle([left, upper + 1, end, upper + BAR - 2], color)
+    percent = f"{100 * share:.1f}" if share >= 0.01 else f"{100 * share:.2g}"
+    label = f"{percent} %  in {Count(tally.masks[index]):mask}"
+    place = (end + 6, middle)
+    draw.rectangle(draw.textbbox(place, label, small, anchor="lm"), (255, 255, 255))  # over the grid
+    draw.text(place, label, FAINT, small, anchor="lm")
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw, tallies: Sequence[Tally], font: Any) -> None:
+    left = MARGIN
+    for place, tally in enumerate(tallies):
+        whole = tally.labelled + tally.void + tally.unknown
+        void = f", {100 * tally.void / whole:.1f} % void" if whole else ""
+        text = f"{tally.split}: {Count(tally.samples):image}{void}"
+        draw.rectangle([left, 52, left + SWATCH, 52 + SWATCH], SPLITS[place % len(SPLITS)])
+        draw.text((left + SWATCH + 6, 52 + SWATCH // 2), text, INK, font, anchor="lm")
+        left += SWATCH + 6 + math.ceil(font.getlength(text)) + 28
+
+
+def _draw_axis(draw: ImageDraw.ImageDraw, left: int, top: int, bottom: int, font: Any) -> None:
+    small = _font(11)
+    for power in range(round(math.log10(LEAST)), 1):
+        at = left + round(AXIS_WIDTH * _scale(10.0**power))
+        draw.line([at, top - 4, at, bottom], GRID)
+        draw.text((at, top - 8), f"{100 * 10.0**power:g} %", FAINT, small, anchor="ms")
+    draw.text((left, bottom + 14), "share of the split's labelled pixels, logarithmic", FAINT, font)
+
+
+def _scale(share: float) -> float:
+    """Return the position of ``share`` on the axis, 0 to 1."""
+    return 1 - math.log10(max(share, LEAST)) / math.log10(LEAST)
+
+
+@lru_cache
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)
+
+
+def _fit(font: Any, text: str) -> str:
+    while font.getlength(text) > MOST_NAME:
+        text = text[:-2] + "…" if len(text) > 2 else text[:1]
+        if len(text) < 3:
+            break
+    return text

@@ -1,0 +1,179 @@
+"""The page of a comparison: what it allows one to claim, and no more, and all that the page shows below."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from segtailor._version import __version__
+from segtailor.report.comparison_plots import boundary_gains, cost_plots, rank_plot, score_curves, tailoring_terms
+from segtailor.report.comparison_tables import class_gains, leaderboard
+from segtailor.report.pictures import sample_grid, tailored_images
+from segtailor.report.read import Source, palette
+from segtailor.report.run_page import Card
+from segtailor.results.formatting import count, css_color, percent, points
+from segtailor.results.leaderboard import ArmResult
+from segtailor.results.statistics import MIN_SEEDS, Spread
+from segtailor.results.tables import header, remarks
+
+READING = (
+    "Curves: the line is the mean over the seeds that have finished, the band reaches from the lowest to the highest "
+    "seed. It is no confidence interval.",
+    "Classes and distances: gains are means over the seeds that the arm and the student alone have both finished. "
+    "A single cell varies more than mIoU does, and among this many some are large by chance.",
+    "Distance: of a pixel from the nearest pixel of another label in the target, along rows, columns and diagonals; "
+    "1 touches a boundary. Void counts as another label and is scored nowhere.",
+)
+SECTIONS = {
+    "leaderboard": "Leaderboard", "ranks": "Ranks", "curves": "Curves", "classes": "Classes", "boundary": "Boundaries",
+    "costs": "Cost", "terms": "KT's terms", "tailored": "Tailoring", "grid": "Images",
+}  # fmt: skip
+
+
+def page(source: Source) -> dict[str, Any]:
+    """Return everything that the template needs."""
+    comparison = source.comparison
+    parts: dict[str, Any] = {
+        "leaderboard": leaderboard(source),
+        "ranks": rank_plot(source),
+        "curves": score_curves(source),
+        "classes": class_gains(source),
+        "boundary": boundary_gains(source),
+        "costs": cost_plots(source),
+        "terms": tailoring_terms(source),
+        "tailored": tailored_images(source),
+        "grid": sample_grid(source),
+    }
+    sections = [(key, name) for key, name in SECTIONS.items() if parts[key]]
+    student = comparison.recipe.get("student")
+    colors = [css_color(color) for color in palette(comparison.palette, len(comparison.classes))]
+    return {
+        **parts,
+        "sections": [*sections, ("problems", "Problems"), ("reading", "How to read"), ("again", "Recipe")],
+        "version": __version__,
+        "name": comparison.name,
+        "baseline": source.baseline or "none",
+        "tested": source.tested,
+        "data": str(comparison.data or ""),
+        "size": comparison.size,
+        "student": str(student.get("model") or "") if isinstance(student, dict) else "",
+        "description": str(comparison.recipe.get("description") or "").strip(),
+        "arms": comparison.arms,
+        "seeds": comparison.seeds,
+        "class_map": [row for row in comparison.class_map if isinstance(row, dict)],
+        "progress": _progress(source),
+        "headline": _headline(source),
+        "cards": _cards(source),
+        "legend": list(zip(comparison.classes, colors, strict=True)),
+        "problems": [*remarks(source.board), *source.problems],
+        "reading": [*(_renamed(line, source.baseline) for line in header(source.board)), *READING],
+        "recipe": _recipe(source),
+        "environment": {str(key): str(value) for key, value in comparison.environment.items()},
+    }
+
+
+def _progress(source: Source) -> dict[str, Any]:
+    """Count the runs by what became of them; the text has the counts that are not 0."""
+    found = [run.status for run in source.comparison.runs.values()]
+    finished, going = found.count("finished"), found.count("running") + found.count("missing")
+    parts = [f"{finished} of {len(found)} runs are finished"]
+    parts += [f"{found.count(word)} {word}" for word in ("failed", "damaged") if word in found]
+    parts += [f"{going} running or waiting"] if going else []
+    return {"all": finished == len(found), "going": going > 0, "text": ", ".join(parts)}
+
+
+def _headline(source: Source) -> list[str]:
+    """Return two or three sentences. Below 5 seeds they give points and never call them a difference."""
+    rivals = [result for result in source.rivals if result.last is not None]
+    if not rivals:
+        return ["No arm beside the student alone has a result yet."]
+    top = rivals[0]
+    if not any(result.differences for result in rivals):
+        why = "has no result yet" if source.baseline else "is not among the arms"
+        return [f"The student alone {why}, so this page cannot say what a method gains.", _highest(top, rivals)]
+    lines = _tested(source) if source.tested else [_untested(source)]
+    alone = source.board[source.baseline] if source.baseline else None
+    if alone is not None and alone.last is not None and top.last is not None and top.last.mean <= alone.last.mean:
+        lines.append(f"No arm has a higher mean than the student alone ({percent(alone.last.mean)} % mIoU).")
+        return lines
+    if top.difference is not None:
+        each = ", ".join(points(gain) for gain in top.differences.values())
+        by_seed = f" (by seed: {each})" if 1 < len(top.differences) < MIN_SEEDS else ""
+        against = f"{points(top.difference.mean)} points against the student alone{by_seed}."
+        lines.append(f"{_highest(top, rivals)} {against}")
+    if len(rivals) > 1:
+        lines.append(f"As the highest of {len(rivals)} arms, picked on the images reported here, it reads high.")
+    return lines
+
+
+def _untested(source: Source) -> str:
+    seeds = count(max(len(result.differences) for result in source.rivals), "seed")
+    return (
+        f"With {seeds} nothing is tested: the figures below are points, and a place in the table is no finding. "
+        f"A test needs {MIN_SEEDS} seeds."
+    )
+
+
+def _tested(source: Source) -> list[str]:
+    """Say which arms differ, which do not, and which have too few seeds."""
+    differ = [(result.arm, result.difference.mean) for result in source.rivals
+              if result.verdict == "differs" and result.difference is not None]  # fmt: skip
+    above = [f"{arm} ({points(gain)} points)" for arm, gain in differ if gain > 0]
+    below = [f"{arm} ({points(gain)} points)" for arm, gain in differ if gain <= 0]
+    rule = "p < 0.05 after Holm's correction, on these images"
+    lines = []
+    if above:
+        lines.append(f"Above the student alone ({rule}): {', '.join(above)}.")
+    if below:
+        lines.append(f"Below the student alone ({rule}): {', '.join(below)}.")
+    shown = sum(result.verdict == "no difference shown" for result in source.rivals)
+    few = [result.arm for result in source.rivals if result.verdict == "too few seeds" and result.scores]
+    if shown:
+        lines.append(f"For {count(shown, 'arm')} no difference is shown, which does not say that there is none.")
+    if few:
+        lines.append(f"Too few seeds for a test: {', '.join(few)}.")
+    return lines
+
+
+def _highest(top: ArmResult, rivals: list[ArmResult]) -> str:
+    start = f"The highest mean is that of {top.arm}:" if len(rivals) > 1 else f"The mean of {top.arm} is"
+    return f"{start} {percent(top.last.mean if top.last else None)} % mIoU,"
+
+
+def _cards(source: Source) -> list[Card]:
+    """Return the headline's numbers."""
+    found = []
+    alone = source.board[source.baseline] if source.baseline else None
+    if alone is not None and alone.last is not None:
+        found.append(Card("Student alone", percent(alone.last.mean), "%", _spread(alone.last), "alone"))
+    top = next((result for result in source.rivals if result.last is not None), None)
+    if top is not None and top.last is not None:
+        found.append(Card(f"Highest mean: {top.arm}", percent(top.last.mean), "%", _spread(top.last), "distilled"))
+    teacher = source.comparison.teacher_miou
+    if teacher is not None:
+        found.append(Card("Teacher", percent(teacher), "%", "one network", "teacher"))
+    if top is not None and top.gap_closed is not None:
+        closed = percent(top.gap_closed, 0)
+        found.append(Card(f"Gap closed by {top.arm}", closed, "%", "alone 0 %, teacher 100 %"))
+    least = min((len(result.scores) for result in source.board.arms if result.scores), default=0)
+    most = max((len(result.scores) for result in source.board.arms), default=0)
+    note = "enough for a test" if least >= MIN_SEEDS else f"a test needs {MIN_SEEDS} of every arm"
+    found.append(Card("Seeds finished", str(most) if least == most else f"{least} to {most}", "", note))
+    return found
+
+
+def _spread(found: Spread) -> str:
+    return "mIoU, one seed" if found.std is None else f"mIoU, ± {percent(found.std)} over {found.count} seeds"
+
+
+def _renamed(line: str, baseline: str | None) -> str:
+    """Return a line with the name that the page's column of differences has."""
+    return line.replace("Difference:", f"Against {baseline}:", 1) if line.startswith("Difference:") else line
+
+
+def _recipe(source: Source) -> str:
+    try:
+        return (source.comparison.folder / "recipe.yaml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return yaml.safe_dump(source.comparison.recipe, sort_keys=False) if source.comparison.recipe else ""
