@@ -48,9 +48,13 @@ def save_model(model: Network, path: str | Path, card: dict[str, Any] | None = N
     """
     given = _renamed(card or {})
     licenses = {**model.licenses, **given.pop("licenses", {})}
-    content = {"version": CARD_VERSION, "model": model.spec(), "licenses": licenses, **given}
+    write_weights(model, path, {"version": CARD_VERSION, "model": model.spec(), "licenses": licenses, **given})
+
+
+def write_weights(model: nn.Module, path: str | Path, card: dict[str, Any]) -> None:
+    """Write the tensors of ``model`` with ``card`` as it is, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    data = safetensors.torch.save(tensors, metadata={"card": json.dumps(content)})
+    data = safetensors.torch.save(tensors, metadata={"card": json.dumps(card)})
     write_atomically(path, lambda file: file.write(data))
 
 

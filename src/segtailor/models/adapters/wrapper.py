@@ -40,6 +40,14 @@ class Ran(NamedTuple):
     feature: Tensor | None = None
 
 
+def make_preprocess(name: str, values: dict[str, Any]) -> Preprocess:
+    """Return the preprocessing of the network ``name``; SegtailorError where a recipe's ``values`` are wrong."""
+    try:
+        return Preprocess(**values)
+    except (TypeError, ValueError) as error:
+        raise SegtailorError(f"{name}: {error}") from error
+
+
 def read_result(result: Any, network: str) -> Ran:
     """Return the logits in ``result``: itself, the entry or field of a usual name, or the first map in a tuple.
 
