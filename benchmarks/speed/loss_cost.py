@@ -31,7 +31,7 @@ from bench import (
 )
 from method_cost import Subject
 from published_kt import published_terms
-from segtailor.methods.tailoring.recombination import FeatureTailoring
+from segtailor.methods._kt_terms import FeatureTailoring
 from segtailor.models import SegOutput
 
 PROGRESS = {"early": 0.1, "late": 0.9}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -299,7 +300,7 @@ def test_micro_batches_without_a_labelled_image_are_an_error_for_who_needs_them(
 def test_the_page_names_every_method_where_it_learns() -> None:
     page = (Path(__file__).parents[2] / "docs" / "unlabelled.md").read_text(encoding="utf-8")
     rows = [line.split("|") for line in page.splitlines() if line.startswith("| ")]
-    told = {row[1].strip(): row[2].split(";")[0].strip().split(", ") for row in rows}
+    told = {row[1].strip(): re.findall(r"`(\w+)`", row[2].split("<!-- /")[0]) for row in rows}
     for reading, readers in (("confident pixels", CLASS_READERS), ("labelled images", OWN_TEACHER)):
         assert set(told[reading]) == readers
     assert set(told["every pixel"]) == METHODS.keys() - CLASS_READERS - OWN_TEACHER

@@ -49,7 +49,7 @@ from segtailor.jobs.objects import Objects
 from segtailor.jobs.stages import run_stages
 from segtailor.jobs.unlabelled import add_unlabelled, reading_lines, refuse_unlabelled, unlabelled_facts
 from segtailor.losses import is_much_finer
-from segtailor.methods import METHODS, check_options, create_method
+from segtailor.methods import check_options, create_method, find_method
 from segtailor.methods.base import Method, MissingTapError
 from segtailor.models.adapters.python_module import OBJECT
 from segtailor.models.class_map import read_class_map
@@ -266,7 +266,7 @@ def build_arm(
     alignment = align(student, teacher, methods, window, context.shapes)
     alignment += reading_lines(recipe.data, methods)
     card = model_card(data, recipe.model_dump(mode="json"), teacher)
-    weights = {method.name: method.weight for method in listed}
+    weights = {find_method(method.name).name: method.weight for method in listed}
     label = label or "+".join(methods)
     return Arm(label, recipe.train, student, methods, weights, card, alignment, folder)
 
@@ -285,7 +285,7 @@ def make_methods(
             raise SegtailorError(f"the recipe names the method {name} {names.count(name)} times; list it once")
     methods: dict[str, Method] = {}
     for config in configs:
-        kind = METHODS[config.name]
+        kind = find_method(config.name)
         if kind.teacher == "recipe" and teacher is None:
             raise SegtailorError(f"method {config.name} needs a teacher; set teacher.weights (a run folder or a file)")
         options = check_options(config.name, config.options())
@@ -307,7 +307,7 @@ def make_methods(
             raise missing.named(config.name, named.name) from None
         if own is not None:
             method.use_teacher(own)
-        methods[config.name] = method
+        methods[kind.name] = method
     return methods
 
 
@@ -318,7 +318,7 @@ def check_methods(configs: Sequence[MethodConfig]) -> bool:
     """
     for config in configs:
         check_options(config.name, config.options())
-    return any(METHODS[config.name].sparse_gradients for config in configs)
+    return any(find_method(config.name).sparse_gradients for config in configs)
 
 
 def train_arms(context: Context, arms: Sequence[Arm], keep_going: bool = False) -> list[Trained]:
@@ -458,7 +458,7 @@ def align_method(
             continue  # stages.N may belong to one network alone
         how = _grids(name, tap, own.shape[-2:], guide.shape[-2:], stretched)
         if own.shape[1] != guide.shape[1]:
-            how += f"; {method.widths}"
+            how += f"; {method.channel_alignment}"
         lines.append(f"{name}, {tap}: student {_shape(own)}, teacher {_shape(guide)}: {how}")
     return lines
 
