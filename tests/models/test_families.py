@@ -16,7 +16,7 @@ from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
 
 from segtailor import create_method, create_model
 from segtailor.config import ModelConfig, OptimizerConfig, TeacherConfig
-from segtailor.engine.distiller import Distiller
+from segtailor.engine.module import Distiller
 from segtailor.engine.optim import build_optimizer
 from segtailor.models import Network, SegOutput, Teacher, inspect_model, save_model
 from segtailor.models.store import build_network, load_teacher

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from segtailor.config import DataConfig
 from segtailor.data import create_dataset
-from segtailor.engine.distiller import Distiller
+from segtailor.engine.module import Distiller
 from segtailor.evaluation import evaluate_model
 from segtailor.jobs.build import align
 from segtailor.losses import to_grid

@@ -39,15 +39,15 @@ from segtailor.data import create_dataset
 from segtailor.data.base import SegmentationDataset
 from segtailor.data.check import check_files
 from segtailor.data.pseudo import UnlabelledImages
-from segtailor.engine.distiller import Distiller
 from segtailor.engine.launch import on_first_process
-from segtailor.engine.loop import Task, Trained, fit_together
+from segtailor.engine.loop import RunSpec, Trained, fit_together
+from segtailor.engine.module import Distiller
+from segtailor.engine.pseudo_labels import add_unlabelled, refuse_unlabelled, unlabelled_facts, use_lines
 from segtailor.errors import SegtailorError, reason
 from segtailor.evaluation import EvaluationResult, evaluate_model, inference_settings
 from segtailor.files import Size
 from segtailor.jobs.objects import Objects
-from segtailor.jobs.stages import run_stages
-from segtailor.jobs.unlabelled import add_unlabelled, reading_lines, refuse_unlabelled, unlabelled_facts
+from segtailor.jobs.pretrain import run_pretraining
 from segtailor.losses import is_much_finer
 from segtailor.methods import check_options, create_method, find_method
 from segtailor.methods.base import Method, MissingTapError
@@ -264,7 +264,7 @@ def build_arm(
     teacher = None if alone else context.teacher
     window = recipe.data.crop or recipe.data.size or context.size
     alignment = align(student, teacher, methods, window, context.shapes)
-    alignment += reading_lines(recipe.data, methods)
+    alignment += use_lines(recipe.data, methods)
     card = model_card(data, recipe.model_dump(mode="json"), teacher)
     weights = {find_method(method.name).name: method.weight for method in listed}
     label = label or "+".join(methods)
@@ -333,11 +333,11 @@ def train_arms(context: Context, arms: Sequence[Arm], keep_going: bool = False) 
     entries = []
     for arm in arms:
         arm.learner = Distiller(arm.student, arm.methods, arm.weights, arm.train.aux_weight)
-        task = Task(
+        spec = RunSpec(
             arm.label, arm.folder, context.train_data, context.val_data, context.data, arm.train, context.evaluate,
             arm.card, context.unlabelled,
         )  # fmt: skip
-        entries.append((arm.learner, task))
+        entries.append((arm.learner, spec))
     trained = fit_together(context.fabric, entries, teacher, keep_going)
     if [item.fingerprint() for item in watched] != before:
         raise SegtailorError("the teacher's weights changed during the run; this is a defect of the method, report it")
@@ -346,14 +346,16 @@ def train_arms(context: Context, arms: Sequence[Arm], keep_going: bool = False) 
 
 def pretrain(context: Context, arm: Arm, recipe: DistillRecipe) -> None:
     """Give the arm's methods what they learn before the student."""
-    arm.stages = run_stages(context.fabric, recipe, arm.methods, context.teacher, context.train_data, context.val_data)
+    arm.stages = run_pretraining(
+        context.fabric, recipe, arm.methods, context.teacher, context.train_data, context.val_data
+    )
 
 
 def unlabelled_of(context: Context, arm: Arm) -> dict[str, Any]:
     """Return what the results say of unlabelled images; nothing without any."""
     assert arm.learner is not None
     return unlabelled_facts(
-        context.data, arm.train.batch, context.train_data, context.unlabelled, arm.learner.readings, arm.folder
+        context.data, arm.train.batch, context.train_data, context.unlabelled, arm.learner.target_kinds, arm.folder
     )
 
 

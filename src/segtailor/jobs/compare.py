@@ -16,8 +16,7 @@ from torch import nn
 from segtailor.config import CompareRecipe, Strict, TrainConfig
 from segtailor.engine.launch import launch, on_first_process
 from segtailor.engine.loop import Trained
-from segtailor.engine.preemption import resumable
-from segtailor.engine.runs import open_run
+from segtailor.engine.runs import open_run, resumable
 from segtailor.errors import SegtailorError
 from segtailor.evaluation.boundary import BoundarySettings
 from segtailor.files import write_atomically
