@@ -35,12 +35,11 @@ def data_get(
 ) -> None:
     """Fetch a public data set (voc, ade20k, coco-stuff, loveda), or say what to fetch where.
 
-    Archives are checked and unpacked into the layout that recipes read. The same command goes on after an
-    interruption.
+    Archives are checked and unpacked into the layout that recipes read. After an interruption give the same
+    command again.
     """
-    from segtailor.data.download.catalogue import find_entry
-    from segtailor.data.download.entry import Download
-    from segtailor.data.download.get import get
+    from segtailor.data.download.catalogue import Download, find_entry
+    from segtailor.data.download.fetch import get
 
     entry = find_entry(name, variant)
     print(entry.describe(root))
