@@ -97,7 +97,7 @@ def data_pack(
 
     The data are a recipe's, or set by --data.KEY VALUE. A recipe reads the pack as {name: packed, root: OUT}.
     """
-    from segtailor.data.pack.writer import format_pack, pack
+    from segtailor.data.pack import format_pack, pack
     from segtailor.recipes import load_data_section
 
     chosen = splits.split(",") if splits else None
