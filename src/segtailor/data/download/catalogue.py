@@ -138,11 +138,12 @@ def find_entry(name: str, variant: str | None = None) -> Entry:
     """
     plain = name.replace("_", "-")
     downloads, manual, own = read_catalogue()
-    found = [entry for entry in (*downloads, *manual) if entry.known.name == plain]
+    known: list[Download | Manual] = [*downloads, *manual]
+    found = [entry for entry in known if entry.known.name == plain]
     if not found and plain in own:
         return own[plain]
     if not found:
-        raise unknown("data set", name, [*(entry.known.name for entry in (*downloads, *manual)), *own])
+        raise unknown("data set", name, [*(entry.known.name for entry in known), *own])
     if variant is None:
         return found[0]
     names = [form.name for form in found[0].known.variants]
