@@ -189,7 +189,7 @@ def open_context(fabric: Any, recipe: TrainRecipe | DistillRecipe | CompareRecip
     ):
         dataset = create_dataset(config, split, training) if given is None else objects.dataset(given, split, config)
         if config.check:
-            on_first_process(fabric, partial(check_files, dataset))
+            on_first_process(fabric, partial(check_files, dataset, config))
         splits.append(dataset)
     data, val = splits
     more = add_unlabelled(config, recipe.train.batch, data, val, fabric)
