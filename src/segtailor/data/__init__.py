@@ -20,7 +20,7 @@ from segtailor.data.folder import create_folder
 from segtailor.data.hf import create_hf
 from segtailor.data.loveda import LOVEDA, create_loveda
 from segtailor.data.mapillary import MAPILLARY, create_mapillary
-from segtailor.data.pack.reader import create_packed
+from segtailor.data.packed import create_packed
 from segtailor.data.pascal_context import PASCAL_CONTEXT, create_pascal_context
 from segtailor.data.subset import limit_dataset
 from segtailor.data.toy import LENGTHS, LICENSE, Toy, create_toy
