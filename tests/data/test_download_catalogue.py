@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -160,18 +160,8 @@ def test_names_and_variants():
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["segtailor", "data", "get", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
+def run(run_data):
+    return partial(run_data, "get")
 
 
 def test_command_fetches_to_where_recipes_look(run, web, tmp_path, monkeypatch):

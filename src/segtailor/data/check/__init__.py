@@ -206,4 +206,4 @@ def _file_problems(dataset: FileDataset, samples: Sequence[SampleStats], config:
     if encoding is not None and not encoding.expects_void:
         for finding in find_binary(encoding, masks):
             if not masks:  # all are such masks
-                yield f"{finding.text}: {'; '.join(finding.fix())}"
+                yield f"{finding.text} (fix: {'; '.join(finding.fix())})"
