@@ -18,7 +18,7 @@ lint: .venv/.complete
 	$(BIN)/mypy
 
 docs: install
-	$(BIN)/python -m segtailor.methods.describe docs/methods
+	$(BIN)/python -m segtailor.methods.describe .
 	$(BIN)/python benchmarks/results_table.py > docs/results.md
 	$(BIN)/python benchmarks/page.py
 

@@ -23,12 +23,12 @@ MODULES = [
     "segtailor.losses",
     "segtailor.methods",
     "segtailor.methods.describe",
-    "segtailor.methods.tailoring.features_clean",
-    "segtailor.methods.tailoring.triplet",
-    "segtailor.methods.tailoring.features_published",
-    "segtailor.methods.tailoring.linear",
-    "segtailor.methods.tailoring.logits",
-    "segtailor.methods.tailoring.recombination",
+    "segtailor.methods._kt_terms",
+    "segtailor.methods._kt_terms",
+    "segtailor.methods._kt_terms",
+    "segtailor.methods._kt_terms",
+    "segtailor.methods._kt_terms",
+    "segtailor.methods._kt_terms",
 ]
 
 

@@ -8,6 +8,7 @@ step: on a CPU of the resident set, on a GPU of what PyTorch has allocated.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import subprocess
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segtailor.files import write_atomically
 from segtailor.models import SegOutput, Teacher, create_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,8 +30,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 CLASSES = 19
 
 
-def setting_parser(description: str | None, repeats: int) -> argparse.ArgumentParser:
-    """Return a parser of what the networks and the batch are, and of ``--repeats``."""
+def setting_parser(description: str | None, repeats: int, out: str) -> argparse.ArgumentParser:
+    """Return a parser of what the networks and the batch are, of ``--repeats`` and of ``--out``."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--teacher", default="deeplabv3-resnet101")
     parser.add_argument("--student", default="deeplabv3-resnet18")
@@ -38,6 +40,7 @@ def setting_parser(description: str | None, repeats: int) -> argparse.ArgumentPa
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=repeats, help="timed repeats; the median is reported")
     parser.add_argument("--no-memory", action="store_true", help="skip the peaks")
+    parser.add_argument("--out", type=Path, default=RESULTS / out)
     return parser
 
 
@@ -51,6 +54,12 @@ def setting(arguments: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
         "machine": platform.machine(),
     }
+
+
+def save(path: Path, result: Any) -> None:
+    """Write a result as JSON; ``/dev/null`` writes nothing."""
+    if str(path) != os.devnull:
+        write_atomically(path, lambda file: file.write((json.dumps(result, indent=1) + "\n").encode()))
 
 
 def scene(batch: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bench import CLASSES, RESULTS, scene, seconds_of
+from bench import CLASSES, RESULTS, save, scene, seconds_of
 from segtailor.evaluation import BoundarySettings, EvaluationResult, Metrics, evaluate_model
 from segtailor.models import create_model
 
@@ -88,9 +87,7 @@ def main() -> None:
     }
     print(json.dumps(result, indent=1))
     print(f"boundary scores cost {more['boundary']} % more; at most {TARGET} % is the target")
-    if str(arguments.out) != os.devnull:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    save(arguments.out, result)
 
 
 def own_seconds(name: str, arguments: argparse.Namespace) -> list[float]:

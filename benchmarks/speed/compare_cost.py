@@ -9,9 +9,6 @@ of the teacher a step, once each arm by itself. Building, scoring and saving are
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -19,23 +16,24 @@ from typing import Any
 
 import torch
 
-from bench import scene
+from bench import save, scene, setting, setting_parser
 from segtailor.config import DataConfig, EvaluateConfig, OptimizerConfig, TrainConfig
 from segtailor.data.loader import Batch
-from segtailor.engine.arm import Arm, Task
-from segtailor.engine.distiller import Distiller
-from segtailor.engine.launch import launch, seed_step
+from segtailor.engine.launch import launch
+from segtailor.engine.loop import ArmTrainer, RunSpec, seed_step
+from segtailor.engine.module import Distiller
 from segtailor.losses import Step
 from segtailor.methods import create_method
 from segtailor.models import Teacher, create_model
 
 CLASSES = 19
 ARMS = ("none", "kd", "fitnet", "at", "skd", "ifvd", "cwd", "dist", "feature", "kt")
-RESULT = Path(__file__).parent / "results" / "compare_cost.json"
 
 
 def main() -> None:
-    arguments = parse()
+    parser = setting_parser(__doc__.splitlines()[0] if __doc__ else None, repeats=2, out="compare_cost.json")
+    parser.set_defaults(size=[256, 512])
+    arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     config = TrainConfig(
         steps=100, batch=arguments.batch, accelerator="cpu", optimizer=OptimizerConfig(name="sgd", lr=0.01)
@@ -53,59 +51,42 @@ def main() -> None:
             together.append(timed(arms, teacher, batch, 2 + 2 * number))
             separate.append([timed([arm], teacher, batch, 3 + 2 * number) for arm in arms])
         for arm in arms:
-            arm.close()
+            arm.recorder.close()
     one, ten = min(together), sum(min(times) for times in zip(*separate, strict=True))
     result: dict[str, Any] = {
-        "setting": {
-            "teacher": arguments.teacher, "student": arguments.student, "batch": arguments.batch,
-            "size": arguments.size, "threads": arguments.threads, "torch": torch.__version__,
-            "machine": platform.machine(), "arms": list(ARMS),
-        },
+        "setting": {**setting(arguments), "arms": list(ARMS)},
         "seconds_together": together,
         "seconds_separate": separate,
         "ratio": one / ten,
-    }  # fmt: skip
+    }
     print(f"{len(ARMS)} arms together {one:.2f} s a step, separately {ten:.2f} s: {100 * one / ten:.0f} %")
-    if str(arguments.out) != "/dev/null":
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    save(arguments.out, result)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--teacher", default="deeplabv3-resnet101")
-    parser.add_argument("--student", default="deeplabv3-resnet18")
-    parser.add_argument("--size", type=int, nargs=2, default=[256, 512], help="crop, height and width")
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=2, help="timed steps; the fastest counts")
-    parser.add_argument("--out", type=Path, default=RESULT)
-    return parser.parse_args()
-
-
-def build(fabric: Any, name: str, student: str, teacher: Teacher, config: TrainConfig, folder: Path) -> Arm:
+def build(fabric: Any, name: str, student: str, teacher: Teacher, config: TrainConfig, folder: Path) -> ArmTrainer:
     torch.manual_seed(0)
     model = create_model(student, CLASSES)
     method = create_method(name, CLASSES, model.tap_channels, teacher.tap_channels)
     data: Any = None  # batches are given, and nothing is scored
-    task = Task(name, folder, data, data, DataConfig(), config, EvaluateConfig())
-    return Arm(fabric, Distiller(model, {name: method}), task, quiet=True)
+    spec = RunSpec(name, folder, data, data, DataConfig(), config, EvaluateConfig())
+    return ArmTrainer(fabric, Distiller(model, {name: method}), spec, quiet=True)
 
 
-def timed(arms: list[Arm], teacher: Teacher, batch: Batch, number: int) -> float:
+def timed(arms: list[ArmTrainer], teacher: Teacher, batch: Batch, number: int) -> float:
     began = time.perf_counter()
     step(arms, teacher, batch, number)
     return time.perf_counter() - began
 
 
-def step(arms: list[Arm], teacher: Teacher, batch: Batch, number: int) -> None:
+def step(arms: list[ArmTrainer], teacher: Teacher, batch: Batch, number: int) -> None:
     """One step as the loop does it."""
     for arm in arms:
         arm.begin(number)
-    taught = any(arm.learner.uses_shared for arm in arms)
+    taught = any(arm.objective.uses_teacher for arm in arms)
     shared = teacher(batch.images, batch.target) if taught else None
     for arm in arms:
         seed_step(0, number, 0)
-        arm.accumulate(batch, shared, Step(number / 100, [batch.target]), 0, 1)
+        arm.accumulate(batch, shared, Step(number / 100, [batch.target]), 0, 1, None)
         arm.finish(number)
 
 

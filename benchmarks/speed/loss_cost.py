@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,21 +18,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bench import (
-    CLASSES,
-    RESULTS,
     ROOT,
     Bench,
     leaves,
     networks_seconds,
     peak_bytes,
     peak_in_child,
+    save,
     seconds_of,
     setting,
     setting_parser,
 )
+from method_cost import Subject
 from published_kt import published_terms
-from segtailor.methods import Method, create_method
-from segtailor.methods.tailoring.recombination import FeatureTailoring
+from segtailor.methods._kt_terms import FeatureTailoring
 from segtailor.models import SegOutput
 
 PROGRESS = {"early": 0.1, "late": 0.9}
@@ -56,81 +53,65 @@ def main() -> None:
     if not arguments.no_memory:
         result["peak_bytes"] = measure_peaks(arguments)
     report(result)
-    if str(arguments.out) != os.devnull:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    save(arguments.out, result)
 
 
 def parse() -> argparse.Namespace:
-    parser = setting_parser(__doc__.splitlines()[0] if __doc__ else None, repeats=3)
-    parser.add_argument("--out", type=Path, default=RESULTS / "loss_cost.json")
+    parser = setting_parser(__doc__.splitlines()[0] if __doc__ else None, repeats=3, out="loss_cost.json")
     parser.add_argument("--peak", nargs=2, metavar=("FORM", "PHASE"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-class TailoringBench(Bench):
-    """The networks, and KT for their widths."""
+class Forms:
+    """KT in all its forms, for one pair of networks."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        super().__init__(arguments)
-        widths = self.student.tap_channels, self.teacher.tap_channels
-        self.methods: dict[str, Method] = {
-            variant: create_method("kt", CLASSES, *widths, variant=variant) for variant in ("published", "clean")
-        }
+        self.bench = Bench(arguments)
+        self.subjects = {variant: Subject(self.bench, "kt", variant) for variant in ("published", "clean")}
 
-    def guide(self, form: str) -> SegOutput:
+    def teach(self, form: str) -> SegOutput:
         """Run the teacher, and keep of its output what that form of KT reads."""
-        return self.methods["clean" if form == "clean" else "published"].select(self.teach())
+        return self.subjects["clean" if form == "clean" else "published"].teach()
 
-    def terms(self, form: str, phase: str, student: SegOutput, teacher: SegOutput) -> Tensor:
+    def loss(self, form: str, phase: str, student: SegOutput, teacher: SegOutput) -> Tensor:
         """Return the sum of all KT terms."""
-        if form == "reference":
-            values = published_terms(student, teacher, self.target, self.modules(), phase == "early")
-        else:
-            values = self.methods[form](student, teacher, self.target, PROGRESS[phase])
-        return torch.stack(list(values.values())).sum()
-
-    def modules(self) -> FeatureTailoring:
-        module = self.methods["published"].get_submodule("tailoring.decoder")
-        assert isinstance(module, FeatureTailoring)
-        return module
+        if form != "reference":
+            return self.subjects[form].loss(student, teacher, PROGRESS[phase])
+        modules = self.subjects["published"].method.get_submodule("tailoring.decoder")
+        assert isinstance(modules, FeatureTailoring)
+        terms = published_terms(student, teacher, self.bench.target, modules, phase == "early")
+        return torch.stack(list(terms.values())).sum()
 
 
 def measure_seconds(arguments: argparse.Namespace) -> dict[str, list[float]]:
-    bench = TailoringBench(arguments)
-    seconds = networks_seconds(bench, arguments.repeats)
-    teacher, student = bench.teach(), leaves(bench.learn())
+    forms = Forms(arguments)
+    seconds = networks_seconds(forms.bench, arguments.repeats)
+    teacher, student = forms.bench.teach(), leaves(forms.bench.learn())
     for form, phase in FORMS:
 
-        def run_terms(form: str = form, phase: str = phase) -> None:
-            torch.autograd.backward(bench.terms(form, phase, student, teacher))
+        def run(form: str = form, phase: str = phase) -> None:
+            torch.autograd.backward(forms.loss(form, phase, student, teacher))
 
-        if form != "reference":
-            run_terms()
-        seconds[f"{form}.{phase}"] = seconds_of(run_terms, arguments.repeats)
+        seconds[f"{form}.{phase}"] = seconds_of(run, arguments.repeats + 1)[1:]
     return seconds
 
 
 def measure_peaks(arguments: argparse.Namespace) -> dict[str, int]:
-    modes = [("networks", "early"), *FORMS]
-    peaks = {}
-    for form, phase in modes:
-        name = "networks" if form == "networks" else f"{form}.{phase}"
-        peaks[name] = peak_in_child(__file__, arguments, ["--peak", form, phase])
+    peaks = {"networks": peak_in_child(__file__, arguments, ["--peak", "networks", "early"])}
+    for form, phase in FORMS:
+        peaks[f"{form}.{phase}"] = peak_in_child(__file__, arguments, ["--peak", form, phase])
     return peaks
 
 
 def peak_of_step(arguments: argparse.Namespace, form: str, phase: str) -> int:
-    """Do one step and return the largest resident set on the way, in bytes."""
-    bench = TailoringBench(arguments)
+    """Take one step and return the largest resident set on the way, in bytes."""
+    forms = Forms(arguments)
     if form == "networks":
-        bench.teach()
-        output = bench.learn()
-        bench.backward(output)
+        forms.bench.teach()
+        forms.bench.backward(forms.bench.learn())
     else:
-        guide = bench.guide(form)
-        output = bench.learn()
-        bench.backward(output, bench.terms(form, phase, output, guide))
+        guide, output = forms.teach(form), forms.bench.learn()
+        forms.bench.backward(output, forms.loss(form, phase, output, guide))
     return peak_bytes()
 
 

@@ -19,6 +19,9 @@ _HOMES = {
     "list_models": "segtailor.models",
     "adapt": "segtailor.models.adapters.python_module",
     "create_method": "segtailor.methods",
+    "Method": "segtailor.methods",
+    "MethodOptions": "segtailor.methods",
+    "Step": "segtailor.losses",
     "list_methods": "segtailor.methods",
     "train": "segtailor.jobs.train",
     "distill": "segtailor.jobs.distill",
@@ -34,10 +37,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "Method",
+    "MethodOptions",
     "Sample",
     "SegOutput",
     "SegmentationDataset",
     "SegtailorError",
+    "Step",
     "TorchDataset",
     "__version__",
     "adapt",
@@ -63,7 +69,8 @@ if TYPE_CHECKING:
     from segtailor.jobs.predict import predict
     from segtailor.jobs.publish import publish
     from segtailor.jobs.train import train
-    from segtailor.methods import create_method, list_methods
+    from segtailor.losses import Step
+    from segtailor.methods import Method, MethodOptions, create_method, list_methods
     from segtailor.models import create_model, list_models, load_model
     from segtailor.models.adapters.python_module import adapt
     from segtailor.models.network import SegOutput

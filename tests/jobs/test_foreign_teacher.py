@@ -221,10 +221,10 @@ def test_a_student_without_a_feature_is_named(ade: Path) -> None:
             super().__init__()
             self.name, self.num_classes = "bare", 5
 
-        def forward_normalised(self, inputs: torch.Tensor) -> SegOutput:
+        def forward_normalized(self, inputs: torch.Tensor) -> SegOutput:
             raise NotImplementedError
 
-        upsample = spec = forward_normalised
+        upsample = spec = forward_normalized
 
     from segtailor.config import MethodConfig, ModelConfig
 

@@ -16,7 +16,7 @@ import segtailor
 from segtailor.config import CompareRecipe
 from segtailor.data.toy import draw_scene
 from segtailor.engine.logging import read_metrics
-from segtailor.engine.preemption import RunStopped, StopRequest
+from segtailor.engine.runs import RunStopped, StopRequest
 from segtailor.errors import SegtailorError
 from segtailor.jobs.build import arm_recipe
 from segtailor.models import load_model

@@ -10,8 +10,7 @@ from torch import Tensor
 from segtailor.errors import SegtailorError
 from segtailor.losses import Step
 from segtailor.methods import Method, check_options, create_method
-from segtailor.methods.adversarial import Adversarial, LogitAdversary
-from segtailor.methods.discriminator import Discriminator, SelfAttention, discriminator_loss
+from segtailor.methods.adversarial import Adversarial, Discriminator, LogitAdversary, SelfAttention, discriminator_loss
 from segtailor.models.network import SegOutput
 
 from .cases import CLASSES, STUDENT, TEACHER, labels, output

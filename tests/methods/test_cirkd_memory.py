@@ -13,8 +13,8 @@ from torch import Tensor
 
 from segtailor.errors import SegtailorError
 from segtailor.methods import Method, create_method
+from segtailor.methods._relations import VectorQueue, class_means, class_pixels
 from segtailor.methods.cirkd import CIRKD
-from segtailor.methods.relation.memory import VectorQueue, class_means, class_pixels
 
 from .cases import CLASSES, STUDENT, TEACHER, labels, output
 from .processes import Pair, step_gradients

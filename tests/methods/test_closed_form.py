@@ -9,9 +9,14 @@ import torch
 from torch import Tensor
 
 from segtailor.losses import channel_kl, pixel_kl
-from segtailor.methods.tailoring.features_published import contrast, matching
-from segtailor.methods.tailoring.logits import clean_terms, published_terms
-from segtailor.methods.tailoring.recombination import cosines, recombine
+from segtailor.methods._kt_terms import (
+    clean_terms,
+    cosines,
+    published_contrast,
+    published_matching,
+    published_terms,
+    recombine,
+)
 
 
 def wave(shape: tuple[int, ...], slope: float, kind: str) -> Tensor:
@@ -70,10 +75,10 @@ def test_feature_tailoring_with_identity_tailors() -> None:
         close(mixing.sum(), 21.510253152816)
         close(recombine(mixing, feature).sum(), mixed)
         close(recombine(1 - mixing, feature).sum(), other)
-        value = matching(student, teacher, recombine, early, 4)
+        value = published_matching(student, teacher, recombine, early, 4)
         close(value, figure)
         close(torch.autograd.grad(value, student)[0].norm(), norm)
-    triplet = contrast(student, teacher, lambda feature: feature, recombine, False, 1.0)
+    triplet = published_contrast(student, teacher, lambda feature: feature, recombine, False, 1.0)
     close(triplet, 0.962001993918)
     close(torch.autograd.grad(triplet, student)[0].norm(), 0.423846845110)
 

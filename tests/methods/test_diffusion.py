@@ -13,22 +13,23 @@ from torch import Tensor
 
 from segtailor.losses import Step
 from segtailor.methods import create_method
-from segtailor.methods.diffusion.distances import dist, kl, mse
-from segtailor.methods.diffusion.modules import (
+from segtailor.methods._diffusion import (
     AutoEncoder,
     BatchNorm,
     Bottleneck,
     Denoiser,
+    DiffusedPair,
     NoiseAdapter,
+    PairSettings,
     adapter_reduction,
-)
-from segtailor.methods.diffusion.pair import DiffusedPair, PairSettings
-from segtailor.methods.diffusion.scheduler import (
     alpha_bars,
     chain_times,
     chain_times_from,
     ddim_step,
     denoise,
+    dist,
+    kl,
+    mse,
     noised,
     time_of,
 )

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from segtailor.losses import full_precision
 from segtailor.methods import Method, create_method
-from segtailor.methods.tailoring.logits import count_atoms, tailor
-from segtailor.methods.tailoring.recombination import FeatureTailoring
+from segtailor.methods._kt_terms import FeatureTailoring, count_atoms, tailor
 
 from .golden import CLASSES, STUDENT_WIDTH, TEACHER_WIDTH, assert_equals_golden, golden, module_state
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from segtailor.losses import standardise
 from segtailor.methods import create_method
-from segtailor.methods.tailoring.features_clean import matching, mixing_weights
-from segtailor.methods.tailoring.recombination import FeatureTailoring, recombine
+from segtailor.methods._kt_terms import FeatureTailoring, matching, mixing_weights, recombine
 
 from .cases import CLASSES, EVERY_TERM, STUDENT, TEACHER, labels, output, tensors
 from .tester import EARLY, LATE, PHASES

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from segtailor.errors import SegtailorError
 from segtailor.methods import check_options, create_method
-from segtailor.methods.tailoring.features_clean import matching
-from segtailor.methods.tailoring.linear import from_moments, linear_matching
+from segtailor.methods._kt_terms import from_moments, linear_matching, matching
 
 from .cases import CLASSES, EVERY_TERM, STUDENT, TEACHER, labels, output
 from .tester import EARLY, PHASES, MethodTester

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from segtailor.losses import standardise
-from segtailor.methods.tailoring.features_clean import channel_squares
-from segtailor.methods.tailoring.triplet import triplet
+from segtailor.methods._kt_terms import channel_squares, triplet
 
 MARGIN = 0.1
 

@@ -11,8 +11,7 @@ from segtailor.config import ModelConfig
 from segtailor.errors import SegtailorError
 from segtailor.losses import Step, channel_kl, cross_entropy
 from segtailor.methods import Method, check_options, create_method
-from segtailor.methods.assistance import DualPath, TeacherPretraining
-from segtailor.methods.lad import LabelAssistedDistillation
+from segtailor.methods.lad import DualPath, LabelAssistedDistillation, TeacherPretraining
 from segtailor.models.label_assisted import LabelAssisted, LabelAssistedTeacher
 
 from .cases import CLASSES, EVERY_TERM, STUDENT, TEACHER, labels, output

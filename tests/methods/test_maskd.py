@@ -8,8 +8,8 @@ import torch
 
 from segtailor.errors import SegtailorError
 from segtailor.methods import Method, create_method
+from segtailor.methods._mask_tokens import TokenWeighting
 from segtailor.methods.maskd import MaskedDistillation
-from segtailor.methods.receptive.weighting import TokenWeighting
 
 from .cases import CLASSES, STUDENT, TEACHER, labels, output
 from .tester import MethodTester
@@ -193,7 +193,7 @@ def test_tokens_that_do_not_fit_are_refused() -> None:
 
 
 def test_tokens_file_is_taken_at_once_and_left_to_the_stage_to_check(tmp_path: Path) -> None:
-    from segtailor.methods.receptive.file import write_tokens
+    from segtailor.methods._mask_tokens import write_tokens
 
     path, tokens = tmp_path / "tokens.safetensors", torch.randn(8, CLASSES)
     write_tokens(path, build().layout, tokens, None, {"teacher": "a" * 64})

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
+import segtailor
+from segtailor.engine.logging import read_metrics
 from segtailor.errors import SegtailorError
-from segtailor.methods import METHODS, check_options, create_method, list_methods
-from segtailor.methods.describe import describe, pages
+from segtailor.methods import METHODS, check_options, create_method, find_method, list_methods
+from segtailor.methods.describe import describe, listing_pages, pages, with_lists
+from tiny import tiny_distill, tiny_train
 
 from .cases import CLASSES, STUDENT, TEACHER, labels, output
 
@@ -83,13 +90,6 @@ def test_channels_as_a_number_are_the_features() -> None:
     assert create_method("cwd", CLASSES, 8, 16).projector.weight.shape == (16, 8, 1, 1)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_describe_names_every_option(name: str) -> None:
-    text = describe(name)
-    assert METHODS[name].source in text
-    assert all(f"`{option}`" in text for option in METHODS[name].Options.model_fields)
-
-
 def test_describe_shows_both_variants_defaults_and_refuses_unknown_names() -> None:
     assert "default 0.4; published: 1.0" in describe("kt")
     with pytest.raises(SegtailorError, match="nearest: cwd"):
@@ -97,15 +97,133 @@ def test_describe_shows_both_variants_defaults_and_refuses_unknown_names() -> No
 
 
 def test_the_documentation_is_up_to_date() -> None:
-    folder = Path(__file__).parents[2] / "docs" / "methods"
+    root = Path(__file__).parents[2]
+    folder = root / "docs" / "methods"
     assert {path.name: path.read_text() for path in folder.glob("*.md")} == pages()
+    listing = listing_pages(root)
+    assert root / "README.md" in listing
+    for page in listing:
+        assert page.read_text() == with_lists(page.read_text()), f"{page}: run `make docs`"
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_default_has_a_source_and_every_page_its_facts(name: str) -> None:
-    method = METHODS[name]
-    assert method.Options.sources.keys() == method.Options.model_fields.keys() - {"variant"}
-    text = describe(name)
-    for fact in ("taps", "widths", "extra modules", "cost", "published figures", "unsuited", "source"):
+    schema, text = METHODS[name].Options, describe(name)
+    for option in schema.model_fields:
+        assert f"`{option}`" in text
+        assert option == "variant" or schema.extra(option)["source"]
+    for fact in ("Limitations", "Source", "Inputs", "Labels", "Requires", "Channel alignment", "Cost"):
         assert f"\n- {fact}: " in text, fact
     assert max(map(len, text.splitlines())) < 700
+
+
+MINE = """
+import segtailor
+from pydantic import PositiveFloat
+
+
+class MineOptions(segtailor.MethodOptions):
+    weight_of_it: PositiveFloat = 2.0
+
+
+class Mine(segtailor.Method[MineOptions]):
+    name = "mine"
+    summary = "squared error of the logits"
+
+    def terms(self, student, teacher, target, step):
+        return {"squares": self.options.weight_of_it * (student.logits - teacher.logits).square().mean()}
+
+
+class Bare(segtailor.Method):
+    name = "bare"
+    summary = "no options"
+
+    def terms(self, student, teacher, target, step):
+        return {"absolute": (student.logits - teacher.logits).abs().mean()}
+
+
+class NoTerms(segtailor.Method):
+    name = "none"
+    summary = ""
+
+
+class Taken(Bare):
+    name = "kd"
+
+
+class Other:
+    pass
+
+
+def function():
+    pass
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of another's methods, on the import path."""
+    (tmp_path / "others_methods.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_a_method_of_another_package_works_like_ours(mine: Path) -> None:
+    student, teacher = output(STUDENT), output(TEACHER, seed=2)
+    squares = (student.logits - teacher.logits).square().mean()
+    method = create_method("module:others_methods:Mine", CLASSES, STUDENT, TEACHER, weight_of_it=3)
+    torch.testing.assert_close(method(student, teacher, labels(), 0.5)["squares"], 3 * squares)
+    assert (method.inputs, method.labels, method.teacher) == ({"logits"}, "ignore_mask", "recipe")
+    assert set(create_method("module:others_methods:Bare", CLASSES, STUDENT, TEACHER)(student, teacher, None, 0.5)) == {
+        "absolute"
+    }
+    assert "- Inputs: logits" in describe("module:others_methods:Mine")
+    assert "# mine" in describe("module:others_methods:Mine")
+    with pytest.raises(SegtailorError, match="unknown option of method 'module:others_methods:Mine' 'weight_of'"):
+        check_options("module:others_methods:Mine", {"weight_of": 1})
+
+
+def test_a_package_registers_methods_by_entry_points(mine: Path) -> None:
+    info = mine / "others-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[segtailor.methods]\nmine = others_methods:Mine\nlost = others_lost:Lost\n")
+    assert create_method("mine", CLASSES, STUDENT, TEACHER).name == "mine"
+    with pytest.raises(SegtailorError, match="lost, which others registers, cannot be imported"):
+        find_method("lost")
+    with pytest.raises(SegtailorError, match="unknown method 'mina'; nearest: mine"):
+        find_method("mina")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("module:nowhere:Mine", "cannot import nowhere .*is it on PYTHONPATH"),
+        ("module:others_methods", "write module:package.module"),
+        ("module:others_methods:Mime", "unknown function of others_methods 'Mime'; nearest: Mine"),
+        ("module:others_methods:Other", "a class that does not derive from segtailor.Method; write class Mine"),
+        ("module:others_methods:function", "is a function that does not derive from segtailor.Method"),
+        ("module:others_methods:NoTerms", r"lacks terms\(\); its class must define"),
+        ("module:others_methods:Taken", "calls itself 'kd', which is a method of segtailor; choose another `name`"),
+    ],
+)
+def test_mistakes_in_anothers_method_are_one_line(mine: Path, spec: str, message: str) -> None:
+    with pytest.raises(SegtailorError, match=message) as error:
+        find_method(spec)
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_line_trains_with_a_file_on_the_import_path(tmp_path: Path) -> None:
+    (tmp_path / "others_methods.py").write_text(MINE)
+    teacher = segtailor.train(tiny_train(tmp_path / "runs", steps=1)).folder
+    made = tiny_distill(tmp_path / "runs", teacher, steps=2)
+    listed = [{"name": "module:others_methods:Mine", "weight": 0.5, "weight_of_it": 3.0}, "module:others_methods:Bare"]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**made, "method": listed}))
+    words = [sys.executable, "-m", "segtailor.cli", "distill", str(recipe)]
+    paths = [str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    terms = read_metrics(tmp_path / "runs" / "student" / "metrics.jsonl")[0]["terms"]
+    assert {"task", "mine.squares", "bare.absolute"} <= terms.keys()

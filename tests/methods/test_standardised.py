@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from segtailor.losses import pixel_kl
-from segtailor.methods.standardised import standardised
+from segtailor.methods.kd import standardised
 
 from .test_closed_form import close, wave
 

@@ -98,7 +98,7 @@ def test_an_encoder_starts_a_new_model(net: Any, folder: Path, tmp_path: Path) -
         model = create_model("segformer-mit_b0", 3, pretrained=place).eval()
         with torch.no_grad():
             inputs = model.preprocess(images())
-            stages = model.forward_normalised(inputs).stages
+            stages = model.forward_normalized(inputs).stages
             expected = net.segformer(inputs, output_hidden_states=True).hidden_states
         assert all(
             torch.allclose(one, other, rtol=1e-4, atol=1e-4) for one, other in zip(stages, expected, strict=True)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from segtailor.config import DataConfig
 from segtailor.data import create_dataset
-from segtailor.engine.distiller import Distiller
+from segtailor.engine.module import Distiller
 from segtailor.evaluation import evaluate_model
 from segtailor.jobs.build import align
 from segtailor.losses import to_grid
@@ -43,7 +43,7 @@ class Window(Network):
     def tap_channels(self) -> dict[str, int]:
         return {"feature": 3, "classifier_input": 3}
 
-    def forward_normalised(self, inputs: Tensor) -> SegOutput:
+    def forward_normalized(self, inputs: Tensor) -> SegOutput:
         self.seen.append(inputs)
         cells = F.avg_pool2d(inputs, 4)
         return SegOutput(cells, None, cells, cells)
@@ -99,7 +99,7 @@ def test_the_order_of_channels_is_no_detail() -> None:
     with torch.no_grad():
         assert not torch.equal(network(IMAGES).logits, other(IMAGES).logits)
         turned = Preprocess()(IMAGES.flip(1))
-        torch.testing.assert_close(other(IMAGES).logits, network.forward_normalised(turned).logits)
+        torch.testing.assert_close(other(IMAGES).logits, network.forward_normalized(turned).logits)
 
 
 def ramp(height: int, width: int) -> Tensor:
@@ -163,7 +163,7 @@ class Guess(Window):
         self.num_classes = 9
         self.register_buffer("directions", torch.randn(9, 3, 1, 1, generator=torch.Generator().manual_seed(0)))
 
-    def forward_normalised(self, inputs: Tensor) -> SegOutput:
+    def forward_normalized(self, inputs: Tensor) -> SegOutput:
         cells = F.avg_pool2d(inputs, 4, ceil_mode=True)
         return SegOutput(F.conv2d(cells - cells.mean((2, 3), keepdim=True), self.directions))
 
@@ -184,7 +184,7 @@ def confusion_of(model: Network, padded_to: int) -> Tensor:
             full[:, channel, :, image.shape[-1] :] = value
         inputs = by_hand(full, spec["mean"], spec["std"], spec["scale"], spec["channel_order"] == "bgr")
         with torch.no_grad():
-            logits = model.forward_normalised(inputs).logits
+            logits = model.forward_normalized(inputs).logits
         if padded_to > 1:
             logits = model.upsample(logits, (full.shape[-2], full.shape[-1]))[..., :height, :width]
         prediction = model.upsample(logits, (height, width))[0].argmax(0)

@@ -13,7 +13,7 @@ import torch
 from segtailor.errors import SegtailorError
 from segtailor.models import count_parameters, create_model, load_model
 from segtailor.models.checkpoint_keys import to_published
-from segtailor.models.published import load_published, recognise
+from segtailor.models.published import load_published, recognize
 
 from .family import LAYOUTS, blank_checkpoint, checkpoint, layout, outputs
 
@@ -29,7 +29,7 @@ def error_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize("name", sorted(LAYOUTS))
-def test_a_published_checkpoint_is_recognised_and_gives_the_published_outputs(name: str, tmp_path: Path) -> None:
+def test_a_published_checkpoint_is_recognized_and_gives_the_published_outputs(name: str, tmp_path: Path) -> None:
     path = tmp_path / "anything.pth"
     torch.save(checkpoint(name), path)
     model = load_model(f"published:{path}", num_classes=19).eval()
@@ -38,7 +38,7 @@ def test_a_published_checkpoint_is_recognised_and_gives_the_published_outputs(na
     assert [(key, tuple(value.shape)) for key, value in to_published(model).items()] == layout(name)
     golden = outputs()
     with torch.no_grad():
-        output = model.forward_normalised(golden["input"])
+        output = model.forward_normalized(golden["input"])
     found = [output.logits, output.aux_logits, output.feature] if model.has_aux else [output.logits, output.feature]
     for index, tensor in enumerate(found):
         expected = golden[f"{name}.output{index}"]
@@ -63,7 +63,7 @@ def test_the_head_width_is_read_from_the_file_not_from_its_name(tmp_path: Path) 
 def test_the_second_generation_pspnet_has_half_the_width() -> None:
     model = create_model("pspnet-resnet101", 19, head_width=256)
     assert round(count_parameters(model) / 1e6, 2) == 58.63
-    found = recognise(to_published(model), "a file")
+    found = recognize(to_published(model), "a file")
     assert found == ("pspnet-resnet101", 19, 256)
 
 

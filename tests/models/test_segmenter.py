@@ -66,12 +66,12 @@ def test_preprocessing_is_the_families_own() -> None:
     torch.testing.assert_close(lite(red).flatten(), torch.tensor([200 / 127.5 - 1, -1.0, -1.0]))
 
 
-def test_raw_bytes_and_floats_give_the_same_and_normalised_input_skips_preprocessing() -> None:
+def test_raw_bytes_and_floats_give_the_same_and_normalized_input_skips_preprocessing() -> None:
     model = create_model("fcn-lcnet_050", 3).eval()
     with torch.no_grad():
         expected = model(IMAGES).logits
         assert torch.equal(model(IMAGES.float()).logits, expected)
-        assert torch.equal(model.forward_normalised(model.preprocess(IMAGES)).logits, expected)
+        assert torch.equal(model.forward_normalized(model.preprocess(IMAGES)).logits, expected)
 
 
 @pytest.mark.parametrize(("name", "align"), [("deeplabv3-lcnet_050", True), ("segformer-lcnet_050", False)])

@@ -8,6 +8,8 @@ import pytest
 
 from segtailor.errors import SegtailorError
 from segtailor.report import write_report
+from segtailor.report.summary import format_results
+from segtailor.results.model import read_results
 
 from .runs import metrics, row, samples, write_run
 
@@ -154,3 +156,12 @@ def test_no_run_and_damaged_results_are_errors(tmp_path):
     with pytest.raises(SegtailorError, match=r"results\.json is damaged"):
         write_report(folder)
     assert (folder / "report.html").read_text() == "earlier"
+
+
+def test_the_summary_is_aligned_and_has_no_minus_zero(tmp_path):
+    write_run(tmp_path / "run", gap_closed=-0.0004)
+    lines = format_results(read_results(tmp_path / "run")).splitlines()
+    assert lines[1].split() == ["Teacher", "pspnet-resnet18", "9.00", "M", "8.00", "G", "70.00", "-", "-"]
+    assert lines[2].endswith("45.00  61.00  2 min 05 s")
+    assert len({len(line) for line in lines[:4]}) == 1
+    assert lines[-1] == "gap closed: 0.0 %"

@@ -96,6 +96,8 @@ def _described(pairs: Any, classes: Classes | None, name: str) -> ClassesFile:
 def to_image(image: Any, where: str) -> Tensor:
     """Return a PIL image, an array or a tensor as RGB bytes (3,H,W); ``where`` names it in a ``SegtailorError``."""
     if isinstance(image, Image.Image):
+        if image.mode[0] in "FI":  # Pillow would clip its pixels, whatever their range
+            raise SegtailorError(f"{where} has the mode {image.mode}; convert it to 8 bits a channel")
         image = np.array(image.convert("RGB"))
     if isinstance(image, np.ndarray):
         if image.ndim != 2 and (image.ndim != 3 or image.shape[-1] not in (1, 3, 4)):

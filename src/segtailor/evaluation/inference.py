@@ -15,6 +15,7 @@ from segtailor.config import DataConfig, EvaluateConfig
 from segtailor.errors import SegtailorError
 from segtailor.files import VOID, Color, Size
 from segtailor.models.network import SegOutput
+from segtailor.models.taps import evaluated
 
 Mode = Literal["whole", "slide"]
 IMAGENET_COLOR: Color = (124, 116, 104)
@@ -49,14 +50,8 @@ def inference_settings(evaluate: EvaluateConfig, data: DataConfig) -> InferenceS
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Run the block with ``model`` in eval mode and without gradients; every module's own mode is put back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode  # not train(mode): that would also change a frozen part
+    with evaluated(model), torch.inference_mode():
+        yield
 
 
 def predict_logits(

@@ -39,17 +39,17 @@ from segtailor.data import create_dataset
 from segtailor.data.base import SegmentationDataset
 from segtailor.data.check import check_files
 from segtailor.data.pseudo import UnlabelledImages
-from segtailor.engine.distiller import Distiller
 from segtailor.engine.launch import on_first_process
-from segtailor.engine.loop import Task, Trained, fit_together
+from segtailor.engine.loop import RunSpec, Trained, fit_together
+from segtailor.engine.module import Distiller
+from segtailor.engine.pseudo_labels import add_unlabelled, refuse_unlabelled, unlabelled_facts, use_lines
 from segtailor.errors import SegtailorError, reason
 from segtailor.evaluation import EvaluationResult, evaluate_model, inference_settings
 from segtailor.files import Size
 from segtailor.jobs.objects import Objects
-from segtailor.jobs.stages import run_stages
-from segtailor.jobs.unlabelled import add_unlabelled, reading_lines, refuse_unlabelled, unlabelled_facts
+from segtailor.jobs.pretrain import run_pretraining
 from segtailor.losses import is_much_finer
-from segtailor.methods import METHODS, check_options, create_method
+from segtailor.methods import check_options, create_method, find_method
 from segtailor.methods.base import Method, MissingTapError
 from segtailor.models.adapters.python_module import OBJECT
 from segtailor.models.class_map import read_class_map
@@ -264,9 +264,9 @@ def build_arm(
     teacher = None if alone else context.teacher
     window = recipe.data.crop or recipe.data.size or context.size
     alignment = align(student, teacher, methods, window, context.shapes)
-    alignment += reading_lines(recipe.data, methods)
+    alignment += use_lines(recipe.data, methods)
     card = model_card(data, recipe.model_dump(mode="json"), teacher)
-    weights = {method.name: method.weight for method in listed}
+    weights = {find_method(method.name).name: method.weight for method in listed}
     label = label or "+".join(methods)
     return Arm(label, recipe.train, student, methods, weights, card, alignment, folder)
 
@@ -285,7 +285,7 @@ def make_methods(
             raise SegtailorError(f"the recipe names the method {name} {names.count(name)} times; list it once")
     methods: dict[str, Method] = {}
     for config in configs:
-        kind = METHODS[config.name]
+        kind = find_method(config.name)
         if kind.teacher == "recipe" and teacher is None:
             raise SegtailorError(f"method {config.name} needs a teacher; set teacher.weights (a run folder or a file)")
         options = check_options(config.name, config.options())
@@ -307,7 +307,7 @@ def make_methods(
             raise missing.named(config.name, named.name) from None
         if own is not None:
             method.use_teacher(own)
-        methods[config.name] = method
+        methods[kind.name] = method
     return methods
 
 
@@ -318,7 +318,7 @@ def check_methods(configs: Sequence[MethodConfig]) -> bool:
     """
     for config in configs:
         check_options(config.name, config.options())
-    return any(METHODS[config.name].sparse_gradients for config in configs)
+    return any(find_method(config.name).sparse_gradients for config in configs)
 
 
 def train_arms(context: Context, arms: Sequence[Arm], keep_going: bool = False) -> list[Trained]:
@@ -333,11 +333,11 @@ def train_arms(context: Context, arms: Sequence[Arm], keep_going: bool = False) 
     entries = []
     for arm in arms:
         arm.learner = Distiller(arm.student, arm.methods, arm.weights, arm.train.aux_weight)
-        task = Task(
+        spec = RunSpec(
             arm.label, arm.folder, context.train_data, context.val_data, context.data, arm.train, context.evaluate,
             arm.card, context.unlabelled,
         )  # fmt: skip
-        entries.append((arm.learner, task))
+        entries.append((arm.learner, spec))
     trained = fit_together(context.fabric, entries, teacher, keep_going)
     if [item.fingerprint() for item in watched] != before:
         raise SegtailorError("the teacher's weights changed during the run; this is a defect of the method, report it")
@@ -346,14 +346,16 @@ def train_arms(context: Context, arms: Sequence[Arm], keep_going: bool = False) 
 
 def pretrain(context: Context, arm: Arm, recipe: DistillRecipe) -> None:
     """Give the arm's methods what they learn before the student."""
-    arm.stages = run_stages(context.fabric, recipe, arm.methods, context.teacher, context.train_data, context.val_data)
+    arm.stages = run_pretraining(
+        context.fabric, recipe, arm.methods, context.teacher, context.train_data, context.val_data
+    )
 
 
 def unlabelled_of(context: Context, arm: Arm) -> dict[str, Any]:
     """Return what the results say of unlabelled images; nothing without any."""
     assert arm.learner is not None
     return unlabelled_facts(
-        context.data, arm.train.batch, context.train_data, context.unlabelled, arm.learner.readings, arm.folder
+        context.data, arm.train.batch, context.train_data, context.unlabelled, arm.learner.target_kinds, arm.folder
     )
 
 
@@ -458,7 +460,7 @@ def align_method(
             continue  # stages.N may belong to one network alone
         how = _grids(name, tap, own.shape[-2:], guide.shape[-2:], stretched)
         if own.shape[1] != guide.shape[1]:
-            how += f"; {method.widths}"
+            how += f"; {method.channel_alignment}"
         lines.append(f"{name}, {tap}: student {_shape(own)}, teacher {_shape(guide)}: {how}")
     return lines
 

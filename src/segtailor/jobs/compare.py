@@ -16,8 +16,7 @@ from torch import nn
 from segtailor.config import CompareRecipe, Strict, TrainConfig
 from segtailor.engine.launch import launch, on_first_process
 from segtailor.engine.loop import Trained
-from segtailor.engine.preemption import resumable
-from segtailor.engine.runs import open_run
+from segtailor.engine.runs import open_run, resumable
 from segtailor.errors import SegtailorError
 from segtailor.evaluation.boundary import BoundarySettings
 from segtailor.files import write_atomically
@@ -40,7 +39,7 @@ from segtailor.jobs.build import (
 )
 from segtailor.jobs.objects import Objects
 from segtailor.jobs.train import draw_samples
-from segtailor.methods import METHODS, check_options
+from segtailor.methods import check_options, find_method
 from segtailor.models import save_model
 from segtailor.recipes import load_recipe
 from segtailor.report import write_report
@@ -224,7 +223,8 @@ def _illustrate(context: Context, recipe: CompareRecipe, folder: Path, names: Se
             (name, alter)
             for name, arm in recipe.arms.items()
             for method in arm.method
-            if (alter := METHODS[method.name].altered_logits(check_options(method.name, method.options()))) is not None
+            if (alter := find_method(method.name).altered_logits(check_options(method.name, method.options())))
+            is not None
         ]
         tailoring = write_tailored(folder, context.val_data, context.teacher, altered, recipe.evaluate.samples)
     plan = Plan.model_validate_json(path.read_bytes())

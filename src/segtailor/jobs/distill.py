@@ -10,8 +10,7 @@ from torch import nn
 
 from segtailor.config import CompareRecipe, DistillRecipe, RunConfig, Strict, TrainRecipe
 from segtailor.engine.launch import launch, on_first_process
-from segtailor.engine.preemption import resumable
-from segtailor.engine.runs import open_run
+from segtailor.engine.runs import open_run, resumable
 from segtailor.errors import SegtailorError, unknown
 from segtailor.jobs.build import (
     Context,

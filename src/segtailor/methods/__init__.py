@@ -1,4 +1,4 @@
-"""How knowledge passes from teacher to student: one file a method, and an explicit table of them."""
+"""How knowledge passes from teacher to student: one file a method, an explicit table of them, and others' methods."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from segtailor.methods.lad import LabelAssistedDistillation
 from segtailor.methods.maskd import MaskedDistillation
 from segtailor.methods.none import NoDistillation
 from segtailor.methods.skd import Pairwise
+from segtailor.plugins import PREFIX, entry_point_names, find_entry_point, load_entry_point, load_object
 
 METHODS: dict[str, type[Method[Any]]] = {
     "none": NoDistillation,
@@ -51,16 +52,54 @@ METHODS: dict[str, type[Method[Any]]] = {
     "heteroakd": Heterogeneous,
 }
 
-__all__ = ["METHODS", "Method", "MethodOptions", "check_options", "create_method", "list_methods"]
+GROUP = "segtailor.methods"
+"""The entry points by which an installed package brings methods: ``name = "package.module:Class"``."""
+
+__all__ = [
+    "METHODS", "Method", "MethodOptions", "check_options", "create_method", "find_method", "list_methods",
+]  # fmt: skip
 
 
 def list_methods() -> list[tuple[str, str]]:
-    """Return (name, summary) of every method.
+    """Return (name, summary) of every method, those of installed packages last.
 
     >>> list_methods()[0][0]
     'none'
     """
-    return [(name, method.summary) for name, method in METHODS.items()]
+    names = [*METHODS, *(name for name in entry_point_names(GROUP) if name not in METHODS)]
+    return [(name, find_method(name).summary) for name in names]
+
+
+def find_method(name: str) -> type[Method[Any]]:
+    """Return the class of the method ``name``: ours, an installed package's, or ``module:package.file:Class``.
+
+    Raises :class:`SegtailorError` for an unknown name (with the nearest), and for a class that is no method.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if name.startswith(PREFIX):
+        found: Any = load_object(name)
+    else:
+        point = find_entry_point(GROUP, name)
+        if point is None:
+            known = [*METHODS, *entry_point_names(GROUP)]
+            raise unknown(
+                "method", name, known, "`segtailor methods` lists them; your own is module:package.file:Class"
+            )
+        found = load_entry_point(point)
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        kind = "a class" if isinstance(found, type) else f"a {type(found).__name__}"
+        raise SegtailorError(f"{name} is {kind} that does not derive from segtailor.Method; write class Mine(Method)")
+    lacking = [part for part in ("name", "summary") if not isinstance(getattr(found, part, None), str)]
+    lacking += ["terms()"] if found.terms is Method.terms else []
+    if lacking:
+        raise SegtailorError(
+            f"the method {name} lacks {', '.join(lacking)}; its class must define name, summary, terms"
+        )
+    if not found.name.isidentifier() or found.name in METHODS:
+        taken = "is a method of segtailor" if found.name in METHODS else "is not a plain word"
+        raise SegtailorError(f"the method {name} calls itself {found.name!r}, which {taken}; choose another `name`")
+    return found
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> MethodOptions:
@@ -72,12 +111,10 @@ def check_options(name: str, options: Mapping[str, Any]) -> MethodOptions:
     >>> check_options("kd", {"temperature": 4}).temperature
     4.0
     """
-    if name not in METHODS:
-        raise unknown("method", name, METHODS, "`segtailor methods` lists them")
-    schema = METHODS[name].Options
-    for option in options:
-        if option not in schema.model_fields:
-            raise unknown(f"option of method '{name}'", option, schema.model_fields, f"see `segtailor methods {name}`")
+    schema = find_method(name).Options
+    for given in options:
+        if given not in schema.model_fields:
+            raise unknown(f"option of method '{name}'", given, schema.model_fields, f"see `segtailor methods {name}`")
     try:
         return schema.model_validate(dict(options))
     except ValidationError as error:
@@ -107,4 +144,4 @@ def create_method(
         {"feature": channels} if isinstance(channels, int) else dict(channels)
         for channels in (student_channels, teacher_channels)
     ]
-    return METHODS[name](num_classes, widths[0], widths[1], checked)
+    return find_method(name)(num_classes, widths[0], widths[1], checked)

@@ -3,16 +3,105 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
+from segtailor.errors import SegtailorError
 from segtailor.losses import Step, full_precision, standardise, to_grid, valid_counts
-from segtailor.methods.base import Adversary, Channels, Method, VariantOptions
-from segtailor.methods.discriminator import Discriminator, discriminator_loss
+from segtailor.methods.base import Adversary, Channels, Method, VariantOptions, option
 from segtailor.models.network import SegOutput
+
+SMALLEST = 4
+"""The least side of a grid: the last convolution's."""
+
+
+class Discriminator(nn.Module):
+    """Four strided convolutions under spectral norm, self-attention behind the last two, and a score for each patch.
+
+    Logits (B,K,h,w) give scores (B,1,h',w'). Sides of at least 64 are halved four times, as published; an axis that
+    would become shorter than 4 is not halved, so that any grid from 4 x 4 on works. ``normalised`` puts batch norm on
+    the logits, as published; otherwise they are taken as they come.
+    """
+
+    def __init__(self, num_classes: int, normalised: bool, width: int = 64) -> None:
+        super().__init__()
+        widths = [num_classes, width, 2 * width, 4 * width, 8 * width]
+        self.norm = nn.BatchNorm2d(num_classes) if normalised else nn.Identity()
+        self.layers = nn.ModuleList(spectral_norm(nn.Conv2d(before, after, 4)) for before, after in pairwise(widths))
+        self.attention = nn.ModuleDict({"2": SelfAttention(widths[3]), "3": SelfAttention(widths[4])})
+        self.score = nn.Conv2d(widths[4], 1, SMALLEST)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return patch scores; raises :class:`SegtailorError` for a grid that is too small."""
+        height, width = logits.shape[-2:]
+        if min(height, width) < SMALLEST:
+            raise SegtailorError(
+                f"method adversarial: its discriminator needs logits of at least {SMALLEST} x {SMALLEST}, not "
+                f"{height} x {width}; use a larger data.crop, or a student of smaller output stride"
+            )
+        maps = self.norm(logits)
+        for index, layer in enumerate(self.layers):
+            maps = F.leaky_relu(_halve(layer, maps), 0.1)
+            if str(index) in self.attention:
+                maps = self.attention[str(index)](maps)
+        scores: Tensor = self.score(maps)
+        return scores
+
+
+def _halve(layer: nn.Module, maps: Tensor) -> Tensor:
+    """Apply a 4 x 4 convolution with stride 2 along each axis of at least 8, and size-preserving along the others."""
+    assert isinstance(layer, nn.Conv2d)
+    strides = [2 if side >= 2 * SMALLEST else 1 for side in maps.shape[-2:]]
+    # Padding 1 on both sides halves exactly; one more behind keeps the size at stride 1.
+    behind = [1 if stride == 2 else 2 for stride in strides]
+    padded = F.pad(maps, (1, behind[1], 1, behind[0]))
+    return F.conv2d(padded, layer.weight, layer.bias, stride=strides)
+
+
+class SelfAttention(nn.Module):
+    """Positions mixed by softmaxed similarity, added with a learned gain that starts at 0 (Zhang et al., 2019)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = max(channels // 8, 1)
+        self.query = nn.Conv2d(channels, inner, 1)
+        self.key = nn.Conv2d(channels, inner, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.gain = nn.Parameter(torch.zeros(()))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return maps of the same shape (B,C,h,w)."""
+        query, key, value = (layer(maps).flatten(2) for layer in (self.query, self.key, self.value))
+        attention = torch.bmm(query.mT, key).softmax(-1)
+        return maps + self.gain * torch.bmm(value, attention.mT).view(maps.shape)
+
+
+def discriminator_loss(
+    discriminator: nn.Module, real: Tensor, fake: Tensor, kind: Literal["hinge", "wgan-gp"], penalty: float
+) -> Tensor:
+    """Return what the discriminator minimises, for the teacher's maps (``real``) and the student's (``fake``).
+
+    ``hinge``: mean relu(1 - D(real)) + mean relu(1 + D(fake)). ``wgan-gp``: mean D(fake) - mean D(real) plus
+    ``penalty`` times the mean squared distance from 1 of the gradient's norm, one mixture of both maps per image
+    (Gulrajani et al., 2017).
+    """
+    scores_real, scores_fake = discriminator(real), discriminator(fake)
+    if kind == "hinge":
+        loss: Tensor = (1 - scores_real).relu().mean() + (1 + scores_fake).relu().mean()
+        return loss
+    share = torch.rand(len(real), 1, 1, 1, device=real.device)
+    mixed = (share * real + (1 - share) * fake).requires_grad_()
+    (gradient,) = torch.autograd.grad(discriminator(mixed).sum(), mixed, create_graph=True)
+    norms = (gradient.flatten(1).square().sum(1) + 1e-12).sqrt()
+    wasserstein: Tensor = scores_fake.mean() - scores_real.mean() + penalty * (norms - 1).square().mean()
+    return wasserstein
+
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -20,22 +109,15 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class AdversarialOptions(VariantOptions):
     """Options of ``adversarial``."""
 
-    sources: ClassVar[dict[str, str]] = {
-        "adversarial": "CIRKD benchmark",
-        "opponent": "CIRKD benchmark",
-        "loss": "CIRKD benchmark (the paper: wgan-gp)",
-        "gradient_penalty": "SKD's code",
-        "lr": "CIRKD benchmark",
-        "betas": "CIRKD benchmark",
-        "width": "SKD's code",
-    }
-    adversarial: NonNegativeFloat = Field(0.001, description="weight of the term")
-    opponent: PositiveFloat = Field(0.1, description="weight of the discriminator's own loss")
-    loss: Literal["hinge", "wgan-gp"] = Field("hinge", description="what the discriminator minimises")
-    gradient_penalty: NonNegativeFloat = Field(10.0, description="weight of the penalty of wgan-gp")
-    lr: PositiveFloat = Field(4e-4, description="the discriminator's constant learning rate (Adam)")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.99), description="Adam's decay rates")
-    width: PositiveInt = Field(64, description="channels of the discriminator's first layer")
+    adversarial: NonNegativeFloat = option(0.001, "weight of the term", source="CIRKD benchmark")
+    opponent: PositiveFloat = option(0.1, "weight of the discriminator's own loss", source="CIRKD benchmark")
+    loss: Literal["hinge", "wgan-gp"] = option(
+        "hinge", "what the discriminator minimises", source="CIRKD benchmark (the paper: wgan-gp)"
+    )
+    gradient_penalty: NonNegativeFloat = option(10.0, "weight of the penalty of wgan-gp", source="SKD's code")
+    lr: PositiveFloat = option(4e-4, "the discriminator's constant learning rate (Adam)", source="CIRKD benchmark")
+    betas: tuple[Beta, Beta] = option((0.9, 0.99), "Adam's decay rates", source="CIRKD benchmark")
+    width: PositiveInt = option(64, "channels of the discriminator's first layer", source="SKD's code")
 
 
 class LogitAdversary(Adversary):
@@ -76,20 +158,19 @@ class Adversarial(Method[AdversarialOptions]):
     ``clean`` standardises each channel of each image over its valid pixels instead, so that images do not mix and void
     is not seen, and does not advance the spectral norm's power iteration in the student's pass. Grids below 64 x 64,
     where the published code stops, are halved less often.
+
+        adversarial = -mean D(student's logits)
+
+    - Extra modules: a discriminator of 3.2 M parameters (19 classes), with its own Adam
+    - Published figures: none alone; Cityscapes val, PSPNet R101 to R18, by SKD's authors: pixel and pair terms 71.78,
+      with it 74.08
+    - Limitations: short trainings, where the discriminator learns nothing; grids below 4 x 4; tiny batches with
+      `published`, whose batch norm mixes images
+    - Source: Liu et al., CVPR 2019 (arXiv 1903.04197), as run in the CIRKD benchmark
     """
 
     name: ClassVar[str] = "adversarial"
     summary: ClassVar[str] = "holistic: a discriminator must not tell the student's logits from the teacher's"
-    formula: ClassVar[str] = "adversarial = -mean D(student's logits)"
-    source: ClassVar[str] = "Liu et al., CVPR 2019 (arXiv 1903.04197), as run in the CIRKD benchmark"
-    extra_modules: ClassVar[str] = "a discriminator of 3.2 M parameters (19 classes), with its own Adam"
-    figures: ClassVar[str] = (
-        "none alone; Cityscapes val, PSPNet R101 to R18, by SKD's authors: pixel and pair terms 71.78, with it 74.08"
-    )
-    unsuited: ClassVar[str] = (
-        "short trainings, where the discriminator learns nothing; grids below 4 x 4; tiny batches with `published`, "
-        "whose batch norm mixes images"
-    )
 
     def build(self, student: Channels, teacher: Channels) -> None:
         """Make what the options ask for."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
 from segtailor.losses import Step, full_precision, pixel_kl, pixel_mean, recomputed, to_grid, valid_counts, valid_pixels
-from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
+from segtailor.methods.base import Channels, Method, VariantOptions, option, read_tap, width_of
 from segtailor.models.network import SegOutput
 
 CODE = "Af-DCD's code"
@@ -24,33 +24,32 @@ BLOCK = 2**26
 class DenseContrastOptions(VariantOptions):
     """Options of ``afdcd``."""
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"published": {"reconstruction": 2e-6, "contrast": 5e-3}}
-    sources: ClassVar[dict[str, str]] = {
-        "reconstruction": "our choice: Af-DCD's 2e-6 (Cityscapes), times its 8192 positions and 2048 channels",
-        "contrast": "our choice: Af-DCD's 5e-3 (Cityscapes), times its 16 groups",
-        "kd": CODE,
-        "tap": CODE,
-        "mask": CODE,
-        "mask_ratio": CODE,
-        "pool": CODE,
-        "patch": CODE,
-        "groups": CODE,
-        "temperature": CODE,
-    }
-    reconstruction: NonNegativeFloat = Field(33.5, description="weight of the masked reconstruction; 0 turns it off")
-    contrast: NonNegativeFloat = Field(0.08, description="weight of the contrast inside patches; 0 turns it off")
-    kd: NonNegativeFloat = Field(1.0, description="weight of the pixel-wise KL on logits, at temperature 1")
-    tap: str = Field(
-        "last", description="`last` (each network's last backbone stage), `stages.N`, `feature`, or another tap"
+    reconstruction: NonNegativeFloat = option(
+        33.5,
+        "weight of the masked reconstruction; 0 turns it off",
+        published=2e-06,
+        source="our choice: Af-DCD's 2e-6 (Cityscapes), times its 8192 positions and 2048 channels",
     )
-    mask: Literal["random", "centre"] = Field(
-        "random", description="what is hidden from the reconstruction: random positions, or the middle ninth"
+    contrast: NonNegativeFloat = option(
+        0.08,
+        "weight of the contrast inside patches; 0 turns it off",
+        published=0.005,
+        source="our choice: Af-DCD's 5e-3 (Cityscapes), times its 16 groups",
     )
-    mask_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(0.75, description="share of positions hidden at random")
-    pool: int = Field(4, ge=1, description="side of the max-pooling before the contrast; less on small grids")
-    patch: int = Field(4, ge=1, description="side of a patch, in pooled cells")
-    groups: int = Field(16, ge=2, description="groups that the channels are split into; fewer where they do not divide")
-    temperature: PositiveFloat = Field(0.07, description="divides the distances of the contrast")
+    kd: NonNegativeFloat = option(1.0, "weight of the pixel-wise KL on logits, at temperature 1", source=CODE)
+    tap: str = option(
+        "last", "`last` (each network's last backbone stage), `stages.N`, `feature`, or another tap", source=CODE
+    )
+    mask: Literal["random", "centre"] = option(
+        "random", "what is hidden from the reconstruction: random positions, or the middle ninth", source=CODE
+    )
+    mask_ratio: Annotated[float, Field(ge=0, lt=1)] = option(0.75, "share of positions hidden at random", source=CODE)
+    pool: int = option(4, "side of the max-pooling before the contrast; less on small grids", ge=1, source=CODE)
+    patch: int = option(4, "side of a patch, in pooled cells", ge=1, source=CODE)
+    groups: int = option(
+        16, "groups that the channels are split into; fewer where they do not divide", ge=2, source=CODE
+    )
+    temperature: PositiveFloat = option(0.07, "divides the distances of the contrast", source=CODE)
 
 
 class DenseContrast(Method[DenseContrastOptions]):
@@ -72,30 +71,26 @@ class DenseContrast(Method[DenseContrastOptions]):
     also clips the gradient of the method's own modules at norm 15; a recipe's ``train.clip`` clips all gradients
     together. The script shipped for Cityscapes asks for the centre mask and for a reconstruction of two branches, which
     is not offered, by flags that its own parser refuses.
+
+        reconstruction = mean_xc (r - t)^2, r = conv3x3(relu(conv3x3(mask * conv1x1(s))))
+        contrast = mean -log softmax(-|r_pg - t_.|_1 / T) at t_pg, among it and the patch's t_qh, groups h != g
+        kd = mean_x KL(softmax_k(t) || softmax_k(s))
+
+    - Extra modules: a 1x1 convolution where widths differ, and two 3x3 convolutions at the teacher's width: 75M
+      parameters at the published 2048 channels
+    - Published figures: mIoU, Af-DCD's README, teacher DeepLabV3-R101, the CIRKD benchmark's weight decay. Cityscapes
+      val (78.07): DeepLabV3-R18 74.21 -> 77.03, DeepLabV3-MBV2 73.12 -> 76.43 (paper 76.38). DeepLabV3-R18 and
+      PSPNet-R18: VOC (77.67) 73.21 -> 76.25, 73.33 -> 76.14; CamVid (69.84) 66.92 -> 69.27, 66.73 -> 69.48.
+      DeepLabV3-R18: ADE20K (42.70) 33.91 -> 36.21; COCO-Stuff-164k (38.71) 32.60 -> 34.02
+    - Limitations: little memory: its convolutions are as wide as the teacher's last stage; stages coarser than stride
+      8, which leave a patch or two for an image
+    - Source: Af-DCD, Fan et al., NeurIPS 2023 (github.com/OSVAI/Af-DCD)
     """
 
     name: ClassVar[str] = "afdcd"
     summary: ClassVar[str] = "Af-DCD: rebuild the teacher's masked feature, contrast it inside patches, KL on logits"
-    formula: ClassVar[str] = (
-        "reconstruction = mean_xc (r - t)^2, r = conv3x3(relu(conv3x3(mask * conv1x1(s))))\n"
-        "contrast = mean -log softmax(-|r_pg - t_.|_1 / T) at t_pg, among it and the patch's t_qh, groups h != g\n"
-        "kd = mean_x KL(softmax_k(t) || softmax_k(s))"
-    )
-    source: ClassVar[str] = "Af-DCD, Fan et al., NeurIPS 2023 (github.com/OSVAI/Af-DCD)"
-    widths: ClassVar[str] = "a trained 1x1 convolution lifts the student's map to the teacher's width where they differ"
-    extra_modules: ClassVar[str] = (
-        "a 1x1 convolution where widths differ, and two 3x3 convolutions at the teacher's width: 75M parameters at the "
-        "published 2048 channels"
-    )
-    figures: ClassVar[str] = (
-        "mIoU, Af-DCD's README, teacher DeepLabV3-R101, the CIRKD benchmark's weight decay. Cityscapes val (78.07): "
-        "DeepLabV3-R18 74.21 -> 77.03, DeepLabV3-MBV2 73.12 -> 76.43 (paper 76.38). DeepLabV3-R18 and PSPNet-R18: VOC "
-        "(77.67) 73.21 -> 76.25, 73.33 -> 76.14; CamVid (69.84) 66.92 -> 69.27, 66.73 -> 69.48. DeepLabV3-R18: ADE20K "
-        "(42.70) 33.91 -> 36.21; COCO-Stuff-164k (38.71) 32.60 -> 34.02"
-    )
-    unsuited: ClassVar[str] = (
-        "little memory: its convolutions are as wide as the teacher's last stage; stages coarser than stride 8, which "
-        "leave a patch or two for an image"
+    channel_alignment: ClassVar[str] = (
+        "a trained 1x1 convolution lifts the student's map to the teacher's width where they differ"
     )
     rebuild: nn.Module | None
 

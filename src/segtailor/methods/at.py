@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from segtailor.losses import Step, full_precision, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
+from segtailor.methods.base import Channels, Method, VariantOptions, option, read_tap, width_of
 from segtailor.models.network import SegOutput
 
 
 class AttentionTransferOptions(VariantOptions):
     """Options of ``at``."""
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"published": {"at": 10000.0}}
-    sources: ClassVar[dict[str, str]] = {
-        "at": "our choice: near the published 10000 at its grid of 64 x 128, where the mean is the sum over 8192; "
-        "published: CIRKD benchmark",
-        "taps": "CIRKD benchmark",
-    }
-    at: NonNegativeFloat = Field(1.0, description="weight of the term, for each tap")
-    taps: str | Annotated[list[str], Field(min_length=1)] = Field(
-        "feature", description="`feature` (in front of the classifier), `stages.N`, or a list of taps"
+    at: NonNegativeFloat = option(
+        1.0,
+        "weight of the term, for each tap",
+        published=10000.0,
+        source=(
+            "our choice: near the published 10000 at its grid of 64 x 128, where the mean is the sum over "
+            "8192; published: CIRKD benchmark"
+        ),
+    )
+    taps: str | Annotated[list[str], Field(min_length=1)] = option(
+        "feature", "`feature` (in front of the classifier), `stages.N`, or a list of taps", source="CIRKD benchmark"
     )
 
     def chosen(self) -> list[str]:
@@ -55,17 +57,17 @@ class AttentionTransfer(Method[AttentionTransferOptions]):
     Term ``at``; with several taps ``at.TAP``. ``published`` reads the feature after dropout and averages over all
     cells, so that the term shrinks as the crop grows; ``clean`` reads it before dropout, lets each cell count as often
     as it has valid label pixels, in the norm and in the sum, and does not divide by their number.
+
+        at = mean_b sum_x (q_s(x) - q_t(x))^2, q = a / |a|, a(x) = mean_c f(c,x)^2
+
+    - Limitations: it passes one number for each position, and nothing of which class is there; positions of little
+      activity, as small or thin objects often are, hardly count
+    - Source: Zagoruyko and Komodakis, ICLR 2017 (arXiv 1612.03928), as run in the CIRKD benchmark
     """
 
     name: ClassVar[str] = "at"
     summary: ClassVar[str] = "attention transfer: the map of mean squared activations, at norm 1, follows the teacher's"
-    formula: ClassVar[str] = "at = mean_b sum_x (q_s(x) - q_t(x))^2, q = a / |a|, a(x) = mean_c f(c,x)^2"
-    source: ClassVar[str] = "Zagoruyko and Komodakis, ICLR 2017 (arXiv 1612.03928), as run in the CIRKD benchmark"
-    widths: ClassVar[str] = "nothing to align: the maps have no channels"
-    unsuited: ClassVar[str] = (
-        "it passes one number for each position, and nothing of which class is there; positions of little activity, as "
-        "small or thin objects often are, hardly count"
-    )
+    channel_alignment: ClassVar[str] = "nothing to align: the maps have no channels"
 
     def build(self, student: Channels, teacher: Channels) -> None:
         """Make what the options ask for."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
@@ -22,22 +22,37 @@ Channels = dict[str, int]
 """Width of every tap that a model offers: ``feature``, ``stages.N`` and named ones."""
 
 
+def option(default: Any, description: str, *, source: str, published: Any = None, **constraints: Any) -> Any:
+    """Return the field of an option: its ``clean`` default, where that comes from, and the ``published`` value.
+
+    ``source`` is a paper, a code base, or `our choice`; ``constraints`` are those of pydantic's ``Field``.
+    """
+    extra: dict[str, Any] = {"source": source} | ({} if published is None else {"published": published})
+    return Field(default, description=description, json_schema_extra=extra, **constraints)
+
+
 class MethodOptions(BaseModel):
-    """Options of a method. A field's default is the ``clean`` value; ``published`` overrides it in ``presets``."""
+    """Options of a method; unknown ones are an error."""
 
     model_config = ConfigDict(extra="forbid")
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
-    sources: ClassVar[dict[str, str]] = {}
-    """Where an option's default comes from, by option: a paper, a benchmark, or `our choice`."""
+
+    @classmethod
+    def extra(cls, name: str) -> dict[str, Any]:
+        """Return what :func:`option` said of the option ``name``: ``source``, and ``published`` where it differs."""
+        found = cls.model_fields[name].json_schema_extra
+        return found if isinstance(found, dict) else {}
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_from_preset(cls, given: Any) -> Any:
-        return {**cls.presets.get(str(given.get("variant")), {}), **given} if isinstance(given, dict) else given
+    def _fill_in_published(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("variant") != "published":
+            return given
+        values = {name: extra["published"] for name in cls.model_fields if "published" in (extra := cls.extra(name))}
+        return {**values, **given}
 
 
 class VariantOptions(MethodOptions):
-    """Options of a method that exists as published and mended."""
+    """Options of a method that has published code: computed exactly as published, or with its known defects fixed."""
 
     variant: Literal["clean", "published"] = "clean"
 
@@ -134,12 +149,8 @@ class Method(nn.Module, Generic[OptionsT]):
     name: ClassVar[str]
     summary: ClassVar[str]
     """One line for lists of methods."""
-    formula: ClassVar[str] = ""
-    source: ClassVar[str] = ""
-    widths: ClassVar[str] = "no widths to align: it compares logits"
-    extra_modules: ClassVar[str] = "none"
-    figures: ClassVar[str] = "none"
-    unsuited: ClassVar[str] = ""
+    channel_alignment: ClassVar[str] = "no widths to align: it compares logits"
+    """How networks of different width are compared, for the run's summary."""
     Options: ClassVar[type[MethodOptions]] = MethodOptions
 
     inputs: frozenset[str] = frozenset({"logits"})

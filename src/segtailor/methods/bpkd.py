@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
+from pydantic import NonNegativeFloat, PositiveFloat, field_validator
 from torch import Tensor
 
 from segtailor.files import VOID
 from segtailor.losses import Step, channel_kl, full_precision, recomputed, to_grid, valid_counts
-from segtailor.methods.base import Method, MethodOptions
+from segtailor.methods.base import Method, MethodOptions, option
 from segtailor.models.network import SegOutput
 
 BLOCK = 16
@@ -22,18 +22,24 @@ BLOCK = 16
 class BoundaryPrivilegedOptions(MethodOptions):
     """Options of ``bpkd``."""
 
-    sources: ClassVar[dict[str, str]] = {
-        "body": "BPKD, as a third party reads it",
-        "edge": "BPKD, as a third party reads it",
-        "alpha": "BPKD, as a third party reads it",
-        "temperature": "BPKD, as a third party reads it",
-        "edge_width": "BPKD, as a third party reads it",
-    }
-    body: NonNegativeFloat = Field(20.0, description="weight of the term away from edges; 0 turns it off")
-    edge: NonNegativeFloat = Field(50.0, description="weight of the term at edges; 0 turns it off")
-    alpha: PositiveFloat = Field(2.0, description="weight of each class in the edge term")
-    temperature: PositiveFloat = Field(1.0, description="divides the masked logits before both softmaxes")
-    edge_width: int = Field(7, ge=3, description="side of the window of dilation and erosion, in label pixels; odd")
+    body: NonNegativeFloat = option(
+        20.0, "weight of the term away from edges; 0 turns it off", source="BPKD, as a third party reads it"
+    )
+    edge: NonNegativeFloat = option(
+        50.0, "weight of the term at edges; 0 turns it off", source="BPKD, as a third party reads it"
+    )
+    alpha: PositiveFloat = option(
+        2.0, "weight of each class in the edge term", source="BPKD, as a third party reads it"
+    )
+    temperature: PositiveFloat = option(
+        1.0, "divides the masked logits before both softmaxes", source="BPKD, as a third party reads it"
+    )
+    edge_width: int = option(
+        7,
+        "side of the window of dilation and erosion, in label pixels; odd",
+        ge=3,
+        source="BPKD, as a third party reads it",
+    )
 
     @field_validator("edge_width")
     @classmethod
@@ -54,25 +60,21 @@ class BoundaryPrivileged(Method[BoundaryPrivilegedOptions]):
     ``m logits``, all K of them; each class averages it, weighed by its ``m``, over the cells that its edges touch; the
     classes of an image are summed and images averaged. The published exponent or factor "alpha 2" is read as a factor,
     the same for all classes. Cells count by their valid pixels.
+
+        body = T^2 mean_bc KL(softmax_x((1 - m) t / T) || softmax_x((1 - m) s / T)), m_c(x) = share of edge pixels
+        edge = alpha mean_b sum_c mean_{x: m_c(x) > 0} m_c(x) T^2 KL(softmax_k(m t / T) || softmax_k(m s / T))
+
+    - Published figures: mIoU, BPKD's README, 80k steps (the loss here is reconstructed). Cityscapes, PSPNet-R101 79.74:
+      PSPNet-R18 74.23 -> 77.57 (CWD 76.26, CIRKD 76.03), HRNet-W18s 75.31 -> 78.58, DeepLabV3+-MBV2 75.29 -> 78.59,
+      ISANet-R18 73.62 -> 75.72. ADE20K: PSPNet-R18 33.30 -> 38.51 (CWD 37.02), HRNet-W18s 31.38 -> 35.31,
+      DeepLabV3+-MBV2 31.56 -> 35.49, ISANet-R18 31.15 -> 38.73. Pascal-Context: PSPNet-R18 43.79 -> 46.82
+    - Limitations: labels with rough or missing outlines (its edges are the labels'), and images that are mostly void;
+      masks are made at label size, so many classes on large crops take time and memory
+    - Source: BPKD, Liu et al., WACV 2024 (arXiv 2306.08075); reconstructed, no training code is public
     """
 
     name: ClassVar[str] = "bpkd"
     summary: ClassVar[str] = "boundary-privileged: KL over classes at the labels' edges, over space elsewhere"
-    formula: ClassVar[str] = (
-        "body = T^2 mean_bc KL(softmax_x((1 - m) t / T) || softmax_x((1 - m) s / T)), m_c(x) = share of edge pixels\n"
-        "edge = alpha mean_b sum_c mean_{x: m_c(x) > 0} m_c(x) T^2 KL(softmax_k(m t / T) || softmax_k(m s / T))"
-    )
-    source: ClassVar[str] = "BPKD, Liu et al., WACV 2024 (arXiv 2306.08075); reconstructed, no training code is public"
-    figures: ClassVar[str] = (
-        "mIoU, BPKD's README, 80k steps (the loss here is reconstructed). Cityscapes, PSPNet-R101 79.74: PSPNet-R18 "
-        "74.23 -> 77.57 (CWD 76.26, CIRKD 76.03), HRNet-W18s 75.31 -> 78.58, DeepLabV3+-MBV2 75.29 -> 78.59, "
-        "ISANet-R18 73.62 -> 75.72. ADE20K: PSPNet-R18 33.30 -> 38.51 (CWD 37.02), HRNet-W18s 31.38 -> 35.31, "
-        "DeepLabV3+-MBV2 31.56 -> 35.49, ISANet-R18 31.15 -> 38.73. Pascal-Context: PSPNet-R18 43.79 -> 46.82"
-    )
-    unsuited: ClassVar[str] = (
-        "labels with rough or missing outlines (its edges are the labels'), and images that are mostly void; masks are "
-        "made at label size, so many classes on large crops take time and memory"
-    )
     labels = "classes"
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:

@@ -3,68 +3,78 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from segtailor.losses import Step, full_precision, nearest_labels, to_grid, valid_counts, valid_pixels
-from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
-from segtailor.methods.relation.divergence import directions, relation_kl, unit
-from segtailor.methods.relation.memory import (
+from segtailor.methods._relations import (
+    RelationProjector,
     VectorQueue,
     class_means,
     class_pixels,
+    directions,
     from_all_processes,
+    minibatch_relations,
+    pooled,
+    pooled_counts,
     raster_pixels,
+    relation_kl,
     take,
+    unit,
 )
-from segtailor.methods.relation.minibatch import minibatch_relations, pooled, pooled_counts
-from segtailor.methods.relation.projector import RelationProjector
+from segtailor.methods.base import Channels, Method, VariantOptions, option, read_tap, width_of
 from segtailor.models.network import SegOutput
 
 
 class CIRKDOptions(VariantOptions):
     """Options of ``cirkd``."""
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"published": {"legacy_enqueue": True}}
-    sources: ClassVar[dict[str, str]] = {
-        "minibatch": "CIRKD's code",
-        "memory_pixel": "CIRKD's code (its VOC runs: 0.01)",
-        "memory_region": "CIRKD's code (its VOC runs: 0.01)",
-        "temperature": "CIRKD's code",
-        "kd_temperature": "CIRKD's code",
-        "pixel_queue": "CIRKD's code (its SegFormer runs: 2000)",
-        "region_queue": "CIRKD's code",
-        "max_pixels": "our choice: what 19 classes need for the published queues",
-        "pixel_samples": "CIRKD's code",
-        "region_samples": "CIRKD's code",
-        "pixels_per_image": "CIRKD's code",
-        "legacy_enqueue": "our choice; published: CIRKD's code",
-        "within_image": "CIRKD's code",
-        "pool": "CIRKD's code (its SegFormer runs: 2)",
-    }
-    minibatch: NonNegativeFloat = Field(1.0, description="weight of the relations within the batch; 0 drops the term")
-    memory_pixel: NonNegativeFloat = Field(
-        0.1, description="weight of the relations to remembered pixels; 0 drops the term and its queue"
+    minibatch: NonNegativeFloat = option(
+        1.0, "weight of the relations within the batch; 0 drops the term", source="CIRKD's code"
     )
-    memory_region: NonNegativeFloat = Field(
-        0.1, description="weight of the relations to remembered class means; 0 drops the term and its queue"
+    memory_pixel: NonNegativeFloat = option(
+        0.1,
+        "weight of the relations to remembered pixels; 0 drops the term and its queue",
+        source="CIRKD's code (its VOC runs: 0.01)",
     )
-    temperature: PositiveFloat = Field(0.1, description="divides the cosines")
-    kd_temperature: PositiveFloat = Field(1.0, description="divides the memory terms' logits once more; squared factor")
-    pixel_queue: PositiveInt = Field(20000, description="remembered pixels for each class")
-    region_queue: PositiveInt = Field(2000, description="remembered class means for each class")
-    max_pixels: PositiveInt = Field(
-        380_000, description="most vectors in one queue, all classes together; many classes get shorter queues"
+    memory_region: NonNegativeFloat = option(
+        0.1,
+        "weight of the relations to remembered class means; 0 drops the term and its queue",
+        source="CIRKD's code (its VOC runs: 0.01)",
     )
-    pixel_samples: PositiveInt = Field(4096, description="remembered pixels compared with at each step")
-    region_samples: PositiveInt = Field(1024, description="remembered class means compared with at each step")
-    pixels_per_image: PositiveInt = Field(16, description="pixels remembered from each class of each image")
-    legacy_enqueue: bool = Field(False, description="remember the pixels that the published code does, of any class")
-    within_image: bool = Field(True, description="whether an image is paired with itself, too")
-    pool: PositiveInt = Field(1, description="side of the average pooling before the relations within the batch")
+    temperature: PositiveFloat = option(0.1, "divides the cosines", source="CIRKD's code")
+    kd_temperature: PositiveFloat = option(
+        1.0, "divides the memory terms' logits once more; squared factor", source="CIRKD's code"
+    )
+    pixel_queue: PositiveInt = option(
+        20000, "remembered pixels for each class", source="CIRKD's code (its SegFormer runs: 2000)"
+    )
+    region_queue: PositiveInt = option(2000, "remembered class means for each class", source="CIRKD's code")
+    max_pixels: PositiveInt = option(
+        380_000,
+        "most vectors in one queue, all classes together; many classes get shorter queues",
+        source="our choice: what 19 classes need for the published queues",
+    )
+    pixel_samples: PositiveInt = option(4096, "remembered pixels compared with at each step", source="CIRKD's code")
+    region_samples: PositiveInt = option(
+        1024, "remembered class means compared with at each step", source="CIRKD's code"
+    )
+    pixels_per_image: PositiveInt = option(16, "pixels remembered from each class of each image", source="CIRKD's code")
+    legacy_enqueue: bool = option(
+        False,
+        "remember the pixels that the published code does, of any class",
+        published=True,
+        source="our choice; published: CIRKD's code",
+    )
+    within_image: bool = option(True, "whether an image is paired with itself, too", source="CIRKD's code")
+    pool: PositiveInt = option(
+        1,
+        "side of the average pooling before the relations within the batch",
+        source="CIRKD's code (its SegFormer runs: 2)",
+    )
 
 
 class CIRKD(Method[CIRKDOptions]):
@@ -80,33 +90,28 @@ class CIRKD(Method[CIRKDOptions]):
     256 channels take 428 MB, at most 2 * 4 * ``max_pixels`` * channels bytes. More than 19 classes get shorter queues
     than published unless ``max_pixels`` is raised. On VOC the authors set the memory weights to 0.01; with 0.1 a user's
     student fell below the one trained alone (72.6 against 73.7).
+
+        minibatch = mean_ij mean_x KL(softmax_y(cos(t_i(x), t_j(y)) / tau) || same of s), images i, j
+        memory_pixel = T^2 mean_x KL(softmax_q(cos(t(x), q) / (tau T)) || same of P s), q remembered pixels of t
+        memory_region = the same, q remembered means of t over a class in an image
+
+    - Extra modules: the projector (98 816 parameters for 128 to 256) and two queues (428 MB at 19 classes and 256
+      channels)
+    - Published figures: the authors', with kd, DeepLabV3-R101 (78.07), Cityscapes val: DeepLabV3-R18 74.21 -> 76.38,
+      DeepLabV3-MBV2 73.12 -> 75.42, PSPNet-R18 72.55 -> 74.73, SegFormer B4 (81.23) to B0 75.58 -> 76.92; VOC (77.67):
+      DeepLabV3-R18 73.21 -> 74.50, PSPNet-R18 73.33 -> 74.78; CamVid (69.84): 66.92 -> 68.21, 66.73 -> 68.65; ADE20K
+      (42.70): DeepLabV3-R18 33.91 -> 35.41; COCO-Stuff-164k (38.71): 32.60 -> 33.11
+    - Limitations: one image on each device (no cross-image pairs); large grids without `pool`, since time grows with
+      the square of pixels in a batch; two classes, which give the memory little to tell apart; little GPU memory: set
+      the memory weights to 0, which cost most and gained least (+0.13 mIoU in a user's report)
+    - Source: Yang et al., CVPR 2022 (arXiv 2204.06986)
     """
 
     name: ClassVar[str] = "cirkd"
     summary: ClassVar[str] = "cross-image relations: how alike pixels are, in the batch and to a memory of classes"
-    formula: ClassVar[str] = (
-        "minibatch = mean_ij mean_x KL(softmax_y(cos(t_i(x), t_j(y)) / tau) || same of s), images i, j\n"
-        "memory_pixel = T^2 mean_x KL(softmax_q(cos(t(x), q) / (tau T)) || same of P s), q remembered pixels of t\n"
-        "memory_region = the same, q remembered means of t over a class in an image"
-    )
-    source: ClassVar[str] = "Yang et al., CVPR 2022 (arXiv 2204.06986)"
-    widths: ClassVar[str] = (
+    channel_alignment: ClassVar[str] = (
         "`minibatch` compares similarities, of any widths; for the memory two trained linear layers with batch norm "
         "and ReLU between lift the student to the teacher's width"
-    )
-    extra_modules: ClassVar[str] = (
-        "the projector (98 816 parameters for 128 to 256) and two queues (428 MB at 19 classes and 256 channels)"
-    )
-    figures: ClassVar[str] = (
-        "the authors', with kd, DeepLabV3-R101 (78.07), Cityscapes val: DeepLabV3-R18 74.21 -> 76.38, DeepLabV3-MBV2 "
-        "73.12 -> 75.42, PSPNet-R18 72.55 -> 74.73, SegFormer B4 (81.23) to B0 75.58 -> 76.92; VOC (77.67): "
-        "DeepLabV3-R18 73.21 -> 74.50, PSPNet-R18 73.33 -> 74.78; CamVid (69.84): 66.92 -> 68.21, 66.73 -> 68.65; "
-        "ADE20K (42.70): DeepLabV3-R18 33.91 -> 35.41; COCO-Stuff-164k (38.71): 32.60 -> 33.11"
-    )
-    unsuited: ClassVar[str] = (
-        "one image on each device (no cross-image pairs); large grids without `pool`, since time grows with the square "
-        "of pixels in a batch; two classes, which give the memory little to tell apart; little GPU memory: set the "
-        "memory weights to 0, which cost most and gained least (+0.13 mIoU in a user's report)"
     )
     projector: RelationProjector | None
 

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from segtailor.losses import Step, channel_kl, full_precision, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, VariantOptions, projector, read_tap
+from segtailor.methods.base import Channels, Method, VariantOptions, option, projector, read_tap
 from segtailor.models.network import SegOutput
 
 
 class ChannelWiseOptions(VariantOptions):
     """Options of ``cwd``."""
 
-    sources: ClassVar[dict[str, str]] = {
-        "logits": "paper and CIRKD benchmark",
-        "feature": "CIRKD benchmark",
-        "temperature": "paper and CIRKD benchmark",
-    }
-    logits: NonNegativeFloat = Field(3.0, description="weight of the term on logits; 0 turns it off")
-    feature: NonNegativeFloat = Field(
-        50.0, description="weight of the term on the feature in front of the classifier; 0 turns it off"
+    logits: NonNegativeFloat = option(
+        3.0, "weight of the term on logits; 0 turns it off", source="paper and CIRKD benchmark"
     )
-    temperature: PositiveFloat = Field(4.0, description="divides the maps before the softmax over space")
+    feature: NonNegativeFloat = option(
+        50.0, "weight of the term on the feature in front of the classifier; 0 turns it off", source="CIRKD benchmark"
+    )
+    temperature: PositiveFloat = option(
+        4.0, "divides the maps before the softmax over space", source="paper and CIRKD benchmark"
+    )
 
 
 class ChannelWise(Method[ChannelWiseOptions]):
@@ -34,22 +33,20 @@ class ChannelWise(Method[ChannelWiseOptions]):
     trained 1x1 convolution without bias where the widths differ. ``published`` reads the feature after dropout and
     divides by the student's width; ``clean`` reads it before dropout, divides by the projected width and leaves void
     pixels out of the softmax. SegFormer pairs were published with the weights 0.3 and 5.
+
+        T^2 / (B C) sum_bc KL(softmax_x(teacher_bc / T) || softmax_x(student_bc / T))
+
+    - Extra modules: the 1x1 projector of the feature term
+    - Published figures: Cityscapes val: DeepLabV3-R18 75.55, DeepLabV3-MobileNetV2 74.66, PSPNet-R18 74.36,
+      SegFormer-B0 74.80, run with kd and adversarial; VOC 74.02, CamVid 67.71 (CIRKD benchmark)
+    - Limitations: pairs of a CNN and a transformer, whose features are active in other places (the published SegFormer
+      figure lies below the student alone); teachers without a feature, with which `feature: 0` leaves the logit term
+    - Source: Shu et al., ICCV 2021 (arXiv 2011.13256), as run in the CIRKD benchmark
     """
 
     name: ClassVar[str] = "cwd"
     summary: ClassVar[str] = "channel-wise: KL over space for each channel of the logits and of the feature"
-    formula: ClassVar[str] = "T^2 / (B C) sum_bc KL(softmax_x(teacher_bc / T) || softmax_x(student_bc / T))"
-    source: ClassVar[str] = "Shu et al., ICCV 2021 (arXiv 2011.13256), as run in the CIRKD benchmark"
-    widths: ClassVar[str] = "a trained 1x1 convolution lifts the student's feature where the widths differ"
-    extra_modules: ClassVar[str] = "the 1x1 projector of the feature term"
-    figures: ClassVar[str] = (
-        "Cityscapes val: DeepLabV3-R18 75.55, DeepLabV3-MobileNetV2 74.66, PSPNet-R18 74.36, SegFormer-B0 74.80, run "
-        "with kd and adversarial; VOC 74.02, CamVid 67.71 (CIRKD benchmark)"
-    )
-    unsuited: ClassVar[str] = (
-        "pairs of a CNN and a transformer, whose features are active in other places (the published SegFormer figure "
-        "lies below the student alone); teachers without a feature, with which `feature: 0` leaves the logit term"
-    )
+    channel_alignment: ClassVar[str] = "a trained 1x1 convolution lifts the student's feature where the widths differ"
     projector: nn.Module | None
 
     def build(self, student: Channels, teacher: Channels) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -12,39 +13,42 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from segtailor.errors import unknown
-from segtailor.methods import METHODS, create_method, list_methods
+from segtailor.methods import METHODS, create_method, find_method
 from segtailor.methods.base import Method, MethodOptions
 
 HEADING = """# Methods
 
-These pages are written by `python -m segtailor.methods.describe docs/methods`; `segtailor methods NAME` prints one.
-Choose a method in a recipe with `method: {name: kt, variant: clean}`, its options beside the name, or list several,
-each with a `weight`: `method: [{name: kd}, {name: skd, weight: 0.5}]`. `variant: published` computes what the published
-code computes, which golden figures check where there are any; `variant: clean`, the default, mends its known defects
-and leaves void out. A weight of 0 drops a term. In formulas `T` is a temperature, `s` the student, `t` the teacher, `x`
-a position, `c` a channel. Where the grids differ, the teacher is brought to the student's by bilinear resizing, before
-any softmax.
+These pages are written by `make docs`; `segtailor methods NAME` prints one. Choose a method in a recipe with
+`method: {name: kt, variant: clean}`, its options beside the name, or list several, each with a `weight`:
+`method: [{name: kd}, {name: skd, weight: 0.5}]`. `variant: published` computes what the published code computes, which
+golden figures check where there are any; `variant: clean`, the default, fixes its known defects and leaves void out.
+A weight of 0 drops a term. In formulas `T` is a temperature, `s` the student, `t` the teacher, `x` a position, `c` a
+channel. Where the grids differ, the teacher is brought to the student's by bilinear resizing, before any softmax.
+
+A method of yours needs no fork: `method: {name: "module:package.file:Class"}` in a recipe takes any subclass of
+`segtailor.Method` with `name`, `summary` and `terms`; an installed package registers it in the entry point group
+`segtailor.methods`. In your own training loop, see [your own loop](../your-own-loop.md).
 """
 WIDTHS = {"feature": 8, **{f"stages.{index}": 8 for index in range(4)}}
+USES = {"unused": "unused", "ignore_mask": "only to leave void pixels out", "classes": "their classes"}
+MARKED = re.compile(r"(<!-- methods: (\w+) -->).*?(<!-- /methods -->)", re.DOTALL)
+"""Where a page lists methods; see :func:`with_lists`."""
 
 
 def describe(name: str) -> str:
-    """Return what the method computes, needs, costs and takes, as Markdown that also reads well on a terminal.
+    """Return what the method computes, reads, costs and takes, as Markdown that also reads well on a terminal.
 
-    Raises :class:`SegtailorError` with the nearest names for an unknown method.
+    That is its class's docstring after the first line, and what the class itself tells. Raises :class:`SegtailorError`
+    with the nearest names for an unknown method.
 
     >>> describe("kd").splitlines()[0]
     '# kd'
     """
-    if name not in METHODS:
-        raise unknown("method", name, METHODS, "`segtailor methods` lists them")
-    method = METHODS[name]
+    method = find_method(name)
     _, _, details = inspect.cleandoc(method.__doc__ or "").partition("\n\n")
-    formula = [f"    {line}" for line in method.formula.splitlines()]
-    lines = [f"# {name}", "", f"{method.summary[0].upper()}{method.summary[1:]}.", "", *formula, ""]
+    lines = [f"# {method.name}", "", f"{method.summary[0].upper()}{method.summary[1:]}.", ""]
     if details:
-        lines += [*details.splitlines(), ""]
+        lines += [*details.splitlines(), *([] if details.splitlines()[-1].startswith(("- ", "  ")) else [""])]
     lines += [f"- {title}: {text}" for title, text in _facts(name, method).items()]
     if method.Options.model_fields:
         lines += ["", "Options:", "", *_options(method.Options)]
@@ -53,20 +57,37 @@ def describe(name: str) -> str:
 
 def _facts(name: str, method: type[Method[Any]]) -> dict[str, str]:
     default = create_method(name, 2, student_channels=WIDTHS, teacher_channels=WIDTHS)
-    taps = sorted(default.inputs, key=lambda tap: (tap != "logits", tap != "aux_logits", tap))
-    needs = [] if default.labels == "unused" else ["labels"]
-    if default.pretraining is not None or default.teacher == "own":
-        needs.append("a stage of its own before the student's training")
+    inputs = sorted(default.inputs, key=lambda tap: (tap != "logits", tap != "aux_logits", tap))
+    required = {"recipe": "a teacher", "none": "nothing", "own": "no teacher: it trains one first"}[default.teacher]
+    if default.pretraining is not None:
+        required += f"; {default.pretraining.about} are trained first"
+    if default.adversary is not None:
+        required += "; a discriminator is trained beside the student"
     return {
-        "taps": ", ".join(taps) or "none",
-        "needs beside them": ", ".join(needs) or "nothing",
-        "widths": method.widths,
-        "extra modules": method.extra_modules,
-        "cost": cost(name),
-        "published figures": method.figures,
-        "unsuited": method.unsuited,
-        "source": method.source,
+        "Inputs": ", ".join(inputs) or "none",
+        "Labels": USES[default.labels],
+        "Requires": required,
+        "Channel alignment": method.channel_alignment,
+        "Cost": cost(name),
     }
+
+
+def with_lists(text: str) -> str:
+    """Return a page with its lists of methods up to date: what is between ``<!-- methods: GROUP -->`` and its end.
+
+    GROUP is ``all``, ``masked`` (the recipe's teacher, no classes), ``classes``, or ``own`` (other teachers).
+
+    >>> with_lists("<!-- methods: own --><!-- /methods -->")
+    '<!-- methods: own -->`none`, `lad`<!-- /methods -->'
+    """
+    groups: dict[str, list[str]] = {"all": [], "masked": [], "classes": [], "own": []}
+    for name in METHODS:
+        default = create_method(name, 2, student_channels=WIDTHS, teacher_channels=WIDTHS)
+        group = "classes" if default.labels == "classes" else "masked"
+        groups[group if default.teacher == "recipe" else "own"].append(name)
+        groups["all"].append(name)
+    lists = {group: ", ".join(f"`{name}`" for name in names) for group, names in groups.items()}
+    return MARKED.sub(lambda found: f"{found[1]}{lists[found[2]]}{found[3]}", text)
 
 
 def cost(name: str) -> str:
@@ -84,15 +105,15 @@ def cost(name: str) -> str:
 
 
 def _options(schema: type[MethodOptions]) -> list[str]:
-    published = schema.presets.get("published", {})
     lines = []
     for key, field in schema.model_fields.items():
+        extra = schema.extra(key)
         default = _shown(field.get_default(call_default_factory=True, validated_data={}))
-        if key in published and _shown(published[key]) != default:
-            default += f"; published: {_shown(published[key])}"
+        if "published" in extra and _shown(extra["published"]) != default:
+            default += f"; published: {_shown(extra['published'])}"
         kind = _kind(field.annotation)
         text = field.description or "which computation"
-        source = f"; from: {schema.sources[key]}" if key in schema.sources else ""
+        source = f"; from: {extra['source']}" if "source" in extra else ""
         lines.append(f"- `{key}`: {text} ({kind}; default {default}{source})")
     return lines
 
@@ -124,13 +145,14 @@ def _kind(annotation: Any) -> str:
 
 def pages() -> dict[str, str]:
     """Return the files of docs/methods by name."""
-    index = [f"- [{name}]({name}.md): {summary}" for name, summary in list_methods()]
-    made = {f"{name}.md": describe(name) + "\n" for name, _ in list_methods()}
+    index = [f"- [{name}]({name}.md): {method.summary}" for name, method in METHODS.items()]
+    made = {f"{name}.md": describe(name) + "\n" for name in METHODS}
     return {"README.md": "\n".join([HEADING, *index]) + "\n", **made}
 
 
-def write_pages(folder: Path) -> None:
-    """Write :func:`pages` into ``folder``, and remove pages of methods that are no more."""
+def write_pages(root: Path) -> None:
+    """Write :func:`pages` into docs/methods below ``root``, and the lists of methods in README and docs."""
+    folder = root / "docs" / "methods"
     folder.mkdir(parents=True, exist_ok=True)
     made = pages()
     for old in folder.glob("*.md"):
@@ -138,6 +160,14 @@ def write_pages(folder: Path) -> None:
             old.unlink()
     for name, text in made.items():
         (folder / name).write_text(text, encoding="utf-8")
+    for page in listing_pages(root):
+        page.write_text(with_lists(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def listing_pages(root: Path) -> list[Path]:
+    """Return README and the pages of docs below ``root`` that list methods."""
+    found = [root / "README.md", *(root / "docs").glob("*.md")]
+    return [path for path in found if MARKED.search(path.read_text(encoding="utf-8"))]
 
 
 if __name__ == "__main__":

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from segtailor.losses import Step, full_precision, pixel_mean, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
-from segtailor.methods.diffusion.distances import DISTANCES
-from segtailor.methods.diffusion.pair import DiffusedPair, PairSettings
+from segtailor.methods._diffusion import DISTANCES, DiffusedPair, PairSettings
+from segtailor.methods.base import Channels, Method, VariantOptions, option, read_tap, width_of
 from segtailor.models.network import SegOutput
 
 SUFFIXES = {"logits": "", "aux": "_aux", "feature": "_feature"}
@@ -21,51 +20,45 @@ DERIVED = "reconstructed from code derived from the authors'"
 class DiffKDOptions(VariantOptions):
     """Options of ``diffkd``."""
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"published": {"mixing": "linear"}}
-    sources: ClassVar[dict[str, str]] = {
-        "logits": DERIVED,
-        "aux": f"{DERIVED}; 0.4 is DIST's",
-        "feature": f"{DERIVED}, where it is optional",
-        "distance": DERIVED,
-        "ddim": AUTHORS,
-        "rec": AUTHORS,
-        "steps": AUTHORS,
-        "kernel": DERIVED,
-        "mixing": f"our choice; published: {AUTHORS}",
-        "start": AUTHORS,
-        "denoiser_gradient": AUTHORS,
-        "encoder_width": DERIVED,
-        "freeze_encoder_after": f"never, as in the {AUTHORS}",
-    }
-    logits: NonNegativeFloat = Field(1.0, description="weight of `kd`; 0 drops all terms on the logits")
-    aux: NonNegativeFloat = Field(
-        0.4, description="weight of `kd_aux`, where both networks have auxiliary logits; 0 drops all terms on them"
+    logits: NonNegativeFloat = option(1.0, "weight of `kd`; 0 drops all terms on the logits", source=DERIVED)
+    aux: NonNegativeFloat = option(
+        0.4,
+        "weight of `kd_aux`, where both networks have auxiliary logits; 0 drops all terms on them",
+        source="reconstructed from code derived from the authors'; 0.4 is DIST's",
     )
-    feature: NonNegativeFloat = Field(
-        0.0, description="weight of `kd_feature`; 0 drops all terms on the feature in front of the classifier"
+    feature: NonNegativeFloat = option(
+        0.0,
+        "weight of `kd_feature`; 0 drops all terms on the feature in front of the classifier",
+        source="reconstructed from code derived from the authors', where it is optional",
     )
-    distance: Literal["dist", "kl", "mse"] = Field(
-        "dist", description="how denoised logits are compared; the feature by its squared error"
+    distance: Literal["dist", "kl", "mse"] = option(
+        "dist", "how denoised logits are compared; the feature by its squared error", source=DERIVED
     )
-    ddim: NonNegativeFloat = Field(1.0, description="weight of the denoiser's own term; 0 turns it off")
-    rec: PositiveFloat = Field(1.0, description="weight of the auto-encoder's term")
-    steps: int = Field(5, ge=1, le=100, description="denoising steps, gradient kept through all of them")
-    kernel: Literal[1, 3] = Field(3, description="whether the denoiser sees neighbours (3) or one position (1)")
-    mixing: Literal["linear", "variance_preserving"] = Field(
+    ddim: NonNegativeFloat = option(1.0, "weight of the denoiser's own term; 0 turns it off", source=AUTHORS)
+    rec: PositiveFloat = option(1.0, "weight of the auto-encoder's term", source=AUTHORS)
+    steps: int = option(5, "denoising steps, gradient kept through all of them", ge=1, le=100, source=AUTHORS)
+    kernel: Literal[1, 3] = option(3, "whether the denoiser sees neighbours (3) or one position (1)", source=DERIVED)
+    mixing: Literal["linear", "variance_preserving"] = option(
         "variance_preserving",
-        description="noise mixed in as g s + (1 - g) e, or that over sqrt(g^2 + (1 - g)^2), as a chain expects it",
+        "noise mixed in as g s + (1 - g) e, or that over sqrt(g^2 + (1 - g)^2), as a chain expects it",
+        published="linear",
+        source="our choice; published: authors' classification code",
     )
-    start: Literal["fixed", "from_noise"] = Field(
-        "fixed", description="whether the chain starts at the same time always, or at the one that fits each image's g"
+    start: Literal["fixed", "from_noise"] = option(
+        "fixed",
+        "whether the chain starts at the same time always, or at the one that fits each image's g",
+        source=AUTHORS,
     )
-    denoiser_gradient: Literal["shared", "ddim_only"] = Field(
-        "shared", description="whether `kd` trains the denoiser too, or its own term alone does"
+    denoiser_gradient: Literal["shared", "ddim_only"] = option(
+        "shared", "whether `kd` trains the denoiser too, or its own term alone does", source=AUTHORS
     )
-    encoder_width: PositiveInt | None = Field(
-        256, description="width to which an auto-encoder brings the teacher's feature, at most its own; null: none"
+    encoder_width: PositiveInt | None = option(
+        256, "width to which an auto-encoder brings the teacher's feature, at most its own; null: none", source=DERIVED
     )
-    freeze_encoder_after: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="fraction of the run after which the auto-encoder is trained no more"
+    freeze_encoder_after: Annotated[float, Field(gt=0, le=1)] = option(
+        1.0,
+        "fraction of the run after which the auto-encoder is trained no more",
+        source="never, as in the authors' classification code",
     )
 
     @field_validator("denoiser_gradient")
@@ -93,30 +86,25 @@ class DiffKD(Method[DiffKDOptions]):
     reads the feature after dropout. ``clean`` zeroes void positions before any module mixes positions, leaves them out
     of the adapter's average and of every loss, keeps the variance, and reads the feature before dropout. Zeroed
     positions still count in the batch norms' statistics.
+
+        kd = d(P(chain(g f + (1 - g) e)), t), f = projected s, e noise, g learned, chain of DDIM steps, P refiner
+        ddim = mean_x mean_c (D(sqrt(a) t + sqrt(1 - a) e, time) - e)^2, a of a random time, D the denoiser
+        rec = mean_x mean_c (t - decoded(encoded(t)))^2; then t is encoded(t) in kd and ddim
+
+    - Extra modules: for each pair projector, noise adapter, denoiser with a table of times, refiner; for a feature an
+      auto-encoder
+    - Published figures: Cityscapes val, DeepLabV3-R101 (78.07): DeepLabV3-R18 77.78, as quoted by the README of KT;
+      from code that is not public, so the reconstruction is not checked against it
+    - Limitations: tiny batches of small crops, since its batch norms see one batch at a time; two classes, where the
+      logits' denoiser is one channel wide inside and `dist` has no gradient within a pixel; where training time counts:
+      every step runs each denoiser six times
+    - Source: Huang et al., NeurIPS 2023 (arXiv 2305.15712); reconstructed, the official segmentation code is not public
     """
 
     name: ClassVar[str] = "diffkd"
     summary: ClassVar[str] = "DiffKD: the student's logits are denoised by a diffusion model of the teacher's"
-    formula: ClassVar[str] = (
-        "kd = d(P(chain(g f + (1 - g) e)), t), f = projected s, e noise, g learned, chain of DDIM steps, P refiner\n"
-        "ddim = mean_x mean_c (D(sqrt(a) t + sqrt(1 - a) e, time) - e)^2, a of a random time, D the denoiser\n"
-        "rec = mean_x mean_c (t - decoded(encoded(t)))^2; then t is encoded(t) in kd and ddim"
-    )
-    source: ClassVar[str] = (
-        "Huang et al., NeurIPS 2023 (arXiv 2305.15712); reconstructed, the official segmentation code is not public"
-    )
-    widths: ClassVar[str] = "a trained 1x1 convolution lifts the student to the teacher's, or the auto-encoder's, width"
-    extra_modules: ClassVar[str] = (
-        "for each pair projector, noise adapter, denoiser with a table of times, refiner; for a feature an auto-encoder"
-    )
-    figures: ClassVar[str] = (
-        "Cityscapes val, DeepLabV3-R101 (78.07): DeepLabV3-R18 77.78, as quoted by the README of KT; from code that is "
-        "not public, so the reconstruction is not checked against it"
-    )
-    unsuited: ClassVar[str] = (
-        "tiny batches of small crops, since its batch norms see one batch at a time; two classes, where the logits' "
-        "denoiser is one channel wide inside and `dist` has no gradient within a pixel; where training time counts: "
-        "every step runs each denoiser six times"
+    channel_alignment: ClassVar[str] = (
+        "a trained 1x1 convolution lifts the student to the teacher's, or the auto-encoder's, width"
     )
     sparse_gradients = True
 
@@ -131,10 +119,7 @@ class DiffKD(Method[DiffKDOptions]):
                 self.pairs[key] = DiffusedPair(self.num_classes, self.num_classes, settings)
         self.tap = "feature" if clean else "classifier_input"
         if options.feature:
-            widths = (
-                width_of(student, "feature", "student"),
-                width_of(teacher, "feature", "teacher"),
-            )
+            widths = (width_of(student, "feature", "student"), width_of(teacher, "feature", "teacher"))
             self.pairs["feature"] = DiffusedPair(*widths, settings, options.encoder_width)
         taps = {
             "logits": options.logits,

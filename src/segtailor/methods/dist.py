@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from segtailor.losses import Step, full_precision, pixel_mean, recomputed, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, VariantOptions
-from segtailor.methods.standardised import DESCRIPTION, check_classes, standardised
+from segtailor.methods.base import Channels, Method, VariantOptions, option
+from segtailor.methods.kd import DESCRIPTION, check_classes, standardised
 from segtailor.models.network import SegOutput
 
 NEGLIGIBLE = 1e-6
@@ -20,20 +20,21 @@ NEGLIGIBLE = 1e-6
 class DISTOptions(VariantOptions):
     """Options of ``dist``."""
 
-    sources: ClassVar[dict[str, str]] = {
-        "inter": "authors' segmentation code",
-        "intra": "authors' segmentation code",
-        "aux": "authors' segmentation code",
-        "temperature": "authors' segmentation code",
-        "standardise": "off in the authors' segmentation code",
-    }
-    inter: NonNegativeFloat = Field(1.0, description="weight of the correlation over classes, pixel by pixel (beta)")
-    intra: NonNegativeFloat = Field(1.0, description="weight of the correlation over pixels, class by class (gamma)")
-    aux: NonNegativeFloat = Field(
-        0.4, description="factor of both on the auxiliary logits, where both networks have them; 0 drops these terms"
+    inter: NonNegativeFloat = option(
+        1.0, "weight of the correlation over classes, pixel by pixel (beta)", source="authors' segmentation code"
     )
-    temperature: PositiveFloat = Field(1.0, description="divides the logits before the softmax; no factor T^2")
-    standardise: bool = Field(False, description=DESCRIPTION)
+    intra: NonNegativeFloat = option(
+        1.0, "weight of the correlation over pixels, class by class (gamma)", source="authors' segmentation code"
+    )
+    aux: NonNegativeFloat = option(
+        0.4,
+        "factor of both on the auxiliary logits, where both networks have them; 0 drops these terms",
+        source="authors' segmentation code",
+    )
+    temperature: PositiveFloat = option(
+        1.0, "divides the logits before the softmax; no factor T^2", source="authors' segmentation code"
+    )
+    standardise: bool = option(False, DESCRIPTION, source="off in the authors' segmentation code")
 
 
 class DIST(Method[DISTOptions]):
@@ -44,25 +45,21 @@ class DIST(Method[DISTOptions]):
     correlates each class over the valid pixels of one image: a mean over images, so that it does not depend on how
     the batch is split. There a class counts as v / (v + 1e-6), v the teacher's variance of its probability over
     the image, so that classes that the teacher does not see say nothing; the same 1e-6 guards the correlation.
+
+        inter = 1 - mean_x corr_k(p_s(k,x), p_t(k,x)), p = softmax_k(logits / T)
+        intra = 1 - mean_k corr_x(p_s(k,x), p_t(k,x))
+        inter_aux, intra_aux = 0.4 times the same on auxiliary logits
+
+    - Published figures: the authors', Cityscapes val, DeepLabV3-R101 (78.07): DeepLabV3-R18 77.10, PSPNet-R18 76.31;
+      their students alone, 74.21 and 72.55, are CIRKD's, with weight decay 1e-4 where DIST has 5e-4 (retrained by its
+      code: 76.31)
+    - Limitations: two classes: the correlation of two numbers is 1 or -1, so that `inter` has no gradient; where
+      calibrated probabilities are wanted, since a correlation ignores scale and shift: take kd
+    - Source: Huang et al., NeurIPS 2022 (arXiv 2205.10536), as in hunto/DIST_KD, segmentation
     """
 
     name: ClassVar[str] = "dist"
     summary: ClassVar[str] = "DIST: probabilities correlate with the teacher's, over classes and over pixels"
-    formula: ClassVar[str] = (
-        "inter = 1 - mean_x corr_k(p_s(k,x), p_t(k,x)), p = softmax_k(logits / T)\n"
-        "intra = 1 - mean_k corr_x(p_s(k,x), p_t(k,x))\n"
-        "inter_aux, intra_aux = 0.4 times the same on auxiliary logits"
-    )
-    source: ClassVar[str] = "Huang et al., NeurIPS 2022 (arXiv 2205.10536), as in hunto/DIST_KD, segmentation"
-    extra_modules: ClassVar[str] = "none"
-    figures: ClassVar[str] = (
-        "the authors', Cityscapes val, DeepLabV3-R101 (78.07): DeepLabV3-R18 77.10, PSPNet-R18 76.31; their students "
-        "alone, 74.21 and 72.55, are CIRKD's, with weight decay 1e-4 where DIST has 5e-4 (retrained by its code: 76.31)"
-    )
-    unsuited: ClassVar[str] = (
-        "two classes: the correlation of two numbers is 1 or -1, so that `inter` has no gradient; "
-        "where calibrated probabilities are wanted, since a correlation ignores scale and shift: take kd"
-    )
 
     def build(self, student: Channels, teacher: Channels) -> None:
         """Make what the options ask for."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from segtailor.errors import SegtailorError
 from segtailor.losses import Step, full_precision, to_grid, valid_counts
 from segtailor.methods.at import attention
-from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
+from segtailor.methods.base import Channels, Method, VariantOptions, option, read_tap, width_of
 from segtailor.models.network import SegOutput
 
 OUTSIDE = -1e30
@@ -23,17 +23,27 @@ OUTSIDE = -1e30
 class DoubleSimilarityOptions(VariantOptions):
     """Options of ``dsd``."""
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"published": {"psd": 1000.0, "csd": 10.0}}
-    sources: ClassVar[dict[str, str]] = {
-        "psd": "our choice: near the published 1000 at its grid of 64 x 128, where the mean is the sum over 8192; "
-        "published: CIRKD benchmark",
-        "csd": "our choice: near the published 10 at its grid of 64 x 128, pooled to 2048, since similarities are "
-        "multiplied by that number here; published: CIRKD benchmark",
-        "temperature": "CIRKD benchmark",
-    }
-    psd: NonNegativeFloat = Field(0.1, description="weight of the pixel-wise term; 0 turns it off")
-    csd: NonNegativeFloat = Field(2.5e-6, description="weight of the category-wise term; 0 turns it off")
-    temperature: PositiveFloat = Field(4.0, description="divides the logits before the softmax over space")
+    psd: NonNegativeFloat = option(
+        0.1,
+        "weight of the pixel-wise term; 0 turns it off",
+        published=1000.0,
+        source=(
+            "our choice: near the published 1000 at its grid of 64 x 128, where the mean is the sum over "
+            "8192; published: CIRKD benchmark"
+        ),
+    )
+    csd: NonNegativeFloat = option(
+        2.5e-6,
+        "weight of the category-wise term; 0 turns it off",
+        published=10.0,
+        source=(
+            "our choice: near the published 10 at its grid of 64 x 128, pooled to 2048, since similarities "
+            "are multiplied by that number here; published: CIRKD benchmark"
+        ),
+    )
+    temperature: PositiveFloat = option(
+        4.0, "divides the logits before the softmax over space", source="CIRKD benchmark"
+    )
 
 
 def residuals(maps: list[Tensor], multiplicity: Tensor | None = None, eps: float = 1e-12) -> Tensor:
@@ -85,24 +95,20 @@ class DoubleSimilarity(Method[DoubleSimilarityOptions]):
     logits, the feature and the logits. ``published`` stops where a network has no auxiliary logits, for which the
     published code silently takes the logits twice, and both its terms shrink as the crop grows; ``clean`` then
     compares feature and logits alone, leaves void out, and has the same value for every crop size.
+
+        psd = mean_b mean_lm sum_x (r_s - r_t)^2, r_lm = unit vector of q_m - q_l, q as in `at`
+        csd = mean_bkj (S_s - S_t)^2, S_kj = n sum_x p_k(x) p_j(x), p_k = softmax_x(avgpool(logits_k) / T)
+
+    - Published figures: by CIRKD's authors, student alone in brackets, Cityscapes val: DeepLabV3-R101 to DeepLabV3-R18
+      74.81 (74.21), to DeepLabV3-MobileNetV2 74.11 (73.12), SegFormer B4 to B0 76.62 (75.58)
+    - Limitations: two classes, whose similarities are four numbers an image; networks without auxiliary logits, where
+      `psd` keeps one of three comparisons; classes of very few pixels, whose peaked maps rule `csd`
+    - Source: Feng et al., IEEE Transactions on Image Processing 2021, as run in the CIRKD benchmark
     """
 
     name: ClassVar[str] = "dsd"
     summary: ClassVar[str] = "double similarity: attention's change between layers, and how alike the classes' maps are"
-    formula: ClassVar[str] = (
-        "psd = mean_b mean_lm sum_x (r_s - r_t)^2, r_lm = unit vector of q_m - q_l, q as in `at`\n"
-        "csd = mean_bkj (S_s - S_t)^2, S_kj = n sum_x p_k(x) p_j(x), p_k = softmax_x(avgpool(logits_k) / T)"
-    )
-    source: ClassVar[str] = "Feng et al., IEEE Transactions on Image Processing 2021, as run in the CIRKD benchmark"
-    widths: ClassVar[str] = "nothing to align: neither term has feature channels"
-    figures: ClassVar[str] = (
-        "by CIRKD's authors, student alone in brackets, Cityscapes val: DeepLabV3-R101 to DeepLabV3-R18 74.81 (74.21), "
-        "to DeepLabV3-MobileNetV2 74.11 (73.12), SegFormer B4 to B0 76.62 (75.58)"
-    )
-    unsuited: ClassVar[str] = (
-        "two classes, whose similarities are four numbers an image; networks without auxiliary logits, where `psd` "
-        "keeps one of three comparisons; classes of very few pixels, whose peaked maps rule `csd`"
-    )
+    channel_alignment: ClassVar[str] = "nothing to align: neither term has feature channels"
 
     def build(self, student: Channels, teacher: Channels) -> None:
         """Make what the options ask for."""

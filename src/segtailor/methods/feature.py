@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
 from segtailor.losses import Step, full_precision, pixel_mean, recomputed, standardise, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, MethodOptions, projector, read_tap, width_of
+from segtailor.methods.base import Channels, Method, MethodOptions, option, projector, read_tap, width_of
 from segtailor.models.network import SegOutput
 
 STUDY = "arXiv 2604.25530"
@@ -18,21 +18,18 @@ STUDY = "arXiv 2604.25530"
 class FeatureOptions(MethodOptions):
     """Options of ``feature``."""
 
-    sources: ClassVar[dict[str, str]] = {
-        "feature": "our choice, not tuned",
-        "normalise": "our choice; the standardisation is PKD's, per image instead of per batch",
-        "projector": f"{STUDY}; FitNet in the CIRKD benchmark",
-        "tap": STUDY,
-    }
-    feature: NonNegativeFloat = Field(1.0, description="weight of the term; 0 turns it off")
-    normalise: Literal["standardised", "unit", "none"] = Field(
+    feature: NonNegativeFloat = option(1.0, "weight of the term; 0 turns it off", source="our choice, not tuned")
+    normalise: Literal["standardised", "unit", "none"] = option(
         "standardised",
-        description="both features at mean 0 and variance 1 per channel and image, at unit norm per position, or raw",
+        "both features at mean 0 and variance 1 per channel and image, at unit norm per position, or raw",
+        source="our choice; the standardisation is PKD's, per image instead of per batch",
     )
-    projector: Literal["trained", "none"] = Field(
-        "trained", description="a 1x1 convolution on the student, also between equal widths; `none` needs equal widths"
+    projector: Literal["trained", "none"] = option(
+        "trained",
+        "a 1x1 convolution on the student, also between equal widths; `none` needs equal widths",
+        source="arXiv 2604.25530; FitNet in the CIRKD benchmark",
     )
-    tap: str = Field("feature", description="`feature` (in front of the classifier) or `stages.N`")
+    tap: str = option("feature", "`feature` (in front of the classifier) or `stages.N`", source=STUDY)
 
 
 class FeatureRegression(Method[FeatureOptions]):
@@ -42,24 +39,21 @@ class FeatureRegression(Method[FeatureOptions]):
     pixels: the term is twice 1 minus their correlation, averaged over channels, then over images; neither scale nor
     offset of the teacher matters. ``unit`` compares the vectors of each position at unit norm (twice 1 minus the
     cosine), ``none`` the raw features averaged over channels; both average over the valid pixels of the global batch.
+
+        feature = mean_bx mean_c (n(P s) - n(t))^2, P a 1x1 convolution, n the normalisation
+
+    - Extra modules: the projector
+    - Published figures: the study's, with long schedules: PSPNet-R18 79.0 on Cityscapes under a teacher of 79.8, and 92
+      % of the teacher's mIoU on ADE20K (abstract of arXiv 2604.25530)
+    - Limitations: a teacher that gives only logits (then `kd`); short runs, since the projector must first be learnt;
+      `standardised` on crops of a few cells, where moments over one image say little
+    - Source: FitNets (arXiv 1412.6550) with the standardisation of PKD (arXiv 2207.02039); as a baseline: arXiv
+      2604.25530
     """
 
     name: ClassVar[str] = "feature"
     summary: ClassVar[str] = "canonical feature regression: a 1x1 projector and the squared error on the last feature"
-    formula: ClassVar[str] = "feature = mean_bx mean_c (n(P s) - n(t))^2, P a 1x1 convolution, n the normalisation"
-    source: ClassVar[str] = (
-        "FitNets (arXiv 1412.6550) with the standardisation of PKD (arXiv 2207.02039); as a baseline: " + STUDY
-    )
-    widths: ClassVar[str] = "a trained 1x1 convolution without bias lifts the student to the teacher's width"
-    extra_modules: ClassVar[str] = "the projector"
-    figures: ClassVar[str] = (
-        "the study's, with long schedules: PSPNet-R18 79.0 on Cityscapes under a teacher of 79.8, and 92 % of the "
-        f"teacher's mIoU on ADE20K (abstract of {STUDY})"
-    )
-    unsuited: ClassVar[str] = (
-        "a teacher that gives only logits (then `kd`); short runs, since the projector must first be learnt; "
-        "`standardised` on crops of a few cells, where moments over one image say little"
-    )
+    channel_alignment: ClassVar[str] = "a trained 1x1 convolution without bias lifts the student to the teacher's width"
     projector: nn.Module | None
 
     def build(self, student: Channels, teacher: Channels) -> None:

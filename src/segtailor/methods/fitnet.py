@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field, NonNegativeFloat
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from segtailor.losses import Step, full_precision, pixel_mean, to_grid
-from segtailor.methods.base import Channels, Method, VariantOptions, projector, read_tap
+from segtailor.methods.base import Channels, Method, VariantOptions, option, projector, read_tap
 from segtailor.models.network import SegOutput
 
 
 class FitNetOptions(VariantOptions):
     """Options of ``fitnet``."""
 
-    sources: ClassVar[dict[str, str]] = {"fitnet": "CIRKD benchmark"}
-    fitnet: NonNegativeFloat = Field(10.0, description="weight of the term")
+    fitnet: NonNegativeFloat = option(10.0, "weight of the term", source="CIRKD benchmark")
 
 
 class FitNet(Method[FitNetOptions]):
@@ -26,17 +25,19 @@ class FitNet(Method[FitNetOptions]):
     the CIRKD benchmark, the hint is one more loss on the last feature. ``published`` reads the feature after dropout,
     which only the student applies, and averages over all cells; ``clean`` reads it before dropout, weighs each cell by
     its valid label pixels and averages over the global batch.
+
+        fitnet = mean_x mean_c ((W f_s)(c,x) - f_t(c,x))^2
+
+    - Extra modules: the projector: student width x teacher width parameters
+    - Limitations: the error is in units of the teacher's feature, so a teacher of another scale needs another weight; a
+      student far narrower than the teacher cannot follow every channel (at, skd and ifvd ask for less)
+    - Source: Romero et al., ICLR 2015 (arXiv 1412.6550), as run in the CIRKD benchmark
     """
 
     name: ClassVar[str] = "fitnet"
     summary: ClassVar[str] = "hint: squared error between the teacher's feature and the student's, projected"
-    formula: ClassVar[str] = "fitnet = mean_x mean_c ((W f_s)(c,x) - f_t(c,x))^2"
-    source: ClassVar[str] = "Romero et al., ICLR 2015 (arXiv 1412.6550), as run in the CIRKD benchmark"
-    widths: ClassVar[str] = "a trained 1x1 convolution without bias, student to teacher, also between equal widths"
-    extra_modules: ClassVar[str] = "the projector: student width x teacher width parameters"
-    unsuited: ClassVar[str] = (
-        "the error is in units of the teacher's feature, so a teacher of another scale needs another weight; a student "
-        "far narrower than the teacher cannot follow every channel (at, skd and ifvd ask for less)"
+    channel_alignment: ClassVar[str] = (
+        "a trained 1x1 convolution without bias, student to teacher, also between equal widths"
     )
     inputs = frozenset()
     projector: nn.Module | None

@@ -6,11 +6,11 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveFloat, ValidationInfo, field_validator
+from pydantic import NonNegativeFloat, PositiveFloat, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from segtailor.losses import Step, class_counts, full_precision, pixel_kl, pixel_mean, to_grid
-from segtailor.methods.base import Channels, Method, MethodOptions, read_tap, width_of
+from segtailor.methods.base import Channels, Method, MethodOptions, option, read_tap, width_of
 from segtailor.models.network import SegOutput
 
 EPS = 1e-6
@@ -19,26 +19,24 @@ EPS = 1e-6
 class HeterogeneousOptions(MethodOptions):
     """Options of ``heteroakd``."""
 
-    sources: ClassVar[dict[str, str]] = {
-        "hybrid": "our choice",
-        "teacher_task": "our choice",
-        "student_task": "our choice",
-        "kd": "HeteroAKD, as a third party reads it",
-        "reliability": "HeteroAKD, as a third party reads it",
-        "temperature": "our choice",
-    }
-    hybrid: NonNegativeFloat = Field(1.0, description="weight of the mixed target; 0 also turns off both task terms")
-    teacher_task: NonNegativeFloat = Field(
-        1.0, description="weight of the cross-entropy that trains the teacher's projector"
+    hybrid: NonNegativeFloat = option(
+        1.0, "weight of the mixed target; 0 also turns off both task terms", source="our choice"
     )
-    student_task: NonNegativeFloat = Field(
-        1.0, description="weight of the cross-entropy of the student's projected feature; 0 turns it off"
+    teacher_task: NonNegativeFloat = option(
+        1.0, "weight of the cross-entropy that trains the teacher's projector", source="our choice"
     )
-    kd: NonNegativeFloat = Field(0.1, description="weight of the pixel-wise KL on logits; 0 turns it off")
-    reliability: Literal["labels", "entropy"] = Field(
-        "labels", description="what H measures: cross-entropy with the labels, or the prediction's own entropy"
+    student_task: NonNegativeFloat = option(
+        1.0, "weight of the cross-entropy of the student's projected feature; 0 turns it off", source="our choice"
     )
-    temperature: PositiveFloat = Field(1.0, description="divides logits before the softmax, in both KL terms")
+    kd: NonNegativeFloat = option(
+        0.1, "weight of the pixel-wise KL on logits; 0 turns it off", source="HeteroAKD, as a third party reads it"
+    )
+    reliability: Literal["labels", "entropy"] = option(
+        "labels",
+        "what H measures: cross-entropy with the labels, or the prediction's own entropy",
+        source="HeteroAKD, as a third party reads it",
+    )
+    temperature: PositiveFloat = option(1.0, "divides logits before the softmax, in both KL terms", source="our choice")
 
     @field_validator("teacher_task")
     @classmethod
@@ -62,25 +60,23 @@ class Heterogeneous(Method[HeterogeneousOptions]):
     upsampling; only ``teacher_task`` trains the teacher's projector. ``kd`` is the pixel-wise KL on the logits. Void is
     left out of all of them and of the batch norm's moments, which are those of the micro-batch: nothing is tracked, and
     a batch with a single valid cell gives constant maps.
+
+        hybrid = T^2 mean_x w(x) KL(softmax_k(M / T) || softmax_k(Z_s / T)), M = S Z_t + (1 - S) Z_s
+        teacher_task = mean_x CE(Z_t, y), student_task = mean_x CE(Z_s, y), Z = batchnorm(conv1x1(feature))
+        kd = T^2 mean_x KL(softmax_k(t / T) || softmax_k(s / T))
+
+    - Extra modules: two 1x1 convolutions with batch norm, from each network's feature to K maps
+    - Published figures: mIoU, a third party's table: MiT-B4 -> DeepLabV3-MBV2 73.92 -> 74.91 (CWD 71.59); abstract: up
+      to +3.37 on Cityscapes (the losses here are a reading of them)
+    - Limitations: micro-batches of one or two small images, whose batch-norm moments are noisy; networks of the same
+      family, for which it was not made
+    - Source: HeteroAKD, Huang et al., AAAI 2025 (arXiv 2504.07691): abstract and third parties
     """
 
     name: ClassVar[str] = "heteroakd"
     summary: ClassVar[str] = "across families: features as class logits, a target mixed by reliability, KL on logits"
-    formula: ClassVar[str] = (
-        "hybrid = T^2 mean_x w(x) KL(softmax_k(M / T) || softmax_k(Z_s / T)), M = S Z_t + (1 - S) Z_s\n"
-        "teacher_task = mean_x CE(Z_t, y), student_task = mean_x CE(Z_s, y), Z = batchnorm(conv1x1(feature))\n"
-        "kd = T^2 mean_x KL(softmax_k(t / T) || softmax_k(s / T))"
-    )
-    source: ClassVar[str] = "HeteroAKD, Huang et al., AAAI 2025 (arXiv 2504.07691): abstract and third parties"
-    widths: ClassVar[str] = "a trained 1x1 convolution with batch norm takes each network's feature to K class maps"
-    extra_modules: ClassVar[str] = "two 1x1 convolutions with batch norm, from each network's feature to K maps"
-    figures: ClassVar[str] = (
-        "mIoU, a third party's table: MiT-B4 -> DeepLabV3-MBV2 73.92 -> 74.91 (CWD 71.59); abstract: up to +3.37 on "
-        "Cityscapes (the losses here are a reading of them)"
-    )
-    unsuited: ClassVar[str] = (
-        "micro-batches of one or two small images, whose batch-norm moments are noisy; networks of the same family, "
-        "for which it was not made"
+    channel_alignment: ClassVar[str] = (
+        "a trained 1x1 convolution with batch norm takes each network's feature to K class maps"
     )
     labels = "classes"
     projectors: nn.ModuleDict

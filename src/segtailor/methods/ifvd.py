@@ -6,19 +6,18 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from segtailor.losses import Step, full_precision, nearest_labels, to_grid
-from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
+from segtailor.methods.base import Channels, Method, VariantOptions, option, read_tap, width_of
 from segtailor.models.network import SegOutput
 
 
 class ClassVariationOptions(VariantOptions):
     """Options of ``ifvd``."""
 
-    sources: ClassVar[dict[str, str]] = {"ifvd": "CIRKD benchmark (the paper: 50; its code: 200)"}
-    ifvd: NonNegativeFloat = Field(20.0, description="weight of the term")
+    ifvd: NonNegativeFloat = option(20.0, "weight of the term", source="CIRKD benchmark (the paper: 50; its code: 200)")
 
 
 def class_variation(feature: Tensor, membership: Tensor, eps: float = 1e-8) -> Tensor:
@@ -43,22 +42,20 @@ class ClassVariation(Method[ClassVariationOptions]):
     Term ``ifvd``; means are taken in each image by itself, and the gradient flows through the student's. A cell of the
     grid has the class of its top-left label pixel. ``published`` reads the feature after dropout and counts void cells
     in the mean, where they add 0; ``clean`` reads it before dropout and averages over the cells with a class.
+
+        ifvd = mean_x (m_s(x) - m_t(x))^2, m(x) = cos(f(x), mean of f over the class of x)
+
+    - Published figures: by CIRKD's authors, together with kd and adversarial, student alone in brackets, Cityscapes
+      val: DeepLabV3-R101 to DeepLabV3-R18 75.59 (74.21), to DeepLabV3-MobileNetV2 73.50 (73.12), SegFormer B4 to B0
+      76.30 (75.58); to PSPNet-R18 73.71 (72.55), from later READMEs
+    - Limitations: small crops, where a class's mean comes from few pixels (a lone one is its own mean and adds
+      nothing); images without labels; it says nothing of how classes lie to one another
+    - Source: Wang et al., ECCV 2020 (IFVD), as run in the CIRKD benchmark
     """
 
     name: ClassVar[str] = "ifvd"
     summary: ClassVar[str] = "intra-class feature variation: pixels' cosines to their class's mean follow the teacher"
-    formula: ClassVar[str] = "ifvd = mean_x (m_s(x) - m_t(x))^2, m(x) = cos(f(x), mean of f over the class of x)"
-    source: ClassVar[str] = "Wang et al., ECCV 2020 (IFVD), as run in the CIRKD benchmark"
-    widths: ClassVar[str] = "nothing to align: cosines have no channels"
-    figures: ClassVar[str] = (
-        "by CIRKD's authors, together with kd and adversarial, student alone in brackets, Cityscapes val: "
-        "DeepLabV3-R101 to DeepLabV3-R18 75.59 (74.21), to DeepLabV3-MobileNetV2 73.50 (73.12), SegFormer B4 to B0 "
-        "76.30 (75.58); to PSPNet-R18 73.71 (72.55), from later READMEs"
-    )
-    unsuited: ClassVar[str] = (
-        "small crops, where a class's mean comes from few pixels (a lone one is its own mean and adds nothing); images "
-        "without labels; it says nothing of how classes lie to one another"
-    )
+    channel_alignment: ClassVar[str] = "nothing to align: cosines have no channels"
     inputs = frozenset()
 
     def build(self, student: Channels, teacher: Channels) -> None:

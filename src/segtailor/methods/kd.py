@@ -4,26 +4,44 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from segtailor.losses import Step, pixel_kl, to_grid
-from segtailor.methods.base import Channels, Method, VariantOptions
-from segtailor.methods.standardised import DESCRIPTION, check_classes, standardised
+from segtailor.errors import SegtailorError
+from segtailor.losses import Step, full_precision, pixel_kl, to_grid
+from segtailor.methods.base import Channels, Method, VariantOptions, option
 from segtailor.models.network import SegOutput
+
+DESCRIPTION = "bring each cell's logits to mean 0 and deviation 1 over the classes, in both networks"
+"""What the option ``standardise`` of ``kd`` and ``dist`` does."""
+
+
+def standardised(logits: Tensor, eps: float = 1e-7) -> Tensor:
+    """Return ``(logits - mean_k) / (eps + std_k)`` of (B,K,h,w), the deviation unbiased; constant cells give zeros.
+
+    >>> import torch
+    >>> standardised(torch.tensor([[[[3.0]], [[5.0]], [[7.0]]]])).flatten().round().tolist()
+    [-1.0, 0.0, 1.0]
+    """
+    values = full_precision(logits)
+    # The deviation of a constant cell has gradient 0, not infinity, in PyTorch.
+    return (values - values.mean(1, keepdim=True)) / (eps + values.std(1, keepdim=True))
+
+
+def check_classes(method: str, num_classes: int) -> None:
+    """Raise SegtailorError for two classes, of which standardisation leaves a sign without a gradient."""
+    if num_classes < 3:
+        raise SegtailorError(
+            f"method '{method}', option 'standardise': two classes leave only the sign of the logits; set it to false"
+        )
 
 
 class PixelKDOptions(VariantOptions):
     """Options of ``kd``."""
 
-    sources: ClassVar[dict[str, str]] = {
-        "kd": "CIRKD benchmark",
-        "temperature": "CIRKD benchmark",
-        "standardise": "off in the CIRKD benchmark",
-    }
-    kd: NonNegativeFloat = Field(1.0, description="weight of the term")
-    temperature: PositiveFloat = Field(1.0, description="divides the logits before the softmax")
-    standardise: bool = Field(False, description=DESCRIPTION)
+    kd: NonNegativeFloat = option(1.0, "weight of the term", source="CIRKD benchmark")
+    temperature: PositiveFloat = option(1.0, "divides the logits before the softmax", source="CIRKD benchmark")
+    standardise: bool = option(False, DESCRIPTION, source="off in the CIRKD benchmark")
 
 
 class PixelKD(Method[PixelKDOptions]):
@@ -32,21 +50,18 @@ class PixelKD(Method[PixelKDOptions]):
     Term ``kd``. ``published`` averages over all cells, as the CIRKD benchmark does; ``clean`` weighs each cell by its
     valid label pixels and averages over the global batch. ``standardise`` (Sun et al., CVPR 2024) was published for
     image classification, with the temperature 2 and the weight 9; we know of no report for segmentation.
+
+        kd = T^2 mean_x sum_k p_t(k,x) (log p_t(k,x) - log p_s(k,x)), p = softmax_k(logits / T)
+
+    - Published figures: DeepLabV3-R101 to DeepLabV3-R18, from Af-DCD's README: ADE20K 34.88 mIoU (student alone 33.91),
+      COCO-Stuff-164k 32.88 (32.60); none for Cityscapes
+    - Limitations: it says nothing of how pixels relate or of features; a teacher that is nearly certain everywhere adds
+      little to the labels (raise the temperature)
+    - Source: Hinton et al. 2015 (arXiv 1503.02531), as run in the CIRKD benchmark
     """
 
     name: ClassVar[str] = "kd"
     summary: ClassVar[str] = "pixel-wise: KL over classes at each cell of the logit grid"
-    formula: ClassVar[str] = "kd = T^2 mean_x sum_k p_t(k,x) (log p_t(k,x) - log p_s(k,x)), p = softmax_k(logits / T)"
-    source: ClassVar[str] = "Hinton et al. 2015 (arXiv 1503.02531), as run in the CIRKD benchmark"
-    extra_modules: ClassVar[str] = "none"
-    figures: ClassVar[str] = (
-        "DeepLabV3-R101 to DeepLabV3-R18, from Af-DCD's README: ADE20K 34.88 mIoU (student alone 33.91), "
-        "COCO-Stuff-164k 32.88 (32.60); none for Cityscapes"
-    )
-    unsuited: ClassVar[str] = (
-        "it says nothing of how pixels relate or of features; a teacher that is nearly certain everywhere adds little "
-        "to the labels (raise the temperature)"
-    )
 
     def build(self, student: Channels, teacher: Channels) -> None:
         """Make what the options ask for."""

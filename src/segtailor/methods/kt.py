@@ -4,18 +4,134 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from segtailor.losses import Step, channel_kl, full_precision, recomputed, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, MethodOptions, read_tap, width_of
-from segtailor.methods.tailoring import features_clean, features_published, logits
-from segtailor.methods.tailoring.linear import linear_matching
-from segtailor.methods.tailoring.logits import tailored_map
-from segtailor.methods.tailoring.options import DECODER, KnowledgeTailoringOptions
-from segtailor.methods.tailoring.recombination import FeatureTailoring
+from segtailor.methods._kt_terms import (
+    FeatureTailoring,
+    clean_terms,
+    contrast,
+    linear_matching,
+    matching,
+    mixing_weights,
+    published_contrast,
+    published_matching,
+    published_terms,
+    tailored_map,
+)
+from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, option, read_tap, width_of
 from segtailor.models.network import SegOutput
+
+DECODER = "decoder"
+ALL = "all"
+CHOSEN = "our choice, on CamVid's dev split (docs/study.md); published: KT's code"
+CLEAN_ONLY = {"tailors": ("none",), "recombination": ("trained",)}
+"""Values that the published computation has nothing like."""
+
+
+class KnowledgeTailoringOptions(VariantOptions):
+    """Options of ``kt``."""
+
+    kd: NonNegativeFloat = option(
+        1.0,
+        "weight of the channel-wise KL on logits; 0 leaves the tailored ones (lt_all) as their only goal",
+        published=1.0,
+        source=CHOSEN,
+    )
+    kd_aux: NonNegativeFloat = option(
+        0.0,
+        "weight of the same on auxiliary logits, where both have them, whatever kd is",
+        published=0.4,
+        source=CHOSEN,
+    )
+    lt_all: NonNegativeFloat = option(0.0, "weight of logit tailoring over all pixels", published=1.0, source=CHOSEN)
+    lt_class: NonNegativeFloat = option(
+        0.0, "weight of logit tailoring inside each class", published=1.0, source=CHOSEN
+    )
+    lt_nonclass: NonNegativeFloat = option(
+        0.0, "weight of logit tailoring outside each class", published=1.0, source=CHOSEN
+    )
+    ft: NonNegativeFloat = option(8.0, "weight of feature tailoring", published=1.0, source=CHOSEN)
+    contrastive: NonNegativeFloat = option(
+        0.0,
+        "weight of the triplet on tailored features; needs recombination: correlation",
+        published=1.0,
+        source=CHOSEN,
+    )
+    temperature: PositiveFloat = option(4.0, "divides maps before a softmax over space", published=4.0, source=CHOSEN)
+    margin: PositiveFloat = option(
+        0.4,
+        "margin of the triplet",
+        published=1.0,
+        source="our choice, for vectors of unit norm; published: PyTorch's default",
+    )
+    tuning_point: Annotated[float, Field(ge=0, le=1)] = option(
+        1.0,
+        "fraction of the run at which the teacher, not the student, begins to be recombined; 1: never",
+        published=0.25,
+        source=CHOSEN,
+    )
+    tailors: Literal["trained", "frozen", "none"] = option(
+        "none",
+        "whether the tailors learn with the student; none (clean): channels are only recombined",
+        published="frozen",
+        source=CHOSEN,
+    )
+    seed: NonNegativeInt = option(
+        0, "seed of the tailors' first values, the same on every process", source="our choice; KT's code sets none"
+    )
+    sharpness: PositiveFloat = option(
+        0.1, "divides correlations before the softmax over channels (clean)", source="our choice"
+    )
+    feature_taps: str | Annotated[list[str], Field(min_length=1)] = option(
+        ALL,
+        "`decoder` (the feature in front of the classifier), `stages.N`, a list of taps, or `all`: the "
+        "decoder's feature and the stages, as far as both networks have them",
+        published=DECODER,
+        source=CHOSEN,
+    )
+    recombination: Literal["correlation", "trained"] = option(
+        "trained",
+        "how channels are recombined (clean): by their correlation, or by a 1x1 convolution for each phase "
+        "that learns with the student, which needs contrastive: 0",
+        validate_default=True,
+        published="correlation",
+        source=(
+            "our choice, on CamVid's dev split (docs/study.md); published: KT's code; trained: as in feature "
+            "regression (FitNet)"
+        ),
+    )
+
+    @field_validator(*CLEAN_ONLY)
+    @classmethod
+    def _is_of_the_variant(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.data.get("variant") == "published" and value in CLEAN_ONLY[str(info.field_name)]:
+            raise ValueError("KT's code has nothing like it; leave it out, or take variant: clean")
+        return value
+
+    @field_validator("recombination")
+    @classmethod
+    def _has_a_complement(cls, value: str, info: ValidationInfo) -> str:
+        if value == "trained" and info.data.get("contrastive"):
+            raise ValueError(
+                "the triplet needs the correlation's complement, which a convolution lacks; set contrastive: 0, or "
+                "recombination: correlation"
+            )
+        return value
+
+    def taps(self, student_channels: Channels, teacher_channels: Channels) -> list[str]:
+        """Return the chosen taps without repeats, in order; `all` is what both networks have, or the decoder."""
+        if self.feature_taps == ALL:
+            common = student_channels.keys() & teacher_channels.keys()
+            stages = sorted(
+                (tap for tap in common if tap.startswith("stages.")), key=lambda tap: int(tap.split(".")[1])
+            )
+            return [DECODER, *stages] if "feature" in common or not stages else stages
+        chosen = [self.feature_taps] if isinstance(self.feature_taps, str) else self.feature_taps
+        return list(dict.fromkeys(DECODER if tap == "feature" else tap for tap in chosen))
 
 
 class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
@@ -32,38 +148,32 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
     tried and lost (docs/study.md): the tailored logits, alone or beside ``kd``, tailors, recombination by correlation,
     the late phase. It is there for those who want it: each term by its weight, ``recombination: correlation``,
     ``tailors: trained``, ``tuning_point`` below 1.
+
+        kd, kd_aux  = chKL(s, t), KL between softmaxes over space, mean over channels and images
+        tailored(t) = max(t, mean of t on class pixels where the teacher is right) inside class k,
+                      min(t, mean of t on the others) outside, for each class's logit map
+        lt_all      = chKL(s, tailored(t)); lt_class, lt_nonclass: the same inside and outside the class alone
+        R           = softmax_j(corr(channel i of one, channel j of the other) / sharpness), or a trained matrix
+        ft          = 1 - corr(tailor(R s), t) before the tuning point, 1 - corr(s, tailor(R t)) after it
+        contrastive = relu(|anchor(s) - tailor(R .)| - |anchor(s) - tailor(R' .)| + margin), R' from 1 - corr
+
+    - Extra modules: a 1x1 convolution per tap, and one back where there is a late phase; as published two tailors of
+      three 1x1 convolutions and a 1x1 projector for the triplet
+    - Published figures: Cityscapes val: DeepLabV3-R18 77.98, DeepLabV3-MobileNetV2 76.17, PSPNet-R18 76.49; VOC val
+      76.49 and 75.52 (R18, PSPNet-R18); ADE20K 35.64 (KT's README; best of 50 validations, one run). Ours, CamVid val,
+      clean, five seeds: 50.8, the student alone 39.6, published 41.8; a SegFormer student, three seeds: 54.1, 41.1,
+      46.6 (docs/study.md)
+    - Limitations: teachers without a feature, with which `ft: 0` leaves the logits; a teacher whose stages mean
+      something else than the student's (then `feature_taps: decoder`); as published also data without labels and very
+      short trainings, where the late phase has no time
+    - Source: Knowledge Tailoring, Pattern Recognition 2025, doi 10.1016/j.patcog.2025.112399
     """
 
     name: ClassVar[str] = "kt"
     summary: ClassVar[str] = (
         "Knowledge Tailoring: the teacher's maps regressed at all stages; published: tailored logits"
     )
-    formula: ClassVar[str] = (
-        "kd, kd_aux  = chKL(s, t), KL between softmaxes over space, mean over channels and images\n"
-        "tailored(t) = max(t, mean of t on class pixels where the teacher is right) inside class k,\n"
-        "              min(t, mean of t on the others) outside, for each class's logit map\n"
-        "lt_all      = chKL(s, tailored(t)); lt_class, lt_nonclass: the same inside and outside the class alone\n"
-        "R           = softmax_j(corr(channel i of one, channel j of the other) / sharpness), or a trained matrix\n"
-        "ft          = 1 - corr(tailor(R s), t) before the tuning point, 1 - corr(s, tailor(R t)) after it\n"
-        "contrastive = relu(|anchor(s) - tailor(R .)| - |anchor(s) - tailor(R' .)| + margin), R' from 1 - corr"
-    )
-    source: ClassVar[str] = "Knowledge Tailoring, Pattern Recognition 2025, doi 10.1016/j.patcog.2025.112399"
-    widths: ClassVar[str] = "channels are recombined, by default by a trained 1x1 convolution"
-    extra_modules: ClassVar[str] = (
-        "a 1x1 convolution per tap, and one back where there is a late phase; as published two tailors of three 1x1 "
-        "convolutions and a 1x1 projector for the triplet"
-    )
-    figures: ClassVar[str] = (
-        "Cityscapes val: DeepLabV3-R18 77.98, DeepLabV3-MobileNetV2 76.17, PSPNet-R18 76.49; VOC val 76.49 and 75.52 "
-        "(R18, PSPNet-R18); ADE20K 35.64 (KT's README; best of 50 validations, one run). Ours, CamVid val, clean, five "
-        "seeds: 50.8, the student alone 39.6, published 41.8; a SegFormer student, three seeds: 54.1, 41.1, 46.6 "
-        "(docs/study.md)"
-    )
-    unsuited: ClassVar[str] = (
-        "teachers without a feature, with which `ft: 0` leaves the logits; a teacher whose stages mean something else "
-        "than the student's (then `feature_taps: decoder`); as published also data without labels and very short "
-        "trainings, where the late phase has no time"
-    )
+    channel_alignment: ClassVar[str] = "channels are recombined, by default by a trained 1x1 convolution"
     sparse_gradients = True
 
     def build(self, student: Channels, teacher: Channels) -> None:
@@ -131,7 +241,7 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
         if not any(weights.values()):
             return {}
         guide = to_grid(teacher.logits, (own.shape[-2], own.shape[-1]))
-        compute = logits.clean_terms if options.variant == "clean" else logits.published_terms
+        compute = clean_terms if options.variant == "clean" else published_terms
         values = recomputed(compute, own, guide, target, options.temperature)
         return {name: weight * value for (name, weight), value in zip(weights.items(), values, strict=True) if weight}
 
@@ -159,10 +269,10 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
     ) -> dict[str, Tensor]:
         options, tailor, values = self.options, module.tailor(early), {}
         if options.ft:
-            values["ft"] = features_published.matching(own, guide, tailor, early, options.temperature)
+            values["ft"] = published_matching(own, guide, tailor, early, options.temperature)
         if options.contrastive:
             anchor = module.anchor(early)
-            values["contrastive"] = features_published.contrast(own, guide, anchor, tailor, early, options.margin)
+            values["contrastive"] = published_contrast(own, guide, anchor, tailor, early, options.margin)
         return values
 
     def _features(
@@ -175,15 +285,13 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
         own, guide = full_precision(own), full_precision(guide)
         if module.recombined:
             mixing = module.matrix(early).expand(len(own), -1, -1)
-            return {"ft": features_clean.matching(own, guide, valid, tailor, mixing, early)}
-        pair = features_clean.mixing_weights(own, guide, valid, early, options.sharpness)
+            return {"ft": matching(own, guide, valid, tailor, mixing, early)}
+        pair = mixing_weights(own, guide, valid, early, options.sharpness)
         if options.ft:
-            values["ft"] = features_clean.matching(own, guide, valid, tailor, pair[0], early)
+            values["ft"] = matching(own, guide, valid, tailor, pair[0], early)
         if options.contrastive:
             projector = module.projector(early)
-            values["contrastive"] = features_clean.contrast(
-                own, guide, valid, projector, tailor, pair, early, options.margin
-            )
+            values["contrastive"] = contrast(own, guide, valid, projector, tailor, pair, early, options.margin)
         return values
 
 

@@ -1,22 +1,136 @@
-"""Label-assisted distillation: the teacher is a small network that was also shown the labels."""
+"""Label-assisted distillation: the teacher is a small network that also sees the labels."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from segtailor.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from segtailor.errors import SegtailorError
-from segtailor.losses import Step
-from segtailor.methods.assistance import TeacherPretraining
-from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions
-from segtailor.models.label_assisted import Codes, LabelAssistedTeacher, add_label_plane
+from segtailor.losses import Step, channel_kl, cross_entropy, valid_counts
+from segtailor.methods.base import (
+    Channels,
+    Method,
+    MethodOptions,
+    Pretraining,
+    PretrainObjective,
+    VariantOptions,
+    option,
+)
+from segtailor.models.label_assisted import (
+    Codes,
+    LabelAssisted,
+    LabelAssistedTeacher,
+    add_label_plane,
+    load_assisted,
+    save_assisted,
+)
 from segtailor.models.network import SegOutput
 from segtailor.models.segmenter import create_model
 from segtailor.models.teacher import Teacher
+
+
+class DualPath(PretrainObjective):
+    """Two codings of the same labels, two outputs: each must be right, and they must agree.
+
+    Terms ``task`` and ``task_aux`` (weight 0.4), each summed over both paths, and ``consistency``: channel-wise KL from
+    each path to the other, which is a constant in it.
+    """
+
+    def __init__(
+        self, assisted: LabelAssisted, consistency: float, temperature: float, masked: bool, aux_weight: float = 0.4
+    ) -> None:
+        super().__init__()
+        self.assisted = assisted
+        self.consistency = consistency
+        self.temperature = temperature
+        self.masked = masked
+        self.aux_weight = aux_weight
+
+    @property
+    def subject(self) -> nn.Module:
+        """The network, scored with labels."""
+        return self.assisted
+
+    def forward(self, images: Tensor, target: Tensor, teacher: SegOutput | None, step: Step) -> dict[str, Tensor]:
+        """Return the terms."""
+        first, second = self.assisted(images, target), self.assisted(images, target)
+        terms = {"task": self._task(first.logits, target, step) + self._task(second.logits, target, step)}
+        if first.aux_logits is not None:
+            aux = self._task(first.aux_logits, target, step) + self._task(second.aux_logits, target, step)
+            terms["task_aux"] = self.aux_weight * aux
+        if self.consistency:
+            grid = (first.logits.shape[-2], first.logits.shape[-1])
+            valid = valid_counts(target, grid).unsqueeze(1) if self.masked else None
+            both = channel_kl(first.logits, second.logits, self.temperature, valid)
+            both = both + channel_kl(second.logits, first.logits, self.temperature, valid)
+            terms["consistency"] = self.consistency * both
+        return terms
+
+    def _task(self, logits: Tensor, target: Tensor, step: Step) -> Tensor:
+        size = (target.shape[-2], target.shape[-1])
+        return cross_entropy(self.assisted.upsample(logits, size), target, step)
+
+
+class TeacherPretraining(Pretraining):
+    """Trains the network of a :class:`LabelAssistedTeacher` and hands it its weights."""
+
+    name: ClassVar[str] = "lad"
+    about: ClassVar[str] = "the label-assisted teacher"
+    uses_teacher: ClassVar[bool] = False
+    file_option: ClassVar[str] = "teacher_file"
+
+    def __init__(
+        self,
+        teacher: LabelAssistedTeacher,
+        steps: int | None,
+        optimizer: OptimizerConfig | None,
+        schedule: ScheduleConfig | None,
+        noise: float,
+        consistency: float,
+        temperature: float,
+        masked: bool,
+        origin: Mapping[str, Any],
+    ) -> None:
+        self.teacher = teacher
+        self.steps, self.optimizer, self.schedule = steps, optimizer, schedule
+        self.codes: Codes = "random"
+        self.noise = noise
+        self.consistency, self.temperature, self.masked = consistency, temperature, masked
+        self.origin = dict(origin)
+
+    def key(self) -> dict[str, Any]:
+        """Return what the trained network depends on."""
+        return {
+            "model": self.teacher.model.spec(),
+            "noise": self.noise,
+            "consistency": self.consistency,
+            "temperature": self.temperature,
+            "masked": self.masked,
+            **self.origin,
+        }
+
+    def objective(self, teacher: Teacher | None) -> PretrainObjective:
+        """Return the network with its losses; it is the teacher's own, made trainable until it is loaded again."""
+        network = copy.deepcopy(self.teacher.model).requires_grad_(True)
+        assisted = LabelAssisted(network, self.codes, self.noise)
+        return DualPath(assisted, self.consistency, self.temperature, self.masked)
+
+    def save(self, objective: nn.Module, path: Path, card: Mapping[str, Any]) -> None:
+        """Write the network."""
+        assert isinstance(objective, DualPath)
+        save_assisted(objective.assisted.model, path, card)
+
+    def load(self, path: Path, fingerprint: str | None) -> None:
+        """Give the teacher its weights."""
+        load_assisted(self.teacher.model, path)
+        self.done = True
 
 
 def _named(value: Any) -> Any:
@@ -26,47 +140,54 @@ def _named(value: Any) -> Any:
 class LabelAssistedOptions(VariantOptions):
     """Options of ``lad``."""
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "published": {
-            "codes": "fixed",
-            "teacher_steps": 40_000,
-            "teacher_optimizer": {"name": "sgd", "lr": 0.001, "momentum": 0.9, "weight_decay": 0.0001},
-            "teacher_schedule": {"power": 0.9},
-        }
-    }
-    sources: ClassVar[dict[str, str]] = {
-        "lad": "LAD's code",
-        "base": "LAD's code: channel-wise KL of the logits, T = 4, weight 3",
-        "teacher": "LAD's code: the student's own",
-        "pretrained": "our choice: the student's own",
-        "codes": "our choice; published: fixed",
-        "noise": "LAD's code",
-        "teacher_noise": "LAD's code",
-        "consistency": "LAD's code",
-        "consistency_temperature": "LAD's code",
-        "dropout": "LAD's code",
-        "teacher_steps": "our choice; published: read from the log of the student's training",
-        "teacher_optimizer": "our choice; published: read from the log of the student's training",
-        "teacher_schedule": "our choice; published: read from the log of the student's training",
-        "teacher_file": "our choice",
-    }
-    lad: NonNegativeFloat = Field(1.0, description="weight of all the base method's terms")
-    base: Annotated[dict[str, Any], BeforeValidator(_named)] = Field(
+    lad: NonNegativeFloat = option(1.0, "weight of all the base method's terms", source="LAD's code")
+    base: Annotated[dict[str, Any], BeforeValidator(_named)] = option(
         {"name": "cwd", "logits": 3.0, "feature": 0.0, "temperature": 4.0},
-        description="the method that the label-assisted teacher teaches by: a name, or a mapping with its options",
+        "the method that the label-assisted teacher teaches by: a name, or a mapping with its options",
+        source="LAD's code: channel-wise KL of the logits, T = 4, weight 3",
     )
-    teacher: str | None = Field(None, description="the label-assisted network; default: the student's")
-    pretrained: bool | str | None = Field(None, description="its ImageNet encoder; default: as the student's")
-    codes: Codes = Field("random", description="the labels' codes while the student learns: drawn anew, or fixed")
-    noise: NonNegativeFloat = Field(0.02, description="noise on the coded labels while the student learns")
-    teacher_noise: NonNegativeFloat = Field(0.03, description="noise on the coded labels while the teacher learns")
-    consistency: NonNegativeFloat = Field(5.0, description="weight of the dual-path consistency")
-    consistency_temperature: PositiveFloat = Field(4.0, description="temperature of the dual-path consistency")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.01, description="every dropout of the teacher")
-    teacher_steps: PositiveInt | None = Field(None, description="steps of the teacher's training; default: the run's")
-    teacher_optimizer: OptimizerConfig | None = Field(None, description="its optimizer; default: the run's")
-    teacher_schedule: ScheduleConfig | None = Field(None, description="its schedule; default: the run's")
-    teacher_file: str | None = Field(None, description="a label-assisted network to use instead of training one")
+    teacher: str | None = option(
+        None, "the label-assisted network; default: the student's", source="LAD's code: the student's own"
+    )
+    pretrained: bool | str | None = option(
+        None, "its ImageNet encoder; default: as the student's", source="our choice: the student's own"
+    )
+    codes: Codes = option(
+        "random",
+        "the labels' codes while the student learns: drawn anew, or fixed",
+        published="fixed",
+        source="our choice; published: fixed",
+    )
+    noise: NonNegativeFloat = option(0.02, "noise on the coded labels while the student learns", source="LAD's code")
+    teacher_noise: NonNegativeFloat = option(
+        0.03, "noise on the coded labels while the teacher learns", source="LAD's code"
+    )
+    consistency: NonNegativeFloat = option(5.0, "weight of the dual-path consistency", source="LAD's code")
+    consistency_temperature: PositiveFloat = option(
+        4.0, "temperature of the dual-path consistency", source="LAD's code"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = option(0.01, "every dropout of the teacher", source="LAD's code")
+    teacher_steps: PositiveInt | None = option(
+        None,
+        "steps of the teacher's training; default: the run's",
+        published=40000,
+        source="our choice; published: read from the log of the student's training",
+    )
+    teacher_optimizer: OptimizerConfig | None = option(
+        None,
+        "its optimizer; default: the run's",
+        published={"name": "sgd", "lr": 0.001, "momentum": 0.9, "weight_decay": 0.0001},
+        source="our choice; published: read from the log of the student's training",
+    )
+    teacher_schedule: ScheduleConfig | None = option(
+        None,
+        "its schedule; default: the run's",
+        published={"power": 0.9},
+        source="our choice; published: read from the log of the student's training",
+    )
+    teacher_file: str | None = option(
+        None, "a label-assisted network to use instead of training one", source="our choice"
+    )
 
 
 class LabelAssistedDistillation(Method[LabelAssistedOptions]):
@@ -79,24 +200,22 @@ class LabelAssistedDistillation(Method[LabelAssistedOptions]):
     fixed codes of the public code, which its teacher was not trained with; ``clean`` draws codes as in the teacher's
     training and leaves void out of the consistency. The public code also lowers the auxiliary cross-entropy to 0.02
     (`train.aux_weight`) and starts from a trained student (`student.weights`).
+
+        teacher: CE(z1) + CE(z2) + 5 [chKL_4(z1, z2) + chKL_4(z2, z1)], z = network(image, code(label) + noise)
+        student: the base method's terms; by default 3 chKL_4(student, teacher)
+
+    - Extra modules: the label-assisted teacher, trained by a stage of its own before the student
+    - Published figures: VOC val: DeepLabV3-R18 75.0 (alone 73.21), PSPNet-R18 75.4 (73.33), by LAD's authors;
+      Cityscapes val, DeepLabV3-R18: LAD 75.60, LAD* 77.70 in KT's README, which does not say what LAD* is
+    - Limitations: data without labels; a good big teacher at hand, whose mistakes are more telling than the labels'
+      shapes; budgets where training a second network first is too much
+    - Source: Label-Assisted Distillation, ECCV 2024 (arXiv 2407.13254), and its public code
     """
 
     name: ClassVar[str] = "lad"
     summary: ClassVar[str] = "label-assisted: the teacher is small, and was shown the labels as a fourth plane"
-    formula: ClassVar[str] = (
-        "teacher: CE(z1) + CE(z2) + 5 [chKL_4(z1, z2) + chKL_4(z2, z1)], z = network(image, code(label) + noise)\n"
-        "student: the base method's terms; by default 3 chKL_4(student, teacher)"
-    )
-    source: ClassVar[str] = "Label-Assisted Distillation, ECCV 2024 (arXiv 2407.13254), and its public code"
-    widths: ClassVar[str] = "as the base method's; the teacher is as wide as the student unless another is named"
-    extra_modules: ClassVar[str] = "the label-assisted teacher, trained by a stage of its own before the student"
-    figures: ClassVar[str] = (
-        "VOC val: DeepLabV3-R18 75.0 (alone 73.21), PSPNet-R18 75.4 (73.33), by LAD's authors; Cityscapes val, "
-        "DeepLabV3-R18: LAD 75.60, LAD* 77.70 in KT's README, which does not say what LAD* is"
-    )
-    unsuited: ClassVar[str] = (
-        "data without labels; a good big teacher at hand, whose mistakes are more telling than the labels' shapes; "
-        "budgets where training a second network first is too much"
+    channel_alignment: ClassVar[str] = (
+        "as the base method's; the teacher is as wide as the student unless another is named"
     )
     labels = "classes"
     teacher = "own"

@@ -13,11 +13,15 @@ from torch import Tensor, nn
 from segtailor.config import OptimizerConfig, ScheduleConfig
 from segtailor.errors import SegtailorError
 from segtailor.losses import Step, full_precision, recomputed, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, VariantOptions, projector, read_tap, width_of
-from segtailor.methods.receptive.file import TokenLayout
-from segtailor.methods.receptive.stage import TokenPretraining
-from segtailor.methods.receptive.tokens import masked_error, receptive_masks, weight_map
-from segtailor.methods.receptive.weighting import TokenWeighting
+from segtailor.methods._mask_tokens import (
+    TokenLayout,
+    TokenPretraining,
+    TokenWeighting,
+    masked_error,
+    receptive_masks,
+    weight_map,
+)
+from segtailor.methods.base import Channels, Method, VariantOptions, option, projector, read_tap, width_of
 from segtailor.models.network import SegOutput
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -27,37 +31,48 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 class MaskedOptions(VariantOptions):
     """Options of ``maskd``."""
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"published": {"token_steps": 10000}}
-    sources: ClassVar[dict[str, str]] = {
-        "maskd": "authors' segmentation code",
-        "maskd_aux": "authors' segmentation code",
-        "tokens": "authors' segmentation code (their detection code: 6)",
-        "tap": "authors' segmentation code (their detection code: features)",
-        "weighting": "off in the authors' segmentation code, on in their detection code",
-        "customised": "off in the authors' segmentation code, on in their detection code",
-        "customise_after": "our choice (their detection code: after one epoch)",
-        "token_steps": "our choice; published: authors' segmentation code",
-        "token_lr": "authors' segmentation code",
-        "token_weight_decay": "authors' segmentation code",
-        "token_momentum": "authors' segmentation code",
-        "dice": "authors' segmentation code",
-        "tokens_file": "our choice",
-    }
-    maskd: NonNegativeFloat = Field(1.0, description="weight of the term")
-    maskd_aux: NonNegativeFloat = Field(
-        0.4, description="weight of the same on auxiliary logits, where both networks have them (tap logits only)"
+    maskd: NonNegativeFloat = option(1.0, "weight of the term", source="authors' segmentation code")
+    maskd_aux: NonNegativeFloat = option(
+        0.4,
+        "weight of the same on auxiliary logits, where both networks have them (tap logits only)",
+        source="authors' segmentation code",
     )
-    tokens: PositiveInt = Field(8, description="number of masks")
-    tap: Literal["logits", "feature"] = Field("logits", description="what is masked and compared")
-    weighting: bool = Field(False, description="weigh the tokens for each image; learnt with them, then frozen")
-    customised: bool = Field(False, description="multiply the teacher's masks by the student's own")
-    customise_after: Fraction = Field(0.1, description="fraction of the run at which `customised` begins")
-    token_steps: PositiveInt = Field(1000, description="steps for which the tokens are learnt, by SGD, poly 0.9")
-    token_lr: PositiveFloat = Field(0.1, description="learning rate of the tokens")
-    token_weight_decay: NonNegativeFloat = Field(1e-3, description="weight decay of the tokens")
-    token_momentum: Momentum = Field(0.9, description="momentum of the tokens")
-    dice: NonNegativeFloat = Field(1.0, description="weight of the masks' overlap while the tokens are learnt")
-    tokens_file: str | None = Field(None, description="file of tokens learnt earlier, instead of learning them")
+    tokens: PositiveInt = option(8, "number of masks", source="authors' segmentation code (their detection code: 6)")
+    tap: Literal["logits", "feature"] = option(
+        "logits", "what is masked and compared", source="authors' segmentation code (their detection code: features)"
+    )
+    weighting: bool = option(
+        False,
+        "weigh the tokens for each image; learnt with them, then frozen",
+        source="off in the authors' segmentation code, on in their detection code",
+    )
+    customised: bool = option(
+        False,
+        "multiply the teacher's masks by the student's own",
+        source="off in the authors' segmentation code, on in their detection code",
+    )
+    customise_after: Fraction = option(
+        0.1,
+        "fraction of the run at which `customised` begins",
+        source="our choice (their detection code: after one epoch)",
+    )
+    token_steps: PositiveInt = option(
+        1000,
+        "steps for which the tokens are learnt, by SGD, poly 0.9",
+        published=10000,
+        source="our choice; published: authors' segmentation code",
+    )
+    token_lr: PositiveFloat = option(0.1, "learning rate of the tokens", source="authors' segmentation code")
+    token_weight_decay: NonNegativeFloat = option(
+        1e-3, "weight decay of the tokens", source="authors' segmentation code"
+    )
+    token_momentum: Momentum = option(0.9, "momentum of the tokens", source="authors' segmentation code")
+    dice: NonNegativeFloat = option(
+        1.0, "weight of the masks' overlap while the tokens are learnt", source="authors' segmentation code"
+    )
+    tokens_file: str | None = option(
+        None, "file of tokens learnt earlier, instead of learning them", source="our choice"
+    )
 
 
 class MaskedDistillation(Method[MaskedOptions]):
@@ -70,28 +85,25 @@ class MaskedDistillation(Method[MaskedOptions]):
     learnt through the teacher's own classifier. A student's feature of another width is lifted by a trained 1x1
     convolution. ``clean`` leaves void out of the errors, of the masks' sums and of Dice. The error is that of raw
     values: it is not indifferent to shift or scale.
+
+        maskd = 0.5 mean_bik sum_x m_i(x)^2 (s_k(x) - t_k(x))^2 / (sum_x m_i(x) + 1e-5)
+        m_i = sigmoid(sum_k tokens_ik t_k)
+        maskd_aux = 0.4 times the same on auxiliary logits
+
+    - Extra modules: the tokens (8 x classes), frozen; with `weighting` its two convolutions, frozen; on the feature the
+      projector
+    - Published figures: the authors', Cityscapes val/test, DeepLabV3-R101 (78.07/77.46): DeepLabV3-R18 77.00/75.59
+      (from scratch 73.95/73.74), DeepLabV3-MobileNetV2 75.26/74.23, PSPNet-R18 75.34/74.61; their students alone are
+      CIRKD's, with weight decay 1e-4 where MasKD has 5e-4 (MobileNetV2: 2e-4)
+    - Limitations: teacher and student whose logits differ much in scale, since raw values are compared: take kd or
+      dist; and where there is no time for a stage before each new teacher
+    - Source: Huang et al., ICLR 2023 (arXiv 2205.14589), as in hunto/MasKD, segmentation
     """
 
     name: ClassVar[str] = "maskd"
     summary: ClassVar[str] = "MasKD: squared error under masks drawn by tokens that are learnt on the teacher first"
-    formula: ClassVar[str] = (
-        "maskd = 0.5 mean_bik sum_x m_i(x)^2 (s_k(x) - t_k(x))^2 / (sum_x m_i(x) + 1e-5)\n"
-        "m_i = sigmoid(sum_k tokens_ik t_k)\n"
-        "maskd_aux = 0.4 times the same on auxiliary logits"
-    )
-    source: ClassVar[str] = "Huang et al., ICLR 2023 (arXiv 2205.14589), as in hunto/MasKD, segmentation"
-    widths: ClassVar[str] = "none to align on logits; on the feature a trained 1x1 convolution where they differ"
-    extra_modules: ClassVar[str] = (
-        "the tokens (8 x classes), frozen; with `weighting` its two convolutions, frozen; on the feature the projector"
-    )
-    figures: ClassVar[str] = (
-        "the authors', Cityscapes val/test, DeepLabV3-R101 (78.07/77.46): DeepLabV3-R18 77.00/75.59 "
-        "(from scratch 73.95/73.74), DeepLabV3-MobileNetV2 75.26/74.23, PSPNet-R18 75.34/74.61; their students alone "
-        "are CIRKD's, with weight decay 1e-4 where MasKD has 5e-4 (MobileNetV2: 2e-4)"
-    )
-    unsuited: ClassVar[str] = (
-        "teacher and student whose logits differ much in scale, since raw values are compared: take kd or dist; and "
-        "where there is no time for a stage before each new teacher"
+    channel_alignment: ClassVar[str] = (
+        "none to align on logits; on the feature a trained 1x1 convolution where they differ"
     )
     tokens: Tensor
 

@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from segtailor.losses import Step, full_precision, recomputed, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, VariantOptions, read_tap, width_of
+from segtailor.methods.base import Channels, Method, VariantOptions, option, read_tap, width_of
 from segtailor.models.network import SegOutput
 
 ROWS, ENTRIES = 512, 2**24
@@ -21,15 +21,14 @@ ROWS, ENTRIES = 512, 2**24
 class PairwiseOptions(VariantOptions):
     """Options of ``skd``."""
 
-    sources: ClassVar[dict[str, str]] = {
-        "pairwise": "CIRKD benchmark (SKD's code: 1.0, its run script: 0.5)",
-        "pool": "CIRKD benchmark",
-        "nodes": "off in the CIRKD benchmark (SKD's code: 2)",
-    }
-    pairwise: NonNegativeFloat = Field(10.0, description="weight of the term")
-    pool: PositiveInt = Field(2, description="side of the windows of the max pooling that comes first")
-    nodes: PositiveInt | None = Field(
-        None, description="pool to about this many rows and columns instead, as SKD's own code does"
+    pairwise: NonNegativeFloat = option(
+        10.0, "weight of the term", source="CIRKD benchmark (SKD's code: 1.0, its run script: 0.5)"
+    )
+    pool: PositiveInt = option(2, "side of the windows of the max pooling that comes first", source="CIRKD benchmark")
+    nodes: PositiveInt | None = option(
+        None,
+        "pool to about this many rows and columns instead, as SKD's own code does",
+        source="off in the CIRKD benchmark (SKD's code: 2)",
     )
 
 
@@ -97,22 +96,21 @@ class Pairwise(Method[PairwiseOptions]):
     Term ``pairwise``; the other parts of SKD are the methods ``kd`` and ``adversarial``. ``published`` reads the
     feature after dropout and averages over all pairs; ``clean`` reads it before dropout, keeps void out of the pooling,
     and averages over the pairs of windows that have any valid label pixel. Neither holds all pairs at once.
+
+        pairwise = mean_ij (g_s(i).g_s(j) - g_t(i).g_t(j))^2, g = unit vectors of maxpool(f)
+
+    - Published figures: by CIRKD's authors, together with kd and adversarial, student alone in brackets, Cityscapes
+      val: DeepLabV3-R101 to DeepLabV3-R18 75.42 (74.21), to DeepLabV3-MobileNetV2 73.82 (73.12), SegFormer B4 to B0
+      76.43 (75.58); to PSPNet-R18 73.29 (72.55), from later READMEs
+    - Limitations: time grows with the square of the number of places, so large grids (SegFormer's stride 4) want a
+      larger `pool`; similarities do not change when a feature is rotated, so alike networks may still disagree on
+      classes
+    - Source: Liu et al., CVPR 2019 (arXiv 1903.04197), as run in the CIRKD benchmark
     """
 
     name: ClassVar[str] = "skd"
     summary: ClassVar[str] = "pair-wise: cosine similarities between all places of a pooled feature"
-    formula: ClassVar[str] = "pairwise = mean_ij (g_s(i).g_s(j) - g_t(i).g_t(j))^2, g = unit vectors of maxpool(f)"
-    source: ClassVar[str] = "Liu et al., CVPR 2019 (arXiv 1903.04197), as run in the CIRKD benchmark"
-    widths: ClassVar[str] = "nothing to align: similarities have no channels"
-    figures: ClassVar[str] = (
-        "by CIRKD's authors, together with kd and adversarial, student alone in brackets, Cityscapes val: "
-        "DeepLabV3-R101 to DeepLabV3-R18 75.42 (74.21), to DeepLabV3-MobileNetV2 73.82 (73.12), SegFormer B4 to B0 "
-        "76.43 (75.58); to PSPNet-R18 73.29 (72.55), from later READMEs"
-    )
-    unsuited: ClassVar[str] = (
-        "time grows with the square of the number of places, so large grids (SegFormer's stride 4) want a larger "
-        "`pool`; similarities do not change when a feature is rotated, so alike networks may still disagree on classes"
-    )
+    channel_alignment: ClassVar[str] = "nothing to align: similarities have no channels"
     inputs = frozenset()
 
     def build(self, student: Channels, teacher: Channels) -> None:

@@ -51,7 +51,7 @@ class Backbone(nn.Module):
         self.channels_last = str(getattr(net, "output_fmt", "NCHW")).upper().endswith("NHWC")
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the maps (B,C,h,w) of normalised ``inputs`` (B,3,H,W)."""
+        """Return the maps (B,C,h,w) of normalized ``inputs`` (B,3,H,W)."""
         maps = self.net(inputs)[-MOST_MAPS:]
         if self.pyramid is not None:
             maps = self.pyramid(maps)
@@ -200,7 +200,7 @@ def _lite_file(name: str, package: str) -> Path | None:
         return None
     files = sorted((Path(str(module.__file__)).parent / "models").glob("*.pth"))
     if not files:
-        raise SegtailorError(f"the package {package} holds no .pth file for {name}; install it anew")
+        raise SegtailorError(f"the package {package} holds no .pth file for {name}; reinstall it")
     return files[0]
 
 

@@ -24,7 +24,7 @@ MIT_LICENSE = "NVIDIA's MiT weights, or trained from them: not for commercial us
 MOBILENET_DEPTHS = (1, 2, 3, 4, 3, 3, 1)
 """Blocks per stage of MobileNetV2; the published names number them through."""
 
-# Pairs of name prefixes, ours and theirs; what stands behind a prefix is the same on both sides.
+# Pairs of name prefixes, ours and theirs; what follows a prefix is the same on both sides.
 _DEEPLAB = {
     "head.pyramid.branches.0": "head.aspp.b0",
     **{f"head.pyramid.branches.{branch}": f"head.aspp.b{branch}.block" for branch in (1, 2, 3)},
@@ -299,7 +299,7 @@ def _classes(path: Path, count: int) -> tuple[str, ...]:
 
 def _license(path: Path) -> dict[str, str]:
     config = _json(path.parent / "config.json")
-    if not config:  # a file alone: what else lies there says nothing of it
+    if not config:  # a file alone: its neighbors say nothing about it
         return {}
     named = license_of(str(path.parent), str(config.get("_name_or_path") or ""))
     return {"backbone": named["model"]} if named else {}

@@ -15,7 +15,7 @@ from segtailor.models.adapters.weights import count_names
 from segtailor.models.network import Network, SegOutput
 
 VOID = -1
-"""What stands for void in `ClassMap`'s indices."""
+"""The index of void in `ClassMap`'s indices."""
 OTHERS = "others"
 """In a map, all classes of the teacher that it does not name."""
 LEAST = -87.0
@@ -29,7 +29,7 @@ class ClassMap(nn.Module):
 
     ``indices[k]`` is the class that the teacher's class k belongs to, or -1 for none. A class's logit is the log of the
     summed exponentials of its members, so its softmax is the sum of their probabilities, divided by what the mapped
-    classes hold together. A logit lies at most 87 below the pixel's largest, which stands for a probability of 0; so
+    classes hold together. A logit is at most 87 below the pixel's largest, which stands for a probability of 0; so
     does that of a class without members. ``sources`` and ``targets`` are both sides' names, for `rows`.
     """
 

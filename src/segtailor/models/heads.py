@@ -71,11 +71,11 @@ class PooledBatchNorm2d(nn.BatchNorm2d):
     """Batch norm behind a pooled branch: it falls back on the running statistics when a channel has one value.
 
     Input and output (B,C,h,w). A global pool of one image leaves one value per channel, whose variance is no use (and
-    which PyTorch refuses in train mode); the fall-back is said once per process.
+    which PyTorch refuses in train mode); the fall-back is announced once per process.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name of the parent's argument)
-        """Return the normalised tensor."""
+        """Return the normalized tensor."""
         if self.training and input.numel() == input.shape[1]:
             _warn_once()
             return F.batch_norm(

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segtailor.errors import SegtailorError
 from segtailor.models.adapters.discovery import find_maps
-from segtailor.models.adapters.onnx import Frozen
+from segtailor.models.adapters.onnx import OnnxNetwork
 from segtailor.models.adapters.wrapper import PROBES, Adapted
 from segtailor.models.backbones import run_without_values
 from segtailor.models.network import Network, SegOutput
@@ -78,31 +78,25 @@ def run_on_meta(model: Network, size: tuple[int, int], exact: bool = False) -> S
     """
     if not exact or model.preprocess.size is not None:
         size = model.preprocess.input_size(size)
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluated(model), torch.no_grad():
         output: SegOutput
         try:
-            output = run_without_values(_Normalised(model), torch.empty(1, model.planes, *size, device="meta"))
+            output = run_without_values(_Normalized(model), torch.empty(1, model.planes, *size, device="meta"))
         except Exception:  # foreign networks may look at values, or run outside PyTorch
             device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-            with torch.no_grad():
-                output = model.forward_normalised(torch.zeros(1, model.planes, *size, device=device))
-        return output.to("meta")
-    finally:
-        for module, was_training in training.items():
-            module.training = was_training
+            output = model.forward_normalized(torch.zeros(1, model.planes, *size, device=device))
+    return output.to("meta")
 
 
-class _Normalised(nn.Module):
-    """Gives `forward_normalised` the name that `functional_call` asks for."""
+class _Normalized(nn.Module):
+    """Gives `forward_normalized` the name that `functional_call` asks for."""
 
     def __init__(self, model: Network) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, inputs: Tensor) -> SegOutput:
-        return self.model.forward_normalised(inputs)
+        return self.model.forward_normalized(inputs)
 
 
 DEFAULT_TAP = "feature"
@@ -163,8 +157,8 @@ class Inspection:
             )
         else:
             lines.append(
-                f"Methods use the tap '{DEFAULT_TAP}' unless told otherwise: {default.shape[0]} channels at stride "
-                f"{default.stride}."
+                f"Methods use the tap '{DEFAULT_TAP}' unless a recipe names another: {default.shape[0]} channels at "
+                f"stride {default.stride}."
             )
         return "\n".join(lines)
 
@@ -291,12 +285,12 @@ def _root(model: Network) -> nn.Module:
         return model.net
     if isinstance(model, Segmenter):
         return model
-    offers = model.program.offers if isinstance(model, Frozen) else []
+    offers = model.program.offers if isinstance(model, OnnxNetwork) else []
     raise SegtailorError(f"{model.name} shows no modules; its taps may be: {', '.join(offers) or 'none'}")
 
 
 def _find(original: Network) -> dict[str, str | None]:
-    """Return the path of the module whose output each tap is, told by a small image; None where no module gives it."""
+    """Return the path of the module whose output each tap is, by a small image; None where no module gives it."""
     model = deepcopy(original)
     root = _root(model)
     with torch.no_grad():  # fresh parts that are alike would give the same values
@@ -308,7 +302,7 @@ def _find(original: Network) -> dict[str, str | None]:
         noise = torch.randn(1, model.planes, *size, generator=torch.Generator().manual_seed(0)).to(device)
         try:
             with evaluated(model):
-                steps, output = trace(root, lambda: model.forward_normalised(noise))  # noqa: B023  (called at once)
+                steps, output = trace(root, lambda: model.forward_normalized(noise))  # noqa: B023  (called at once)
         except RuntimeError:  # too small for it
             continue
         names = [*(f"stages.{index}" for index in range(len(output.stages))), *output.taps, "feature", "logits"]

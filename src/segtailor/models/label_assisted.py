@@ -57,7 +57,7 @@ def plane_scale(preprocess: Preprocess) -> float:
 
 
 def label_plane(target: Tensor, num_classes: int, codes: Codes, noise: float) -> Tensor:
-    """Return the coded labels (B,1,H,W) of ``target`` (B,H,W); void is a label of its own.
+    """Return the coded labels (B,1,H,W) of ``target`` (B,H,W); void is a further label.
 
     ``random``: each label of each image gets a code from N(0,1). ``fixed``: codes lie 0.1 apart around 0, closer where
     more than 22 labels would leave the range of the published 21 classes and void. Gaussian ``noise`` is added to every
@@ -83,7 +83,7 @@ def forward_assisted(model: Network, images: Tensor, target: Tensor | None, code
     if target.shape[-2:] != size:
         target = F.interpolate(target[:, None].float(), size, mode="nearest-exact")[:, 0].to(target.dtype)
     plane = plane_scale(model.preprocess) * label_plane(target, model.num_classes, codes, noise)
-    return model.forward_normalised(torch.cat((inputs, plane.to(inputs.dtype)), 1))
+    return model.forward_normalized(torch.cat((inputs, plane.to(inputs.dtype)), 1))
 
 
 class LabelAssisted(nn.Module):

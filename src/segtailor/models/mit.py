@@ -168,7 +168,7 @@ class MixTransformer(nn.Module):
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the four normalised maps."""
+        """Return the four normalized maps."""
         maps = []
         for index in range(1, 5):
             tokens, height, width = self.get_submodule(f"patch_embed{index}")(x)

@@ -16,7 +16,7 @@ ChannelOrder = Literal["rgb", "bgr"]
 
 
 class Preprocess(nn.Module):
-    """Scale, reorder and normalise a raw RGB batch: ``(images * scale - mean) / std``.
+    """Scale, reorder and normalize a raw RGB batch: ``(images * scale - mean) / std``.
 
     Input: (B,3,H,W), uint8 or float in 0..255, RGB. Output: the same shape, float. ``mean`` and ``std`` are given in
     the network's own channel order. ``size_multiple`` is the multiple that height and width must have; evaluation and
@@ -47,7 +47,7 @@ class Preprocess(nn.Module):
         self.size = None if size is None else (int(size[0]), int(size[1]))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the normalised batch (B,3,H,W) of raw RGB ``images`` (B,3,H,W)."""
+        """Return the normalized batch (B,3,H,W) of raw RGB ``images`` (B,3,H,W)."""
         images = images.to(self.mean.dtype)
         if self.size is not None and tuple(images.shape[-2:]) != self.size:
             images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
@@ -166,10 +166,10 @@ class Network(nn.Module, ABC):
 
     def forward(self, images: Tensor) -> SegOutput:
         """Return the output for raw RGB ``images`` (B,3,H,W), uint8 or float in 0..255."""
-        return self.forward_normalised(self.preprocess(images))
+        return self.forward_normalized(self.preprocess(images))
 
     @abstractmethod
-    def forward_normalised(self, inputs: Tensor) -> SegOutput:
+    def forward_normalized(self, inputs: Tensor) -> SegOutput:
         """Return the output for ``inputs`` (B,3,H,W) that are preprocessed already."""
 
     @abstractmethod

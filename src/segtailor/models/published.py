@@ -1,4 +1,4 @@
-"""Checkpoints of the published benchmark: the network is recognised from the tensors alone.
+"""Checkpoints of the published benchmark: the network is recognized from the tensors alone.
 
 Two generations of these files share their names and differ in the width of the head, so nothing is taken from a file
 name. Layouts: the benchmark's DeepLabV3, PSPNet (deep-stem ResNets, MobileNetV2) and SegFormer (MiT-B0 to B5).
@@ -39,7 +39,7 @@ CLASSIFIERS = {
 }
 
 
-class Recognised(NamedTuple):
+class Recognized(NamedTuple):
     """What a file's tensors say about their network."""
 
     name: str
@@ -47,7 +47,7 @@ class Recognised(NamedTuple):
     head_width: int
 
 
-def recognise(tensors: dict[str, Tensor], source: str) -> Recognised:
+def recognize(tensors: dict[str, Tensor], source: str) -> Recognized:
     """Tell network, class count and head width from ``tensors``; SegtailorError when no published network has them."""
     names = set(tensors)
     head = next((head for head, classifier in CLASSIFIERS.items() if classifier in names), None)
@@ -66,7 +66,7 @@ def recognise(tensors: dict[str, Tensor], source: str) -> Recognised:
     classifier = tensors[CLASSIFIERS[head]]
     if classifier.ndim != 4:
         raise SegtailorError(f"{source}: {CLASSIFIERS[head]} has shape {list(classifier.shape)}, not (K,C,1,1)")
-    return Recognised(f"{head}-{backbone}", classifier.shape[0], classifier.shape[1])
+    return Recognized(f"{head}-{backbone}", classifier.shape[0], classifier.shape[1])
 
 
 def _backbone(tensors: dict[str, Tensor]) -> str | None:
@@ -95,7 +95,7 @@ def load_published(path: Path) -> Segmenter:
     tensors = read_weights(path)
     if is_segformer(tensors):
         return _load_segformer(tensors, path)
-    found = recognise(tensors, str(path))
+    found = recognize(tensors, str(path))
     model = create_segmenter(found.name, found.num_classes)
     if model.feature_channels != found.head_width:
         model = create_segmenter(found.name, found.num_classes, head_width=found.head_width)

@@ -79,7 +79,7 @@ class Segmenter(Network):
         """Strides of the backbone's maps, finest first."""
         return self.backbone.strides
 
-    def forward_normalised(self, inputs: Tensor) -> SegOutput:
+    def forward_normalized(self, inputs: Tensor) -> SegOutput:
         """Return the output for ``inputs`` (B,3,H,W) that are preprocessed already."""
         self._taps.begin()
         try:
@@ -113,7 +113,7 @@ PUBLISHED_PREPROCESS: dict[str, Any] = {
     "scale": 1.0,
     "channel_order": "bgr",
 }
-"""The published benchmark's input: BGR in 0..255 minus the mean colour."""
+"""The published benchmark's input: BGR in 0..255 minus the mean color."""
 
 COMMON_BACKBONES = (
     *("resnet18", "resnet50", "resnet101", "resnet18d", "resnet50d", "mobilenetv2", "mobilenetv3_large_100"),

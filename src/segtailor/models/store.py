@@ -263,7 +263,7 @@ def own_weights(name: str) -> Path | None:
             if not _is_own(config):
                 return None
             return Path(hf_hub_download(name, WEIGHTS))
-    except Exception:  # not there, private, or no connection: told by the reader that comes next
+    except Exception:  # not there, private, or no connection: the reader that comes next says so
         return None
 
 

@@ -100,7 +100,7 @@ def check_gradients(values: dict[str, Tensor], sources: dict[str, Source], net: 
         source = sources[name]
         if value.requires_grad or source.side == "input":
             continue
-        # without a trainable parameter of its own the part may simply be frozen
+        # a part without trainable parameters may simply be frozen
         if any(parameter.requires_grad for parameter in net.get_submodule(source.path).parameters()):
             raise SegtailorError(
                 f"{network}: no gradient reaches the tap '{name}'; it lies in a block under re-entrant activation "
@@ -111,8 +111,8 @@ def check_gradients(values: dict[str, Tensor], sources: dict[str, Source], net: 
 def to_map(value: Tensor, layout: str, size: torch.Size | tuple[int, ...], tap: str) -> Tensor:
     """Return ``value`` as a map (B,C,h,w) for inputs of ``size`` (H,W).
 
-    ``layout`` is what `layout_of` told: ``map``, ``channels_last`` or ``tokens:N`` with N tokens in front that stand
-    for no place.
+    ``layout`` is `layout_of`'s: ``map``, ``channels_last`` or ``tokens:N``, where N tokens in front belong to no
+    place.
     """
     if layout == "map":
         return value
@@ -171,7 +171,7 @@ def evaluated(net: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, mode in modes:
-            module.training = mode
+            module.training = mode  # not train(mode): that would also change a frozen part
 
 
 def layout_of(tensor: Tensor, size: tuple[int, int]) -> tuple[str, int, int] | None:
@@ -245,7 +245,7 @@ class NamedTaps:
         self._store: Store | None = None
 
     def name(self, network: Network, taps: dict[str, str]) -> None:
-        """Read ``taps`` (name -> path below ``network``) from now on; their widths are told by a small image.
+        """Read ``taps`` (name -> path below ``network``) from now on; a small image's forward gives their widths.
 
         Raises SegtailorError for a path that the network does not have, or whose output is no map.
         """
@@ -258,7 +258,7 @@ class NamedTaps:
         check_paths(network, self._sources, network.name)
         size = network.preprocess.input_size(PROBE)
         with evaluated(network):
-            steps, _ = trace(network, lambda: network.forward_normalised(torch.zeros(1, 3, *size)))
+            steps, _ = trace(network, lambda: network.forward_normalized(torch.zeros(1, 3, *size)))
         known = {step.path: step for step in steps}
         for name, source in self._sources.items():
             layout = layout_at(source, name, known, network, size, network.name)

@@ -92,20 +92,28 @@ def latex_table(board: Leaderboard) -> str:
 
 def text_table(board: Leaderboard) -> str:
     """Return the leaderboard for the terminal: aligned columns, then the header lines and what is missing."""
-    blocks = []
-    for rows in _tables(board, detail=False):
-        cells = [[_plain(cell) for cell in row] for row in rows]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = []
-        for first, *others in cells:
-            padded = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-            lines.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
-        blocks.append("\n".join(lines))
-    blocks.append("\n".join(_plain(line) for line in header(board)))
+    blocks = ["\n".join(aligned(rows)) for rows in _tables(board, detail=False)]
+    blocks.append("\n".join(plain(line) for line in header(board)))
     missing = remarks(board)
     if missing:
-        blocks.append("\n".join(["missing:", *(_plain(line) for line in missing)]))
+        blocks.append("\n".join(["missing:", *(plain(line) for line in missing)]))
     return "\n\n".join(blocks)
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Return the rows as lines for the terminal: the first ``left`` columns flush left, the others flush right.
+
+    >>> aligned([("", "mIoU"), ("kd", "9.10")])
+    ['    mIoU', 'kd  9.10']
+    """
+    cells = [[plain(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        padded = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        padded[:left] = [cell.ljust(width) for cell, width in zip(row[:left], widths, strict=False)]
+        lines.append("  ".join(padded).rstrip())
+    return lines
 
 
 def latex_escape(text: str) -> str:
@@ -114,8 +122,13 @@ def latex_escape(text: str) -> str:
     >>> print(latex_escape("kd_t4 & 50 %: -0.5"))
     kd\_t4 \& 50 \%: $-$0.5
     """
-    escaped = "".join(_LATEX.get(character, character) for character in _plain(text))
+    escaped = "".join(_LATEX.get(character, character) for character in plain(text))
     return re.sub(r"(?<![\w$-])-(?=\d)", "$-$", escaped)
+
+
+def plain(text: str) -> str:
+    """Return ``text`` on one line, minus signs as hyphens, control characters (which steer a terminal) as blanks."""
+    return "".join(character if character.isprintable() else " " for character in text.translate(_HYPHENS))
 
 
 def csv_table(board: Leaderboard) -> str:
@@ -324,12 +337,7 @@ def _listed(lines: list[str]) -> list[str]:
 
 
 def _markdown(text: str) -> str:
-    return re.sub(r"([\\`*_<>|\[\]~$&])", r"\\\1", _plain(text))
-
-
-def _plain(text: str) -> str:
-    """Return ``text`` on one line, minus signs as hyphens, control characters (which steer a terminal) as blanks."""
-    return "".join(character if character.isprintable() else " " for character in text.translate(_HYPHENS))
+    return re.sub(r"([\\`*_<>|\[\]~$&])", r"\\\1", plain(text))
 
 
 def _filled(columns: dict[str, Callable[[ArmResult], str]], board: Leaderboard) -> Rows:

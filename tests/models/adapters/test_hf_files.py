@@ -68,7 +68,7 @@ def test_offline_mode_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("cause", "said"),
-    [(LocalEntryNotFoundError, "no connection to the hub"), (RepositoryNotFoundError, "no public repository")],
+    [(LocalEntryNotFoundError, "there is no connection"), (RepositoryNotFoundError, "no public repository")],
 )
 def test_what_the_hub_says_is_told_in_one_line(
     cause: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
@@ -152,9 +152,9 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     save("segformer", tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
-    assert f"hf:{tmp_path} cannot be read" in of_loading(tmp_path)
+    assert f"hf:{tmp_path} cannot be built or read" in of_loading(tmp_path)
     (tmp_path / "config.json").write_text("{not json")
-    assert f"hf:{tmp_path} cannot be read" in of_loading(tmp_path)
+    assert f"hf:{tmp_path} cannot be built or read" in of_loading(tmp_path)
 
 
 def test_code_in_a_repository_is_never_run(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_code_in_a_repository_is_never_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(content))
     (tmp_path / "mine.py").write_text(f"open({str(trace)!r}, 'w').close()\nclass MineConfig: pass\n")
     (tmp_path / "model.safetensors").write_bytes(b"")
-    assert "brings code of its own, which is never run" in of_loading(tmp_path)
+    assert "brings its own code, which is never run" in of_loading(tmp_path)
     assert not trace.exists()
 
 
@@ -266,7 +266,7 @@ def test_statistics_are_the_processors(changes: dict[str, Any], expected: dict[s
 def test_channel_order_and_multiples(tmp_path: Path) -> None:
     mobile = spec_of("mobilevit", tmp_path / "a")
     assert (mobile["channel_order"], mobile["size_multiple"]) == ("bgr", 32)
-    # this processor never normalises, whatever its file says
+    # this processor never normalizes, whatever its file says
     assert (mobile["mean"], mobile["std"]) == ([0.0] * 3, [1.0] * 3)
     assert spec_of("mobilevit", tmp_path / "b", do_flip_channel_order=False)["channel_order"] == "rgb"
     assert spec_of("beit", tmp_path / "c")["size_multiple"] == 16
@@ -292,9 +292,9 @@ def test_networks_of_one_size_say_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "step"),
     [
-        ({"size": {"shortest_edge": 128}, "do_center_crop": True, "crop_size": 96}, "crops the centre out of"),
-        ({"do_center_crop": True, "crop_size": {"height": 80, "width": 80}}, "crops the centre out of"),
-        ({"do_resize": False, "do_center_crop": True, "crop_size": 96}, "crops the centre out of"),
+        ({"size": {"shortest_edge": 128}, "do_center_crop": True, "crop_size": 96}, "crops the center out of"),
+        ({"do_center_crop": True, "crop_size": {"height": 80, "width": 80}}, "crops the center out of"),
+        ({"do_resize": False, "do_center_crop": True, "crop_size": 96}, "crops the center out of"),
     ],
 )
 def test_a_crop_that_cannot_be_undone_is_refused_until_whole_images_are_asked_for(

@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def normalised(images: Tensor) -> Tensor:
+def normalized(images: Tensor) -> Tensor:
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     return (images.float() / 255 - mean) / std
 
@@ -47,9 +47,9 @@ def test_logits_are_those_of_onnx_runtime_and_of_the_network(folder: Path) -> No
     )
     output = network(IMAGES)
     session = onnxruntime.InferenceSession(str(folder / "any.onnx"), providers=["CPUExecutionProvider"])
-    direct = session.run(None, {"image": normalised(IMAGES).numpy()})[0]
+    direct = session.run(None, {"image": normalized(IMAGES).numpy()})[0]
     torch.testing.assert_close(output.logits, torch.from_numpy(direct), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(output.logits, Tiny()(normalised(IMAGES)).detach(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(output.logits, Tiny()(normalized(IMAGES)).detach(), atol=1e-5, rtol=1e-4)
     assert output.feature is None
     assert network.note == "no feature is named"
     assert load_model(folder / "feature.onnx").note == "no feature is named; taps may be: inner"
@@ -63,13 +63,13 @@ def test_a_bare_path_means_the_same(folder: Path) -> None:
 def test_other_sizes_run_where_the_file_has_free_ones(folder: Path) -> None:
     network = load_model(folder / "any.onnx")
     small = IMAGES[:2, :, :40, :48]
-    torch.testing.assert_close(network(small).logits, Tiny()(normalised(small)).detach(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(network(small).logits, Tiny()(normalized(small)).detach(), atol=1e-5, rtol=1e-4)
 
 
 def test_a_fixed_batch_is_met_in_parts_and_a_fixed_size_by_resizing(folder: Path) -> None:
     network = load_model(folder / "fixed.onnx")
     assert network.preprocess.size == (64, 96)
-    torch.testing.assert_close(network(IMAGES).logits, Tiny()(normalised(IMAGES)).detach(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(network(IMAGES).logits, Tiny()(normalized(IMAGES)).detach(), atol=1e-5, rtol=1e-4)
     large = nn.functional.interpolate(IMAGES.float(), (100, 120), mode="bilinear")
     output = network(large)
     assert output.logits.shape == (3, CLASSES, 64, 96)
@@ -80,7 +80,7 @@ def test_outputs_named_in_taps_are_taps(folder: Path) -> None:
     network = load_model(folder / "feature.onnx", taps={"feature": "inner", "again": "inner"})
     assert network.tap_channels == {"feature": 12, "again": 12, "classifier_input": 12}
     output = network(IMAGES)
-    expected = Tiny().features(normalised(IMAGES)).detach()
+    expected = Tiny().features(normalized(IMAGES)).detach()
     torch.testing.assert_close(output.feature, expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(output.taps["again"], expected, atol=1e-5, rtol=1e-4)
     assert network.note == ""
@@ -123,14 +123,14 @@ def test_channels_last_files_are_turned(tmp_path: Path) -> None:
     network = load_model(path)
     assert network.preprocess.size == (64, 96)
     torch.testing.assert_close(
-        network(IMAGES[:1]).logits, Tiny()(normalised(IMAGES[:1])).detach(), atol=1e-5, rtol=1e-4
+        network(IMAGES[:1]).logits, Tiny()(normalized(IMAGES[:1])).detach(), atol=1e-5, rtol=1e-4
     )
 
 
 def test_probabilities_become_logits(tmp_path: Path) -> None:
     network = load_model(write_onnx(tmp_path / "softmax.onnx", Tiny("softmax"), free=ANY))
     assert "logarithm" in network.note
-    expected = Tiny()(normalised(IMAGES)).detach().log_softmax(1)
+    expected = Tiny()(normalized(IMAGES)).detach().log_softmax(1)
     torch.testing.assert_close(network(IMAGES).logits, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -141,7 +141,7 @@ def test_half_precision_files_run(tmp_path: Path) -> None:
     assert onnx.load(path).graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
     output = load_model(path)(IMAGES)
     assert output.logits.dtype == torch.float32
-    torch.testing.assert_close(output.logits, Tiny()(normalised(IMAGES)).detach(), atol=0.02, rtol=0.02)
+    torch.testing.assert_close(output.logits, Tiny()(normalized(IMAGES)).detach(), atol=0.02, rtol=0.02)
 
 
 def test_the_fingerprint_is_the_files(folder: Path, tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_other_classes_propose_a_class_map(folder: Path) -> None:
 
 def test_a_size_that_the_file_cannot_take_says_what_to_set(folder: Path) -> None:
     with pytest.raises(SegtailorError, match=r"does not run on an image of 0 x 0 .*set preprocess.size") as caught:
-        load_model(folder / "any.onnx").forward_normalised(torch.zeros(1, 3, 0, 0))
+        load_model(folder / "any.onnx").forward_normalized(torch.zeros(1, 3, 0, 0))
     assert "\n" not in str(caught.value)
 
 

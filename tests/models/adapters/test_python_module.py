@@ -258,7 +258,7 @@ def test_results_without_logits_are_told() -> None:
 
 
 class TinyObject(nn.Module):
-    """A network as a user's notebook holds it: normalised images in, logits at stride 2 out."""
+    """A network as a user's notebook holds it: normalized images in, logits at stride 2 out."""
 
     def __init__(self, classes: int = 3) -> None:
         super().__init__()

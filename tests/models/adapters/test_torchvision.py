@@ -22,10 +22,10 @@ from segtailor.models.licenses import use_of
 from segtailor.models.store import load_teacher
 
 NAMES = [
-    *("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet101", "deeplabv3_resnet50", "fcn_resnet50"),
+    *("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "fcn_resnet50"),
     "lraspp_mobilenet_v3_large",
 ]
-"""All of torchvision's but fcn_resnet101, which is fcn_resnet50 with more blocks."""
+"""All of torchvision's but those of ResNet-101, which differ from ResNet-50's in the number of blocks alone."""
 SMALLEST = "lraspp_mobilenet_v3_large"
 
 

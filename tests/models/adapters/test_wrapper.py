@@ -201,7 +201,7 @@ def test_a_network_of_one_size_is_run_at_it_and_enlarges_in_two_steps() -> None:
 def test_a_size_that_it_does_not_take_is_told_and_what_else_fails_is_not_hidden() -> None:
     network = Adapted("module:mine:net", 4, Picky(), Preprocess(size=(40, 60)))
     with pytest.raises(SegtailorError, match=r"does not run on an image of 64 x 96 \(size must be \(40, 60\)\); if it"):
-        network.forward_normalised(torch.zeros(1, 3, 64, 96))
+        network.forward_normalized(torch.zeros(1, 3, 64, 96))
     network.get_submodule("net.conv").register_forward_hook(run_out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
         network(photo(40, 60))

@@ -20,7 +20,7 @@ CLASSIFIERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
 class Classifier(NamedTuple):
-    """Where the logits are computed, and how the network enlarges them; where its feature lies."""
+    """Where the logits are computed, and how the network enlarges them; where its feature is."""
 
     path: str
     layout: str
@@ -30,7 +30,7 @@ class Classifier(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A backbone's map: where, how it lies in its tensor, its channels and its stride."""
+    """A backbone's map: where, its tensor's layout, its channels and its stride."""
 
     path: str
     layout: str

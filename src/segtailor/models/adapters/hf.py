@@ -26,8 +26,15 @@ from segtailor.models.heads import resize
 from segtailor.models.network import Preprocess
 from segtailor.models.taps import evaluated
 
-MOBILENET_V2_ENDS = (1, 4, 11, 15)
-"""MobileNetV2's last layers of a width."""
+MASK_TYPES = ("mask2former", "maskformer", "oneformer")
+REDUCED = "its data's first label is no class: its classes start at label 1"
+FEATURE = "model.pixel_level_module.decoder.mask_projection"
+"""The pixel decoder's last layer, whose product with a query is that query's mask."""
+LEAST_SCORE = 1e-8
+"""Scores below are raised to it before the logarithm."""
+SEMANTIC_TASK = (49406, 518, 10549, 533, 29119, 1550, 49407)
+"""CLIP's tokens of "the task is semantic", with start and end; OneFormer takes them as numbers, zeros behind."""
+NOTE = "its logits are the log of its semantic map's normalized scores; mask classification is a teacher only"
 
 
 class Places(NamedTuple):
@@ -38,60 +45,23 @@ class Places(NamedTuple):
     aux: str | None
 
 
-def places(net: nn.Module) -> Places:
-    """Return where the maps of ``net`` lie; None where they are to be found by trial."""
+def find_places(net: nn.Module) -> Places:
+    """Return where the maps of ``net`` are; None where they are to be found by trial."""
     config: Any = net.config
-    encoder, stages = _FINDERS.get(config.model_type, _found)(net, config)
+    encoder, within, names = _MAPS.get(config.model_type, lambda net, config: (None, "", None))(net, config)
+    stages = None if names is None else tuple(".".join(filter(None, [encoder, within, str(name)])) for name in names)
     return Places(encoder, stages, _aux(net, config))
 
 
-def _found(net: nn.Module, config: Any) -> tuple[str | None, tuple[str, ...] | None]:
-    return None, None
+def _norms(path: str) -> Any:
+    """Return the finder for a backbone at ``path``: what it passes on goes through its norms, where it has them."""
 
-
-def _segformer(net: nn.Module, config: Any) -> tuple[str, tuple[str, ...]]:
-    return "segformer", tuple(f"segformer.stages.{index}" for index in range(config.num_encoder_blocks))
-
-
-def _mobilevit(net: nn.Module, config: Any) -> tuple[str, tuple[str, ...]]:
-    name = config.model_type
-    return name, tuple(f"{name}.encoder.layer.{index}" for index in range(1, 5))
-
-
-def _mobilenet_v2(net: nn.Module, config: Any) -> tuple[str, tuple[str, ...]]:
-    return "mobilenet_v2", tuple(f"mobilenet_v2.layer.{index}" for index in MOBILENET_V2_ENDS)
-
-
-def _beit(net: nn.Module, config: Any) -> tuple[str, tuple[str, ...]]:
-    # its head counts the embedding as 1
-    layers = [max(index - 2, 0) for index in config.out_indices]
-    name, within = ("beit", "layers") if config.model_type == "beit" else ("data2vec_vision", "encoder.layer")
-    return name, tuple(f"{name}.{within}.{layer}" for layer in layers)
-
-
-def _dpt(net: nn.Module, config: Any) -> tuple[str, tuple[str, ...] | None]:
-    if config.is_hybrid:
-        return "dpt", None
-    return "dpt", tuple(f"dpt.encoder.layer.{layer}" for layer in config.backbone_out_indices)
-
-
-def _sapiens(net: nn.Module, config: Any) -> tuple[str, tuple[str, ...]]:
-    depth = config.num_hidden_layers
-    return "model", tuple(f"model.model.layer.{max(depth * part // 4 - 1, 0)}" for part in range(1, 5))
-
-
-def _backbone(path: str) -> Any:
-    def find(net: nn.Module, config: Any) -> tuple[str, tuple[str, ...] | None]:
-        # what a backbone hands on goes through these
+    def find(net: nn.Module, config: Any) -> tuple[str, str, list[str] | None]:
         norms = getattr(net.get_submodule(path), "hidden_states_norms", None)
         names = [name for name, _ in norms.named_children()] if norms is not None else []
-        return path, tuple(f"{path}.hidden_states_norms.{name}" for name in names) or None
+        return path, "hidden_states_norms", names or None
 
     return find
-
-
-def _tipsv2(net: nn.Module, config: Any) -> tuple[str, tuple[str, ...]]:
-    return "backbone", tuple(f"backbone.encoder.layer.{index - 1}" for index in config.backbone_config.out_indices)
 
 
 def _aux(net: nn.Module, config: Any) -> str | None:
@@ -106,31 +76,30 @@ def _aux(net: nn.Module, config: Any) -> str | None:
     return f"auxiliary_head.{convolutions[-1]}" if convolutions else None
 
 
-_PIXELS = _backbone("model.pixel_level_module.encoder")
-_FINDERS: dict[str, Any] = {
-    "beit": _beit,
-    "data2vec-vision": _beit,
-    "dpt": _dpt,
+_PIXELS = _norms("model.pixel_level_module.encoder")
+# of each type: its encoder, where the maps' modules are below it, and their names there, finest first
+_MAPS: dict[str, Any] = {
+    # BEiT's head counts the embedding as 1
+    "beit": lambda net, config: ("beit", "layers", [max(index - 2, 0) for index in config.out_indices]),
+    "data2vec-vision": lambda net, config: (
+        "data2vec_vision", "encoder.layer", [max(index - 2, 0) for index in config.out_indices]
+    ),
+    "dpt": lambda net, config: ("dpt", "encoder.layer", None if config.is_hybrid else config.backbone_out_indices),
     "mask2former": _PIXELS,
     "maskformer": _PIXELS,
-    "mobilenet_v2": _mobilenet_v2,
-    "mobilevit": _mobilevit,
-    "mobilevitv2": _mobilevit,
+    "mobilenet_v2": lambda net, config: ("mobilenet_v2", "layer", (1, 4, 11, 15)),  # the last layers of a width
+    "mobilevit": lambda net, config: ("mobilevit", "encoder.layer", range(1, 5)),
+    "mobilevitv2": lambda net, config: ("mobilevitv2", "encoder.layer", range(1, 5)),
     "oneformer": _PIXELS,
-    "sapiens2": _sapiens,
-    "segformer": _segformer,
-    "tipsv2_dpt": _tipsv2,
-    "upernet": _backbone("backbone"),
-}
-
-
-FEATURE = "model.pixel_level_module.decoder.mask_projection"
-"""The pixel decoder's last layer, whose product with a query is that query's mask."""
-LEAST = 1e-8
-"""Scores below are raised to it before the logarithm."""
-SEMANTIC_TASK = (49406, 518, 10549, 533, 29119, 1550, 49407)
-"""CLIP's tokens of "the task is semantic", with start and end; OneFormer takes them as numbers, zeros behind."""
-NOTE = "its logits are the log of its semantic map's normalised scores; mask classification is a teacher only"
+    "sapiens2": lambda net, config: (
+        "model", "model.layer", [max(config.num_hidden_layers * part // 4 - 1, 0) for part in range(1, 5)]
+    ),
+    "segformer": lambda net, config: ("segformer", "stages", range(config.num_encoder_blocks)),
+    "tipsv2_dpt": lambda net, config: (
+        "backbone", "encoder.layer", [index - 1 for index in config.backbone_config.out_indices]
+    ),
+    "upernet": _norms("backbone"),
+}  # fmt: skip
 
 
 def semantic_logits(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
@@ -144,7 +113,7 @@ def semantic_logits(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     """
     classes = class_logits.float().softmax(dim=-1)[..., :-1]
     scores = torch.einsum("bqk,bqhw->bkhw", classes, mask_logits.float().sigmoid())
-    return (scores / scores.sum(dim=1, keepdim=True).clamp_min(LEAST)).clamp_min(LEAST).log()
+    return (scores / scores.sum(dim=1, keepdim=True).clamp_min(LEAST_SCORE)).clamp_min(LEAST_SCORE).log()
 
 
 def semantic_task(length: int) -> Tensor:
@@ -173,7 +142,7 @@ class MaskClassifier(Adapted):
         self.requires_grad_(False)
 
     def run(self, inputs: Tensor) -> Ran:
-        """Return the semantic map's logits for normalised ``inputs`` (B,3,H,W)."""
+        """Return the semantic map's logits for normalized ``inputs`` (B,3,H,W)."""
         task = getattr(self.net, "semantic_task", None)
         further = {} if task is None else {"task_inputs": task.expand(len(inputs), -1)}
         result = self.net(pixel_values=inputs, **further)
@@ -183,18 +152,14 @@ class MaskClassifier(Adapted):
         """Return ``logits`` (B,K,h,w) at ``size``; the scores are enlarged, not their logarithms."""
         if tuple(logits.shape[-2:]) == tuple(size):
             return logits
-        return resize(logits.exp(), size, self.align_corners).clamp_min(LEAST).log()
-
-
-MASK_TYPES = ("mask2former", "maskformer", "oneformer")
-REDUCED = "its data's first label is no class: its classes start at label 1"
+        return resize(logits.exp(), size, self.align_corners).clamp_min(LEAST_SCORE).log()
 
 
 class HubNetwork(Adapted):
     """A network of transformers that gives logits."""
 
     def run(self, inputs: Tensor) -> Ran:
-        """Return the logits for normalised ``inputs`` (B,3,H,W)."""
+        """Return the logits for normalized ``inputs`` (B,3,H,W)."""
         return Ran(self.net(pixel_values=inputs).logits)
 
 
@@ -255,17 +220,17 @@ def _wrapped(
     rest: str, num_classes: int, net: nn.Module, preprocess: dict[str, Any], choices: Choices, **known: Any
 ) -> Adapted:
     config: Any = net.config
-    found = places(net)
+    found = find_places(net)
     kind = MaskClassifier if config.model_type in MASK_TYPES else HubNetwork
     try:
-        normalised = Preprocess(**preprocess)
+        normalized = Preprocess(**preprocess)
     except (TypeError, ValueError) as error:
         raise SegtailorError(f"hf:{rest}: {error}") from error
     return kind(
         f"hf:{rest}",
         num_classes,
         net.train(),
-        normalised,
+        normalized,
         classifier=choices.classifier,
         taps=choices.taps,
         encoder=found.encoder,
@@ -283,7 +248,7 @@ def _trainable(network: Adapted) -> Adapted:
         return network
     size = network.preprocess.input_size(PROBES[0])
     with evaluated(network), torch.enable_grad():
-        output = network.forward_normalised(torch.zeros(1, 3, *size))
+        output = network.forward_normalized(torch.zeros(1, 3, *size))
         total = output.logits.sum() + (0 if output.aux_logits is None else output.aux_logits.sum())
     parameters = list(network.parameters())
     for parameter, found in zip(parameters, torch.autograd.grad(total, parameters, allow_unused=True), strict=True):

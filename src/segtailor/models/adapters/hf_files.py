@@ -1,4 +1,4 @@
-"""Repositories of transformers, on the hub or in a folder: files, image processor, weights and license."""
+"""Repositories on the hub or in a folder: their files for any library; transformers' processors, weights, licenses."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import inspect
 import logging
 import pickle
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,17 +22,31 @@ from segtailor.errors import SegtailorError, reason
 from segtailor.models.adapters.weights import count_names, layout_hint
 
 T = TypeVar("T")
-EXTRA = 'pip install "segtailor[hf]"'
+PACKAGES = {"hf": "transformers", "smp": "segmentation_models_pytorch"}
+"""The package that reads a family's repositories; the extra that installs it has the family's name."""
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+ONE_SIZE = ("data2vec-vision", "dpt")
+"""Types that take one square size: their tokens are laid out as a square, or as one grid."""
+ANY_SIZE = ("mobilenet_v2", "segformer")
+COARSEST_STRIDE = 32
+IDLE = re.compile(
+    r"relative_position_index$|num_batches_tracked$|(^|\.)pooler\.|^criterion\.|^model\.text_mapper\."
+    r"|^neck\.fusion_stage\.layers\.0\.residual_layer1\."
+)
+"""Tensors that play no part in the logits: tables that are recomputed, poolers, losses, OneFormer's text branch,
+and the part of DPT's first fusion that its published weights lack."""
+NVIDIA = "NVIDIA's SegFormer weights, or trained from them: not for commercial use"
+# what a card or a configuration says of weights that come from NVIDIA's
+NVIDIA_MARKS = re.compile(r"nvlabs/segformer|nvidia/(segformer|mit)", re.IGNORECASE)
 
 
-def library(rest: str) -> Any:
-    """Return the module transformers; SegtailorError with the command that installs it where it is missing."""
+def library(rest: str, family: str = "hf") -> Any:
+    """Return the package of ``family``; SegtailorError with the command that installs it where it is missing."""
     try:
-        return importlib.import_module("transformers")
+        return importlib.import_module(PACKAGES[family])
     except ModuleNotFoundError as error:
-        raise SegtailorError(f"hf:{rest} needs transformers: {EXTRA}") from error
+        raise SegtailorError(f"{family}:{rest} needs {PACKAGES[family]}: {_install(family)}") from error
 
 
 def check_place(rest: str, weights: bool) -> None:
@@ -48,81 +63,79 @@ def check_place(rest: str, weights: bool) -> None:
         raise SegtailorError(f"no such folder: {rest}; a repository on the hub is named hf:OWNER/NAME")
 
 
-def fetch(rest: str, action: Callable[[], T]) -> T:
-    """Return what ``action`` reads from the repository ``rest``, silently; every failure is one SegtailorError."""
+def fetch(rest: str, action: Callable[[], T], family: str = "hf") -> T:
+    """Return what ``action`` reads for ``rest``, silently; every failure is one SegtailorError."""
     try:
         with quiet():
             return action()
     except SegtailorError:
         raise
     except ImportError as error:
-        raise SegtailorError(f"hf:{rest} needs a library that is missing ({_said(error)}): {EXTRA}") from error
-    except Exception as error:  # hub, cache, files and configurations fail in many ways
-        raise SegtailorError(_explained(rest, error)) from error
+        why = reason(error)[:160]
+        raise SegtailorError(f"{family}:{rest} needs a library that is missing ({why}): {_install(family)}") from error
+    except Exception as error:  # hub, cache, files and constructors fail in many ways
+        raise SegtailorError(f"{family}:{rest}{_explain(rest, error)}") from error
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Run the block without the libraries' warnings and progress bars."""
     hub: Any = importlib.import_module("huggingface_hub.utils")
-    messages: Any = importlib.import_module("transformers.utils.logging")
-    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    bars, downloads = messages.is_progress_bar_enabled(), hub.are_progress_bars_disabled()
+    messages: Any = sys.modules.get("transformers.utils.logging")
+    bars = messages is not None and messages.is_progress_bar_enabled()
+    downloads = not hub.are_progress_bars_disabled()
+    levels = {name: logging.getLogger(name).level for name in ("transformers", "huggingface_hub")}
     try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        messages.disable_progress_bar()
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        if bars:
+            messages.disable_progress_bar()
         hub.disable_progress_bars()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
         if bars:
             messages.enable_progress_bar()
-        if not downloads:
+        if downloads:
             hub.enable_progress_bars()
 
 
-def _said(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:160]
+def _install(family: str) -> str:
+    return f'pip install "segtailor[{family}]"'
 
 
-def _explained(rest: str, error: BaseException) -> str:
-    errors: Any = importlib.import_module("huggingface_hub.errors")
-    constants: Any = importlib.import_module("huggingface_hub.constants")
+def _explain(rest: str, error: BaseException) -> str:
+    """Return what is wrong with ``rest`` and what to do, as the end of a message."""
+    from huggingface_hub import constants, errors
+
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
         chain.append(link)
         link = link.__cause__ or link.__context__
+
+    def has(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(each, kinds) for each in chain)
+
     if any("trust_remote_code" in str(each) for each in chain):
-        return f"hf:{rest} brings code of its own, which is never run; give a model of transformers' own classes"
-    if any(isinstance(each, pickle.UnpicklingError) for each in chain):
+        return " brings its own code, which is never run; give a model of transformers' own classes"
+    if has(pickle.UnpicklingError):
         return (
-            f"hf:{rest} is refused: its weights file holds pickled objects beside tensors, which could run code; "
+            " is refused: its weights file holds pickled objects beside tensors, which could run code; "
             "where it was made, save it again with save_pretrained (safetensors)"
         )
-    if any(isinstance(each, errors.GatedRepoError) for each in chain):
-        return f"hf:{rest} is gated: ask for access on its page, then log in with `hf auth login`"
-    if any(isinstance(each, errors.RepositoryNotFoundError) for each in chain):
-        return f"hf:{rest}: no such folder, and no public repository on the hub; check the name, or `hf auth login`"
-    if not Path(rest).expanduser().is_dir() and any(isinstance(each, errors.LocalEntryNotFoundError) for each in chain):
-        if constants.is_offline_mode():
-            return (
-                f"hf:{rest}: no such folder, not in the local cache, and offline mode is on (HF_HUB_OFFLINE); unset it "
-                "once to fetch it, or give a folder"
-            )
-        return f"hf:{rest}: no such folder, not in the local cache, no connection to the hub; connect, or give a folder"
-    return f"hf:{rest} cannot be read ({reason(error).strip()[:160]})"
-
-
-ONE_SIZE = ("data2vec-vision", "dpt")
-"""Types that take one square size: their tokens are laid out as a square, or as one grid."""
-ANY_SIZE = ("mobilenet_v2", "segformer")
-COARSEST_STRIDE = 32
+    if has(errors.GatedRepoError):
+        return " is gated: ask for access on its page, then log in with `hf auth login`"
+    if has(errors.RepositoryNotFoundError):
+        return ": no such folder, and no public repository on the hub; check the name, or `hf auth login`"
+    unreachable = has(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError, TimeoutError)
+    if unreachable and not Path(rest).expanduser().is_dir():
+        offline = "offline mode is on (HF_HUB_OFFLINE)" if constants.is_offline_mode() else "there is no connection"
+        return f": what it needs from the hub is not in the local cache, and {offline}; connect once, or give a folder"
+    return f" cannot be built or read ({(reason(error).strip() or type(error).__name__)[:200]})"
 
 
 def one_size(config: Any) -> tuple[int, int] | None:
@@ -150,17 +163,17 @@ def read_preprocess(rest: str, config: Any, given: dict[str, Any], trained: bool
 
     ``given`` (from the recipe) overrides. Without an image processor the statistics must be given where the weights
     are ``trained``, and are ImageNet's where they are fresh. Raises SegtailorError for a processor that does more than
-    scale and normalise, and for one that crops or pads where the network takes one size only.
+    scale and normalize, and for one that crops or pads where the network takes one size only.
     """
     processor = _read_processor(rest, config, trained and not {"mean", "std"} <= given.keys())
     found: dict[str, Any] = {} if processor is None else _statistics(rest, processor)
     own = one_size(config)
     if own is None:
-        divisor = _attribute(processor, "size_divisor") if _does(processor, "do_pad", "do_resize") else None
+        divisor = getattr(processor, "size_divisor", None) if _does(processor, "do_pad", "do_resize") else None
         found["size_multiple"] = int(divisor) if divisor else size_multiple(config)
     elif given.get("size") is None:
         found["size"] = _one_size(rest, processor, config, own)
-    return {**found, **given}, bool(_attribute(processor, "do_reduce_labels"))
+    return {**found, **given}, bool(getattr(processor, "do_reduce_labels", False))
 
 
 def _read_processor(rest: str, config: Any, needed: bool) -> Any:
@@ -191,7 +204,7 @@ def _read_processor(rest: str, config: Any, needed: bool) -> Any:
         problem = f"the image processor {named or type(processor).__name__}, not one of transformers' own,"
     if needed:
         raise SegtailorError(
-            f"hf:{rest} has {problem} to say how images are normalised; set preprocess.mean, preprocess.std and "
+            f"hf:{rest} has {problem} to say how images are normalized; set preprocess.mean, preprocess.std and "
             "preprocess.scale"
         )
     return None
@@ -215,15 +228,11 @@ def _does(processor: Any, *steps: str) -> bool:
     if processor is None:
         return False
     known = inspect.signature(type(processor)._preprocess).parameters
-    return any(step in known and bool(_attribute(processor, step)) for step in steps)
-
-
-def _attribute(processor: Any, name: str) -> Any:
-    return getattr(processor, name, None)
+    return any(step in known and bool(getattr(processor, step, False)) for step in steps)
 
 
 def _three(rest: str, processor: Any, name: str) -> tuple[float, ...]:
-    value = _attribute(processor, name)
+    value = getattr(processor, name, None)
     values = [value] * 3 if isinstance(value, int | float) else list(value or ())
     if len(values) != 3:
         raise SegtailorError(f"hf:{rest}: {name} of its image processor has {len(values)} values, not 3: {values}")
@@ -234,13 +243,13 @@ def _one_size(rest: str, processor: Any, config: Any, own: tuple[int, int]) -> t
     """Return the size to which whole images are resized for a network of one size.
 
     Raises SegtailorError where the processor crops or pads on the way to it: what is cropped is lost, and what is
-    padded is not told from the image.
+    padded cannot be told from the image.
     """
-    resized = _exact(_attribute(processor, "size")) if _does(processor, "do_resize") else None
-    cropped = _exact(_attribute(processor, "crop_size")) if _does(processor, "do_center_crop") else None
+    resized = _exact(getattr(processor, "size", None)) if _does(processor, "do_resize") else None
+    cropped = _exact(getattr(processor, "crop_size", None)) if _does(processor, "do_center_crop") else None
     step = ""
     if _does(processor, "do_center_crop") and (resized is None or cropped != resized):
-        step = "crops the centre out of"
+        step = "crops the center out of"
     elif _does(processor, "do_pad"):
         step = "pads"
     if step:
@@ -258,14 +267,6 @@ def _exact(size: Any) -> tuple[int, int] | None:
         return size, size
     height, width = (None, None) if size is None else (size.get("height"), size.get("width"))
     return (int(height), int(width)) if height and width else None
-
-
-IDLE = re.compile(
-    r"relative_position_index$|num_batches_tracked$|(^|\.)pooler\.|^criterion\.|^model\.text_mapper\."
-    r"|^neck\.fusion_stage\.layers\.0\.residual_layer1\."
-)
-"""Tensors that play no part in the logits: tables that are computed anew, poolers, losses, OneFormer's text branch,
-and the part of DPT's first fusion that its published weights lack."""
 
 
 def read_weights(rest: str, net_class: Any, config: Any, trained_classes: int) -> nn.Module:
@@ -331,19 +332,8 @@ def _check(rest: str, net_class: Any, missing: Iterable[str], unexpected: Iterab
         count_names(kind, sorted(name for name in names if not IDLE.search(name))) for kind, names in kinds.items()
     ]
     if any(problems):
-        raise SegtailorError(
-            f"hf:{rest} does not fit {net_class.__name__}: {'; '.join(filter(None, problems))}"
-            f"{_layout(list(unexpected))}"
-        )
-
-
-def _layout(names: list[str]) -> str:
-    return layout_hint(dict.fromkeys(names, torch.empty(0)))
-
-
-NVIDIA = "NVIDIA's SegFormer weights, or trained from them: not for commercial use"
-# what a card or a configuration says of weights that come from NVIDIA's
-NVIDIA_MARKS = re.compile(r"nvlabs/segformer|nvidia/(segformer|mit)", re.IGNORECASE)
+        hint = layout_hint(dict.fromkeys(unexpected, torch.empty(0)))
+        raise SegtailorError(f"hf:{rest} does not fit {net_class.__name__}: {'; '.join(filter(None, problems))}{hint}")
 
 
 def license_of(rest: str, origin: str) -> dict[str, str]:
@@ -353,12 +343,12 @@ def license_of(rest: str, origin: str) -> dict[str, str]:
     A repository on the hub without one gets ``unknown``; a user's own folder gets nothing.
     """
     text, local = _read_card(rest), Path(rest).expanduser().is_dir()
-    front = _front_matter(text)
+    front = front_matter(text)
     named = front.get("license")
     named = ", ".join(map(str, named)) if isinstance(named, list) else str(named or "")
     if named == "other":
         named = f"other ({front.get('license_name') or front.get('license_link') or 'see its card'})"
-    if any(NVIDIA_MARKS.search(said) for said in (rest, origin, text)) and not named.startswith(("apache", "mit")):
+    if any(NVIDIA_MARKS.search(each) for each in (rest, origin, text)) and not named.startswith(("apache", "mit")):
         return {"model": NVIDIA}
     if named:
         return {"model": named if local else f"{named} ({rest})"}
@@ -371,8 +361,6 @@ def _read_card(rest: str) -> str:
     try:
         path: Any = folder / "README.md"
         if not folder.is_dir():
-            from segtailor.models.adapters.hf_files import quiet
-
             with quiet():
                 hub: Any = importlib.import_module("transformers.utils.hub")
                 path = hub.cached_file(rest, "README.md", _raise_exceptions_for_missing_entries=False)
@@ -381,7 +369,8 @@ def _read_card(rest: str) -> str:
         return ""
 
 
-def _front_matter(text: str) -> dict[str, Any]:
+def front_matter(text: str) -> dict[str, Any]:
+    """Return what a card (README.md) states in front of its text."""
     match = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
     try:
         found = yaml.safe_load(match[1]) if match else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +13,102 @@ from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError, reason, unknown
 from segtailor.models.adapters import Choices
+from segtailor.models.adapters.discovery import LEAST_PROBABILITY, are_probabilities
 from segtailor.models.adapters.wrapper import PROBES
 from segtailor.models.heads import resize
 from segtailor.models.network import Network, Preprocess, SegOutput
 from segtailor.models.taps import layout_of, to_map
 
 MOST_OFFERED = 8
-LEAST_PROBABILITY = 1e-12
-"""Below this a probability counts as this, so that its log is finite."""
+DTYPES = {
+    "tensor(float)": torch.float32,
+    "tensor(float16)": torch.float16,
+    "tensor(double)": torch.float64,
+    "tensor(uint8)": torch.uint8,
+}
+"""Inputs that images can be given as."""
 
 
-class Program(nn.Module, ABC):
-    """What a file holds, made to run: preprocessed images (B,3,H,W) in, named tensors out.
+def load(rest: str, choices: Choices) -> OnnxNetwork:
+    """Load the ONNX file ``rest``; see `OnnxNetwork` for logits and taps, whose names are those of the file's outputs.
 
-    ``batch`` is the number of images that it takes at a time (None: any), ``size`` the one size that it takes (None:
-    any), and ``raw`` says that it takes bytes. ``stored_parameters`` are those that PyTorch does not see.
+    What its input must be is the recipe's ``preprocess``; a file that takes bytes gets RGB of 0..255 as they are.
+    Raises SegtailorError for a file that is missing, damaged, or takes anything but one image batch, and where ONNX
+    Runtime is not installed.
+    """
+    program = OnnxFile(Path(rest))
+    return OnnxNetwork(f"onnx:{rest}", program, choices.preprocess, choices.classifier, dict(choices.taps or {}))
+
+
+def create(rest: str, num_classes: int, pretrained: bool | str | Path, choices: Choices) -> OnnxNetwork:
+    """Load the ONNX file ``rest``, which must have ``num_classes``."""
+    network = load(rest, choices)
+    if network.num_classes != num_classes:
+        raise SegtailorError(f"onnx:{rest} has {network.num_classes} classes where {num_classes} are asked for")
+    return network
+
+
+class OnnxFile(nn.Module):
+    """Runs the file ``path``: preprocessed images (B,3,H,W) in, its outputs by name.
+
+    On the CPU, or on a GPU where both PyTorch and ONNX Runtime have one. ``batch`` is the number of images that it
+    takes at a time (None: any), ``size`` the one size that it takes (None: any), ``raw`` says that it takes bytes, and
+    ``stored_parameters`` counts what PyTorch does not see. Its only tensor is the hash of the file and of the files
+    beside it that hold its weights, which makes a teacher's fingerprint meaningful.
     """
 
-    batch: int | None = None
+    digest: Tensor
     size: tuple[int, int] | None = None
-    raw: bool = False
-    stored_parameters: int = 0
 
-    @abstractmethod
-    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Return every output for ``inputs`` (B,3,H,W), float32."""
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._session = _open(path)
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1:
+            names = ", ".join(entry.name for entry in inputs)
+            raise SegtailorError(
+                f"{path} takes {len(inputs)} inputs ({names}); only networks of one image batch are run"
+            )
+        self._input, shape = inputs[0].name, [side if isinstance(side, int) else None for side in inputs[0].shape]
+        if inputs[0].type not in DTYPES:
+            raise SegtailorError(f"{path} takes {inputs[0].type}, no image; choose another network")
+        self._dtype = DTYPES[inputs[0].type]
+        self.raw = self._dtype == torch.uint8
+        if len(shape) != 4 or (shape[1] not in (3, None) and shape[3] != 3):
+            raise SegtailorError(f"{path} takes an input of shape {inputs[0].shape}, no batch of RGB images")
+        self._channels_last = shape[3] == 3 and shape[1] != 3
+        height, width = shape[1:3] if self._channels_last else shape[2:]
+        self.batch = shape[0]
+        if height is not None and width is not None:
+            self.size = (height, width)
+        elif height is not None or width is not None:
+            raise SegtailorError(
+                f"{path} takes images of shape {inputs[0].shape}, of which one side is fixed; export it with both "
+                "sides fixed or both free"
+            )
+        digest, self.stored_parameters = _weigh(path)
+        self.register_buffer("digest", torch.tensor(list(digest), dtype=torch.uint8))
 
     @property
-    @abstractmethod
     def offers(self) -> list[str]:
-        """Names that a tap may have."""
+        """The file's outputs."""
+        return [entry.name for entry in self._session.get_outputs()]
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Return the file's outputs for ``inputs`` (B,3,H,W), by their names."""
+        images = inputs.detach().cpu()
+        images = images.permute(0, 2, 3, 1) if self._channels_last else images
+        images = images.round().clamp(0, 255) if self.raw else images
+        fed = {self._input: images.to(self._dtype).contiguous().numpy()}
+        given = self._session.run(None, fed)
+        return {name: torch.from_numpy(value).to(inputs.device) for name, value in zip(self.offers, given, strict=True)}
 
 
-class Frozen(Network):
+class OnnxNetwork(Network):
     """Wraps ``program`` as a teacher; it is never trained and never stored.
 
-    The logits are the output ``classifier``, else the first that is a map of at least two classes; their number is told
-    by a small image. ``taps`` names further outputs. Outputs that are probabilities are turned into logits by their
+    The logits are the output ``classifier``, else the first that is a map of at least two classes; their number is read
+    from the output for a small image. ``taps`` names further outputs. Probabilities are turned into logits by their
     logarithm. Logits are enlarged bilinearly, pixels as areas (``align_corners`` False).
 
     Raises SegtailorError for a program that does not run, gives class indices only, or has no such output.
@@ -59,7 +117,7 @@ class Frozen(Network):
     trainable = False
 
     def __init__(
-        self, name: str, program: Program, preprocess: dict[str, Any], classifier: str | None, taps: dict[str, str]
+        self, name: str, program: OnnxFile, preprocess: dict[str, Any], classifier: str | None, taps: dict[str, str]
     ) -> None:
         super().__init__()
         self.name, self.program, self.licenses = name, program, {}
@@ -82,7 +140,7 @@ class Frozen(Network):
         """No map is known to be the backbone's."""
         return ()
 
-    def forward_normalised(self, inputs: Tensor) -> SegOutput:
+    def forward_normalized(self, inputs: Tensor) -> SegOutput:
         """Return the output for ``inputs`` (B,3,H,W) that are preprocessed already."""
         size = inputs.shape[-2:]
         try:
@@ -140,7 +198,7 @@ class Frozen(Network):
             self._layouts[tap], self._channels[tap] = found[0], found[1]
         if "feature" in self._channels:
             self._channels["classifier_input"] = self._channels["feature"]
-        self._probabilities = _are_probabilities(to_map(logits, layout[0], size, "logits"))
+        self._probabilities = are_probabilities(to_map(logits, layout[0], size, "logits"))
         notes = ["its probabilities are taken as logits by their logarithm"] if self._probabilities else []
         others = [name for name in self.program.offers if name != self._output]
         more = f"; taps may be: {', '.join(others[:MOST_OFFERED])}{', ...' if len(others) > MOST_OFFERED else ''}"
@@ -164,7 +222,7 @@ class Frozen(Network):
         ) from problem
 
 
-def _preprocess(name: str, program: Program, given: dict[str, Any]) -> Preprocess:
+def _preprocess(name: str, program: OnnxFile, given: dict[str, Any]) -> Preprocess:
     known: dict[str, Any] = {}
     if program.size is not None:
         known["size"] = program.size
@@ -219,94 +277,8 @@ def _are_indices(value: Tensor, size: tuple[int, int]) -> bool:
     )
 
 
-def _are_probabilities(logits: Tensor) -> bool:
-    """Tell whether ``logits`` (1,K,h,w) are none, but shares that sum to 1."""
-    return bool(logits.min() >= 0) and bool((logits.sum(1) - 1).abs().max() < 1e-3)
-
-
 def _shown(name: str, value: Tensor) -> str:
     return f"{name} {list(value.shape)}"
-
-
-DTYPES = {
-    "tensor(float)": torch.float32,
-    "tensor(float16)": torch.float16,
-    "tensor(double)": torch.float64,
-    "tensor(uint8)": torch.uint8,
-}
-"""Inputs that images can be given as."""
-
-
-def load(rest: str, choices: Choices) -> Frozen:
-    """Load the ONNX file ``rest``; see `Frozen` for logits and taps, whose names are those of the file's outputs.
-
-    What its input must be is the recipe's ``preprocess``; a file that takes bytes gets RGB of 0..255 as they are.
-    Raises SegtailorError for a file that is missing, damaged, or takes anything but one image batch, and where ONNX
-    Runtime is not installed.
-    """
-    program = OnnxProgram(Path(rest))
-    return Frozen(f"onnx:{rest}", program, choices.preprocess, choices.classifier, dict(choices.taps or {}))
-
-
-def create(rest: str, num_classes: int, pretrained: bool | str | Path, choices: Choices) -> Frozen:
-    """Load the ONNX file ``rest``, which must have ``num_classes``."""
-    network = load(rest, choices)
-    if network.num_classes != num_classes:
-        raise SegtailorError(f"onnx:{rest} has {network.num_classes} classes where {num_classes} are asked for")
-    return network
-
-
-class OnnxProgram(Program):
-    """Runs the file ``path`` on the CPU, or on a GPU where both PyTorch and ONNX Runtime have one.
-
-    Its only tensor is the hash of the file and of the files beside it that hold its weights, so that a teacher's
-    fingerprint means something.
-    """
-
-    digest: Tensor
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._session = _open(path)
-        inputs = self._session.get_inputs()
-        if len(inputs) != 1:
-            names = ", ".join(entry.name for entry in inputs)
-            raise SegtailorError(
-                f"{path} takes {len(inputs)} inputs ({names}); only networks of one image batch are run"
-            )
-        self._input, shape = inputs[0].name, [side if isinstance(side, int) else None for side in inputs[0].shape]
-        if inputs[0].type not in DTYPES:
-            raise SegtailorError(f"{path} takes {inputs[0].type}, no image; choose another network")
-        self._dtype = DTYPES[inputs[0].type]
-        self.raw = self._dtype == torch.uint8
-        if len(shape) != 4 or (shape[1] not in (3, None) and shape[3] != 3):
-            raise SegtailorError(f"{path} takes an input of shape {inputs[0].shape}, no batch of RGB images")
-        self._channels_last = shape[3] == 3 and shape[1] != 3
-        height, width = shape[1:3] if self._channels_last else shape[2:]
-        self.batch = shape[0]
-        if height is not None and width is not None:
-            self.size = (height, width)
-        elif height is not None or width is not None:
-            raise SegtailorError(
-                f"{path} takes images of shape {inputs[0].shape}, of which one side is fixed; export it with both "
-                "sides fixed or both free"
-            )
-        digest, self.stored_parameters = _weigh(path)
-        self.register_buffer("digest", torch.tensor(list(digest), dtype=torch.uint8))
-
-    @property
-    def offers(self) -> list[str]:
-        """The file's outputs."""
-        return [entry.name for entry in self._session.get_outputs()]
-
-    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Return the file's outputs for ``inputs`` (B,3,H,W), by their names."""
-        images = inputs.detach().cpu()
-        images = images.permute(0, 2, 3, 1) if self._channels_last else images
-        images = images.round().clamp(0, 255) if self.raw else images
-        fed = {self._input: images.to(self._dtype).contiguous().numpy()}
-        given = self._session.run(None, fed)
-        return {name: torch.from_numpy(value).to(inputs.device) for name, value in zip(self.offers, given, strict=True)}
 
 
 def _open(path: Path) -> Any:
@@ -323,7 +295,7 @@ def _open(path: Path) -> Any:
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
-    except Exception as error:  # each kind of damage has an exception of its own
+    except Exception as error:  # each kind of damage has its own exception
         raise SegtailorError(f"ONNX Runtime cannot load {path} ({reason(error)[:200]}); export it again") from error
 
 

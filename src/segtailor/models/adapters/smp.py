@@ -5,25 +5,21 @@ from __future__ import annotations
 import json
 import math
 import re
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from segtailor.errors import SegtailorError, reason, unknown
 from segtailor.models.adapters import Choices
 from segtailor.models.adapters.discovery import find_maps
+from segtailor.models.adapters.hf_files import fetch, front_matter, library
 from segtailor.models.adapters.weights import fill_from, read_weights, widened, with_fresh_classifier
 from segtailor.models.adapters.wrapper import PROBES, Adapted
 from segtailor.models.network import Preprocess
 from segtailor.models.taps import evaluated, trace
 
-T = TypeVar("T")
-EXTRA = 'pip install "segtailor[smp]"'
 CONFIG, WEIGHTS = "config.json", ("model.safetensors", "pytorch_model.bin")
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HALVES: dict[str, tuple[float, ...]] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -37,27 +33,6 @@ UNUSUAL: dict[str, dict[str, tuple[float, ...]]] = {
 """Statistics of encoders that were not trained with ImageNet's mean and deviation, by the start of their names; smp
 itself keeps them on the hub alone."""
 NVIDIA = "NVIDIA Source Code License (smp's Mix Transformer): not for commercial use"
-
-
-def library(rest: str) -> Any:
-    """Return the module segmentation_models_pytorch; SegtailorError with the command that installs it."""
-    try:
-        import segmentation_models_pytorch
-    except ModuleNotFoundError as error:
-        raise SegtailorError(f"smp:{rest} needs segmentation_models_pytorch: {EXTRA}") from error
-    return segmentation_models_pytorch
-
-
-def fetch(rest: str, action: Callable[[], T]) -> T:
-    """Return what ``action`` gives, without warnings; every failure is one SegtailorError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return action()
-    except SegtailorError:
-        raise
-    except Exception as error:  # hub, files and constructors fail in many ways
-        raise SegtailorError(_explained(rest, error)) from error
 
 
 def read_repository(rest: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -93,7 +68,7 @@ def statistics(smp: Any, encoder: str, weights: str | None, rest: str) -> dict[s
     if weights is not None or encoder.startswith("tu-"):
         ask = smp.encoders.get_preprocessing_params
         try:
-            return _arguments(fetch(rest, lambda: ask(encoder, weights or "imagenet")))
+            return _arguments(fetch(rest, lambda: ask(encoder, weights or "imagenet"), "smp"))
         except SegtailorError:
             if weights is not None:
                 raise
@@ -122,11 +97,9 @@ def card_license(repository: str) -> str:
     """Return the license that the card of ``repository``, a folder or a hub name, states; ``unknown`` where none."""
     try:
         text = _file(repository, Path(repository), "README.md").read_text(encoding="utf-8", errors="replace")
-        front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-        stated = yaml.safe_load(front[1]) if front else None
-    except (SegtailorError, OSError, yaml.YAMLError):
+        return str(front_matter(text).get("license") or "unknown")
+    except (SegtailorError, OSError):
         return "unknown"
-    return str(stated.get("license") or "unknown") if isinstance(stated, dict) else "unknown"
 
 
 def _arguments(settings: dict[str, Any]) -> dict[str, Any]:
@@ -163,41 +136,13 @@ def _file(rest: str, folder: Path, name: str) -> Path:
 
         return Path(hf_hub_download(rest, name))
 
-    return fetch(rest, download)
+    return fetch(rest, download, "smp")
 
 
 def _is_missing(error: BaseException | None) -> bool:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     return isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
-
-
-def _explained(rest: str, error: BaseException) -> str:
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-
-    def has(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(each, kinds) for each in chain)
-
-    if has(GatedRepoError):
-        return f"smp:{rest} is gated: ask for access on its page, then log in with `hf auth login`"
-    if has(RepositoryNotFoundError):
-        return f"smp:{rest}: no such folder, and no public repository on the hub; check the name, or `hf auth login`"
-    if has(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError):
-        offline = "offline mode is on (HF_HUB_OFFLINE)" if constants.is_offline_mode() else "there is no connection"
-        return f"smp:{rest}: what it needs from the hub is not in the local cache, and {offline}; connect once"
-    return f"smp:{rest} cannot be built or read ({(reason(error).strip() or type(error).__name__)[:200]})"
 
 
 ARCHITECTURES = (
@@ -229,7 +174,7 @@ def create(rest: str, num_classes: int, pretrained: bool | str | Path, choices: 
     start for a student where ``pretrained`` is true: its classifier is fresh where the class counts differ. Raises
     SegtailorError for unknown names and for weights out of reach.
     """
-    smp = library(rest)
+    smp = library(rest, "smp")
     named = _named(smp, rest)
     if named is not None:
         weights = "imagenet" if pretrained is True else str(pretrained) if pretrained else None
@@ -247,10 +192,10 @@ def create(rest: str, num_classes: int, pretrained: bool | str | Path, choices: 
 def load(rest: str, choices: Choices) -> SmpNetwork:
     """Load the trained network that smp's ``save_pretrained`` wrote to the folder or hub repository ``rest``.
 
-    Where it has one class, told by a sigmoid, it becomes a network of two classes with the same probabilities. Raises
+    Where it has one class, given by a sigmoid, it becomes a network of two classes with the same probabilities. Raises
     SegtailorError for a repository that is not there, is not of smp or does not fit.
     """
-    smp = library(rest)
+    smp = library(rest, "smp")
     if _named(smp, rest) is not None:
         raise SegtailorError(
             f"smp:{rest} is an architecture without weights; name it as `model`, with `weights: FILE`, or give the "
@@ -293,7 +238,7 @@ def _build(
     if weights is not None:
         _check_weights(smp, encoder, weights)
         named = True if encoder.startswith("tu-") else weights
-        net = fetch(rest, lambda: kind(**{**arguments, **accepted, "encoder_weights": named}))
+        net = fetch(rest, lambda: kind(**{**arguments, **accepted, "encoder_weights": named}), "smp")
     known = {**statistics(smp, encoder, weights, rest), **_sizes(net, accepted)}
     try:
         preprocess = Preprocess(**{**known, **choices.preprocess})
@@ -319,12 +264,12 @@ def _construct(smp: Any, rest: str, kind: Any, arguments: dict[str, Any]) -> Any
     if not encoder.startswith(("tu-", "timm-")):
         if encoder not in smp.encoders.encoders:
             raise unknown("encoder of segmentation_models_pytorch", encoder, _encoders(smp))
-        return fetch(rest, lambda: kind(**arguments))
+        return fetch(rest, lambda: kind(**arguments), "smp")
     problem: SegtailorError | None = None
     attempts = ANY_SIZE if encoder not in smp.encoders.encoders else ({},)
     for options in ({},) if any(name in arguments for each in ANY_SIZE for name in each) else attempts:
         try:
-            return fetch(rest, lambda: kind(**{**options, **arguments}))  # noqa: B023  (called at once)
+            return fetch(rest, lambda: kind(**{**options, **arguments}), "smp")  # noqa: B023  (called at once)
         except SegtailorError as error:
             problem = error
     assert problem is not None
@@ -358,7 +303,7 @@ def _stages(net: Any, preprocess: Preprocess) -> list[str] | None:
     try:
         with evaluated(net):
             steps, maps = trace(net, lambda: net.encoder(noise))
-    except Exception:  # what is wrong with it is told where the whole network is tried
+    except Exception:  # what is wrong is reported where the whole network is tried
         return None
     maps = maps[0] if isinstance(maps, tuple) else maps  # DPT's come with their prefix tokens
     coarse = [each for each in maps if each.shape[1] and 4 * each.shape[-1] <= size[-1]]

@@ -17,7 +17,7 @@ from segtailor.models.heads import resize
 from segtailor.models.network import Preprocess
 
 TRUNK = {"resnet": "", "mobilenet": "features."}
-"""What stands before the backbone's names in the file of the classifier whose trunk it is."""
+"""What precedes the backbone's names in the file of the classifier whose trunk it is."""
 HEADS = ("fc.", "classifier.")
 LICENSE = "BSD-3-Clause (torchvision {}); trained on {}"
 SUMMED = "its logits are the sum of two classifiers' on maps of two depths; feature is both maps one upon the other"
@@ -149,7 +149,7 @@ def _fetch(rest: str, weights: Any) -> dict[str, Tensor]:
         why = (reason(error).strip() or type(error).__name__)[:160]
         if known:
             raise SegtailorError(
-                f"{folder / name} cannot be read ({why}); delete it, so that it is fetched anew"
+                f"{folder / name} cannot be read ({why}); delete it, so that it is fetched again"
             ) from error
         raise SegtailorError(
             f"torchvision:{rest}: {name} is not in {folder} and cannot be fetched ({why}); connect once, or put the "

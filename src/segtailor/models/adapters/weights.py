@@ -133,10 +133,10 @@ def fill_from(network: Adapted, tensors: Mapping[str, Tensor], source: str) -> N
 
 
 def bare(tensors: Mapping[str, Tensor], network: Adapted) -> dict[str, Tensor]:
-    """Return ``tensors`` under the names that ``network`` has: without wrappers' prefixes, and without what lies
+    """Return ``tensors`` under the names that ``network`` has: without wrappers' prefixes, and without what is
     outside the wrapper, such as a loss's own weights.
 
-    One class told by a sigmoid becomes two where the network has two.
+    One class given by a sigmoid becomes two where the network has two.
     """
     found, state = dict(tensors), network.net.state_dict()
     while found and not any(name in state for name in found):
@@ -173,7 +173,7 @@ def with_fresh_classifier(tensors: Mapping[str, Tensor], network: Adapted) -> di
 
 
 def count_classes(tensors: Mapping[str, Tensor], network: Adapted) -> int | None:
-    """Return how many classes the weights have, told by the module that computes ``network``'s logits, if it can be."""
+    """Return how many classes the weights' module that computes ``network``'s logits has, None if unknown."""
     path = network.classifier
     for name in () if path is None else (f"{path}.bias", f"{path}.weight"):
         if name in tensors:

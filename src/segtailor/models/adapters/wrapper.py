@@ -138,7 +138,7 @@ class Adapted(Network):
         self._store: Store = attach(net, self._sources, name)
 
     def run(self, inputs: Tensor) -> Ran:
-        """Return what the network gives for normalised ``inputs`` (B,3,H,W)."""
+        """Return what the network gives for normalized ``inputs`` (B,3,H,W)."""
         return read_result(self.net(inputs), self.name)
 
     def fitting(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -180,7 +180,7 @@ class Adapted(Network):
         """Strides of the backbone's maps, finest first."""
         return self._strides
 
-    def forward_normalised(self, inputs: Tensor) -> SegOutput:
+    def forward_normalized(self, inputs: Tensor) -> SegOutput:
         """Return the output for ``inputs`` (B,3,H,W) that are preprocessed already."""
         self._store.begin()
         try:

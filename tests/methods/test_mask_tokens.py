@@ -16,11 +16,19 @@ from torch import Tensor
 from segtailor.errors import SegtailorError
 from segtailor.losses import Step, cross_entropy
 from segtailor.methods import create_method
+from segtailor.methods._mask_tokens import (
+    TokenLayout,
+    TokenObjective,
+    TokenWeighting,
+    attended,
+    dice,
+    masked_error,
+    read_tokens,
+    receptive_masks,
+    weight_map,
+    write_tokens,
+)
 from segtailor.methods.maskd import MaskedDistillation
-from segtailor.methods.receptive.file import TokenLayout, read_tokens, write_tokens
-from segtailor.methods.receptive.stage import TokenObjective
-from segtailor.methods.receptive.tokens import attended, dice, masked_error, receptive_masks, weight_map
-from segtailor.methods.receptive.weighting import TokenWeighting
 from segtailor.models import create_model
 from segtailor.models.teacher import Teacher
 

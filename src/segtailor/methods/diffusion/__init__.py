@@ -1,1 +1,0 @@
-"""The parts of DiffKD: the noise schedule and its steps, the networks, and what is done with one pair of taps."""

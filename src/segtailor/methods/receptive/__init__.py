@@ -1,1 +1,0 @@
-"""Receptive tokens (MasKD): vectors that say which pixels of the teacher belong together, and how they are learnt."""
