@@ -14,11 +14,11 @@ from safetensors.torch import load
 
 import segtailor
 from segtailor.config import CompareRecipe
-from segtailor.data.toy import draw_scene
+from segtailor.data.toy import Toy, draw_scene
 from segtailor.engine.logging import read_metrics
 from segtailor.engine.runs import RunStopped, StopRequest
 from segtailor.errors import SegtailorError
-from segtailor.jobs.build import arm_recipe
+from segtailor.jobs.compare import arm_recipe
 from segtailor.models import load_model
 from segtailor.recipes import load_recipe
 from tiny import tiny_distill, tiny_train
@@ -237,5 +237,5 @@ def test_an_unreadable_image_is_named_before_the_first_step(tmp_path: Path, teac
     folder = shutil.copytree(more, tmp_path / "more")
     (folder / "u3.png").write_bytes(b"x")
     with pytest.raises(SegtailorError, match=r"1 file cannot be read: .*u3.png"):
-        segtailor.distill(recipe(tmp_path, teacher_run, folder, "x"))
+        segtailor.distill(recipe(tmp_path, teacher_run, more, "x"), {"data.unlabelled.images": str(folder)})
     assert not (tmp_path / "x").exists()
