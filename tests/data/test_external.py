@@ -230,7 +230,7 @@ def test_a_module_opens_the_splits_of_a_recipe(mine):
         ("mysets:make_nothing", {}, "train", r"\(int\) needs len\(\) and samples by index"),
         ("mysets:make_nothing", {"root": Path()}, "train", "takes no `root`; leave data.root out"),
         ("mysets:make_one", {}, "train", "takes no `split`; it must open each split by its name"),
-        ("mysets:Mine", {"values": [1, 2]}, "train", "classes and masks of its own; leave data.values out"),
+        ("mysets:Mine", {"values": [1, 2]}, "train", "defines its classes and masks; leave data.values out"),
         ("mysets:make", {"masks": "color"}, "train", "does not read data.masks"),
     ],
 )

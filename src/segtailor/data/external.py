@@ -179,7 +179,7 @@ def create_external(factory: Callable[..., Any], config: DataConfig, split: str,
         return TorchDataset(made, config.classes, name=config.name, split=split, training=training, config=config)
     fields = ("classes", "values", "void")
     if ignored := [f"data.{field}" for field in fields if getattr(config, field) is not None]:
-        raise SegtailorError(f"{config.name} has classes and masks of its own; leave {' and '.join(ignored)} out")
+        raise SegtailorError(f"{config.name} defines its classes and masks; leave {' and '.join(ignored)} out")
     made.name, made.split = getattr(made, "name", config.name), getattr(made, "split", split)
     check_classes(config.name, tuple(made.classes))
     if not hasattr(made, "palette"):
