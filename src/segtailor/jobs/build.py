@@ -154,7 +154,7 @@ class Arm:
     alignment: list[str]
     folder: Path = Path()
     stages: list[dict[str, Any]] = field(default_factory=list)
-    learner: Distiller | None = None
+    distiller: Distiller | None = None
 
     @property
     def uses_teacher(self) -> bool:
@@ -329,12 +329,12 @@ def train_arms(context: Context, arms: Sequence[Arm], keep_going: bool = False) 
     before = [item.fingerprint() for item in watched]
     entries = []
     for arm in arms:
-        arm.learner = Distiller(arm.student, arm.methods, arm.weights, arm.train.aux_weight)
+        arm.distiller = Distiller(arm.student, arm.methods, arm.weights, arm.train.aux_weight)
         spec = RunSpec(
             arm.label, arm.folder, context.train_data, context.val_data, context.data, arm.train, context.evaluate,
             arm.card, context.unlabelled,
         )  # fmt: skip
-        entries.append((arm.learner, spec))
+        entries.append((arm.distiller, spec))
     trained = fit_together(context.fabric, entries, teacher, keep_going)
     if [item.fingerprint() for item in watched] != before:
         raise SegtailorError("the teacher's weights changed during the run; this is a defect of the method, report it")
@@ -350,9 +350,9 @@ def pretrain(context: Context, arm: Arm, recipe: DistillRecipe) -> None:
 
 def unlabelled_of(context: Context, arm: Arm) -> dict[str, Any]:
     """Return what the results say of unlabelled images; nothing without any."""
-    assert arm.learner is not None
+    assert arm.distiller is not None
     return unlabelled_facts(
-        context.data, arm.train.batch, context.train_data, context.unlabelled, arm.learner.target_kinds, arm.folder
+        context.data, arm.train.batch, context.train_data, context.unlabelled, arm.distiller.target_kinds, arm.folder
     )
 
 
