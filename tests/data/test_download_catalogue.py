@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from data.web import Web, fake_scipy, matrix, tarred, zipped
-from segtailor.cli import main
 from segtailor.config import DataConfig
 from segtailor.data import create_dataset, list_datasets
 from segtailor.data.download import catalogue

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from data.trees import truncate, write_camvid
-from segtailor.cli import main
 from segtailor.config import DataConfig
 from segtailor.data import create_dataset
 
