@@ -17,6 +17,8 @@ from segtailor.engine.launch import launch
 from segtailor.engine.logging import RunState
 from segtailor.engine.loop import ArmTrainer, RunSpec, Trained, fit_together
 from segtailor.engine.module import Distiller
+from segtailor.engine.runs import load_checkpoint, save_checkpoint
+from segtailor.errors import SegtailorError
 from segtailor.models import create_model
 from tiny import TINY_DATA, TINY_MODEL
 
@@ -84,6 +86,17 @@ def test_a_run_by_itself_ends_where_memory_is_short(tmp_path: Path, monkeypatch:
     short_of_memory(monkeypatch, "a", 2)
     with pytest.raises(torch.OutOfMemoryError):
         trained(tmp_path, ["a"], keep_going=False)
+
+
+def test_a_checkpoint_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
+    trained(tmp_path, ["a"])
+    path = tmp_path / "a" / "checkpoints" / "last.ckpt"
+    state = load_checkpoint(path)
+    state["distiller"] = {f"other.{name}": value for name, value in state["distiller"].items()}
+    save_checkpoint(path, state)
+    with pytest.raises(SegtailorError, match=r"last.ckpt is of another version .*; finish the run with") as caught:
+        trained(tmp_path, ["a"])
+    assert "\n" not in str(caught.value)
 
 
 def test_memory_is_measured_on_a_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,13 @@ def test_resuming_knows_a_finished_run(tmp_path: Path) -> None:
     assert open_run(config(tmp_path, "resume"), "a", RECIPE).finished
 
 
+def test_a_first_write_that_was_cut_off_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".recipe.yaml.x.partial").write_text("train:")
+    assert not open_run(config(tmp_path, "resume"), "a", RECIPE).finished
+    assert (tmp_path / "a" / "recipe.yaml").exists()
+
+
 def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
     with pytest.raises(SegtailorError, match="is a file"):

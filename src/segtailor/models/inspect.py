@@ -31,9 +31,14 @@ def count_multiply_adds(model: Network, size: tuple[int, int]) -> int:
 
     They are 0 for a network that runs outside PyTorch, whose work is not seen.
     """
+    return run_and_count(model, size)[1]
+
+
+def run_and_count(model: Network, size: tuple[int, int], exact: bool = False) -> tuple[SegOutput, int]:
+    """Return what `run_on_meta` gives, and the multiply-adds that it takes."""
     with FlopCounterMode(display=False) as counter:
-        run_on_meta(model, size)
-    return int(counter.get_total_flops()) // 2
+        output = run_on_meta(model, size, exact)
+    return output, int(counter.get_total_flops()) // 2
 
 
 def published_multiply_adds(model: Network, size: tuple[int, int]) -> int:
