@@ -32,7 +32,7 @@ install: .venv/.installed
 
 # what the tests need beside: the libraries of the extras
 .venv/.complete: .venv/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[dev,pretrained,hf,smp,export]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,pretrained,hf,smp,export,pack]'
 	touch $@
 
 clean:

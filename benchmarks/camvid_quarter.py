@@ -1,4 +1,4 @@
-"""CamVid with masks for every fourth training frame alone; the other frames lie in ``unlabelled/``.
+"""CamVid with masks for every fourth training frame only; the other frames are in ``unlabelled/``.
 
     python benchmarks/camvid_quarter.py [--every 4] [--out data/camvid-quarter]
 

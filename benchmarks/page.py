@@ -239,11 +239,11 @@ def by_drive(record: Record, final: Record) -> str:
 
 
 def setting(records: Mapping[str, Record]) -> dict[str, str]:
-    """Return the page of networks, teachers and records, and the plot of the teachers' curves."""
-    files, parts = {}, ["# The setting\n", MADE.format("../study.md")]
+    """Return the page of teachers and records, and the plot of the teachers' curves."""
+    files, parts = {}, ["# Teachers and records\n", MADE.format("../study.md")]
     teachers = {split: records[name] for split, name in (("val", "final"), ("dev", "kt-5")) if name in records}
     if teachers:
-        parts += [networks(next(iter(teachers.values()))), "", teacher_scores(teachers), ""]
+        parts += [teacher_scores(teachers), ""]
         curves = {
             split: [(float(point["step"]), 100 * point["miou"]) for point in record.plan["teacher_trained"]["curve"]]
             for split, record in teachers.items()
@@ -256,30 +256,6 @@ def setting(records: Mapping[str, Record]) -> dict[str, str]:
         counts = (len(found.arms), len(found.seeds), len(found.runs), sum(map(len, map(found.finished, found.arms))))
         rows.append([f"[{page}]({page}.md)", f"`{name}`: {records[name].plan['title']}", *map(str, counts)])
     return {**files, "setting.md": "\n".join([*parts, "## The records\n", markdown(rows, 2), ""])}
-
-
-def networks(record: Record) -> str:
-    """Return what teacher and student are, and how they are trained."""
-    recipes = [record.plan["teacher_trained"]["recipe"], record.plan["recipe"]]
-    models, trained = [recipes[0]["model"], recipes[1]["student"]], [recipe["train"] for recipe in recipes]
-    costs = [record.plan["teacher"], next(iter(record.rows.values()))]
-    rows = [["", "teacher", "student"], ["network", *(f"`{model['model']}`" for model in models)]]
-    rows.append(["starts from", *("ImageNet encoder" if model.get("pretrained") else "scratch" for model in models)])
-    rows.append(["parameters", *(f"{cost['parameters'] / 1e6:,.2f} M" for cost in costs)])
-    rows.append(["multiply-adds", *(f"{cost['multiply_adds'] / 1e6:,.2f} M" for cost in costs)])
-    rows.append(["training", *(f"{train['steps']} steps of {train['batch']} images" for train in trained)])
-    rows.append(["learning rate", *map(learning_rate, trained)])
-    rows.append(["precision, threads", *(f"{train['precision']}, {train['threads']}" for train in trained)])
-    return markdown(rows, left=3)
-
-
-def learning_rate(train: Mapping[str, Any]) -> str:
-    """Return the optimizer, its rate and how the rate falls."""
-    optimizer, schedule = train["optimizer"], train["schedule"]
-    head = f" (head x {optimizer['head_lr_factor']:g})" if optimizer.get("head_lr_factor", 1) != 1 else ""
-    decay = f"weight decay {optimizer['weight_decay']:g}"
-    falls = f"poly {schedule['power']:g}, warm-up {schedule['warmup']}"
-    return f"{optimizer['name']} {optimizer['lr']:g}{head}, {decay}, {falls}"
 
 
 def teacher_scores(teachers: Mapping[str, Record]) -> str:

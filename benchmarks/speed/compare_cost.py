@@ -19,9 +19,9 @@ import torch
 from bench import save, scene, setting, setting_parser
 from segtailor.config import DataConfig, EvaluateConfig, OptimizerConfig, TrainConfig
 from segtailor.data.loader import Batch
-from segtailor.engine.arm import Arm, Task
-from segtailor.engine.distiller import Distiller
-from segtailor.engine.launch import launch, seed_step
+from segtailor.engine.launch import launch
+from segtailor.engine.loop import ArmTrainer, RunSpec, seed_step
+from segtailor.engine.module import Distiller
 from segtailor.losses import Step
 from segtailor.methods import create_method
 from segtailor.models import Teacher, create_model
@@ -51,7 +51,7 @@ def main() -> None:
             together.append(timed(arms, teacher, batch, 2 + 2 * number))
             separate.append([timed([arm], teacher, batch, 3 + 2 * number) for arm in arms])
         for arm in arms:
-            arm.close()
+            arm.recorder.close()
     one, ten = min(together), sum(min(times) for times in zip(*separate, strict=True))
     result: dict[str, Any] = {
         "setting": {**setting(arguments), "arms": list(ARMS)},
@@ -63,30 +63,30 @@ def main() -> None:
     save(arguments.out, result)
 
 
-def build(fabric: Any, name: str, student: str, teacher: Teacher, config: TrainConfig, folder: Path) -> Arm:
+def build(fabric: Any, name: str, student: str, teacher: Teacher, config: TrainConfig, folder: Path) -> ArmTrainer:
     torch.manual_seed(0)
     model = create_model(student, CLASSES)
     method = create_method(name, CLASSES, model.tap_channels, teacher.tap_channels)
     data: Any = None  # batches are given, and nothing is scored
-    task = Task(name, folder, data, data, DataConfig(), config, EvaluateConfig())
-    return Arm(fabric, Distiller(model, {name: method}), task, quiet=True)
+    spec = RunSpec(name, folder, data, data, DataConfig(), config, EvaluateConfig())
+    return ArmTrainer(fabric, Distiller(model, {name: method}), spec, quiet=True)
 
 
-def timed(arms: list[Arm], teacher: Teacher, batch: Batch, number: int) -> float:
+def timed(arms: list[ArmTrainer], teacher: Teacher, batch: Batch, number: int) -> float:
     began = time.perf_counter()
     step(arms, teacher, batch, number)
     return time.perf_counter() - began
 
 
-def step(arms: list[Arm], teacher: Teacher, batch: Batch, number: int) -> None:
+def step(arms: list[ArmTrainer], teacher: Teacher, batch: Batch, number: int) -> None:
     """One step as the loop does it."""
     for arm in arms:
         arm.begin(number)
-    taught = any(arm.learner.uses_shared for arm in arms)
+    taught = any(arm.objective.uses_teacher for arm in arms)
     shared = teacher(batch.images, batch.target) if taught else None
     for arm in arms:
         seed_step(0, number, 0)
-        arm.accumulate(batch, shared, Step(number / 100, [batch.target]), 0, 1)
+        arm.accumulate(batch, shared, Step(number / 100, [batch.target]), 0, 1, None)
         arm.finish(number)
 
 

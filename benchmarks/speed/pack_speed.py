@@ -29,7 +29,7 @@ from PIL import Image
 from segtailor.config import DataConfig
 from segtailor.data import create_dataset
 from segtailor.data.base import SegmentationDataset
-from segtailor.data.pack.writer import pack
+from segtailor.data.pack import pack
 from segtailor.data.toy import CLASSES, draw_scene
 
 SIZE = (96, 128)

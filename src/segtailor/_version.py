@@ -1,3 +1,3 @@
 """The package's version, importable without the package's own imports."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -240,7 +240,7 @@ def _size(text: str | None, option: str) -> tuple[int, int] | None:
 
 def _stoppable(command: str, job: Any, recipe: str, overrides: dict[str, Any], **options: Any) -> Any:
     """Run a job; after Ctrl-C or SIGTERM say how to go on."""
-    from segtailor.engine.preemption import RunStopped
+    from segtailor.engine.runs import RunStopped
 
     try:
         return job(recipe, overrides, **options)

@@ -35,12 +35,11 @@ def data_get(
 ) -> None:
     """Fetch a public data set (voc, ade20k, coco-stuff, loveda), or say what to fetch where.
 
-    Archives are checked and unpacked into the layout that recipes read. The same command goes on after an
-    interruption.
+    Archives are checked and unpacked into the layout that recipes read. After an interruption give the same
+    command again.
     """
-    from segtailor.data.download.catalogue import find_entry
-    from segtailor.data.download.entry import Download
-    from segtailor.data.download.get import get
+    from segtailor.data.download.catalogue import Download, find_entry
+    from segtailor.data.download.fetch import get
 
     entry = find_entry(name, variant)
     print(entry.describe(root))
@@ -97,7 +96,7 @@ def data_pack(
 
     The data are a recipe's, or set by --data.KEY VALUE. A recipe reads the pack as {name: packed, root: OUT}.
     """
-    from segtailor.data.pack.writer import format_pack, pack
+    from segtailor.data.pack import format_pack, pack
     from segtailor.recipes import load_data_section
 
     chosen = splits.split(",") if splits else None

@@ -11,7 +11,7 @@ from PIL import Image
 
 from segtailor.config import DataConfig
 from segtailor.data.check import check_data
-from segtailor.data.pack.writer import pack
+from segtailor.data.pack import pack
 
 from . import street_trees as street
 from .known_trees import write_ade20k, write_cityscapes, write_voc

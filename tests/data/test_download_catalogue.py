@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from data.web import Web, fake_scipy, matrix, tarred, zipped
-from segtailor.cli import main
 from segtailor.config import DataConfig
 from segtailor.data import create_dataset, list_datasets
 from segtailor.data.download import catalogue
-from segtailor.data.download.catalogue import DOWNLOADS, find_entry
-from segtailor.data.download.entry import Download, Manual
-from segtailor.data.download.get import get
+from segtailor.data.download.catalogue import Download, Manual, find_entry, read_catalogue
+from segtailor.data.download.fetch import get
 from segtailor.errors import SegtailorError
 
 SIZE = (6, 8)
@@ -137,14 +135,14 @@ def test_every_data_set_is_fetched_or_explained():
 
 def test_the_published_addresses_and_checksums():
     lengths = {"md5": 32, "sha1": 40, "sha256": 64}
-    for entry in DOWNLOADS:
+    for entry in read_catalogue()[0]:
         for archive in entry.archives:
             assert all(url.startswith(("https://", "http://")) for url in archive.urls)
             assert archive.length > 10**8
             if archive.checksum:
                 kind, _, digits = archive.checksum.partition(":")
                 assert len(bytes.fromhex(digits)) * 2 == lengths[kind]
-    unchecked = {archive.file for entry in DOWNLOADS for archive in entry.archives if not archive.checksum}
+    unchecked = {archive.file for entry in read_catalogue()[0] for archive in entry.archives if not archive.checksum}
     assert unchecked == {"stuffthingmaps_trainval2017.zip", "cocostuff-10k-v1.1.zip"}
 
 
@@ -161,23 +159,13 @@ def test_names_and_variants():
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["segtailor", "data", "get", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
+def run(run_data):
+    return partial(run_data, "get")
 
 
 def test_command_fetches_to_where_recipes_look(run, web, tmp_path, monkeypatch):
     entry = on(web, find_entry("ade20k"))
-    monkeypatch.setattr(catalogue, "DOWNLOADS", (entry,))
+    monkeypatch.setattr(catalogue, "read_catalogue", lambda: ((entry,), (), {}))
     code, out, _ = run("ade20k")
     assert code == 0
     assert "license: ADE20K" in out
@@ -215,7 +203,7 @@ def test_command_tells_mistakes_in_one_line(run, web, tmp_path, monkeypatch):
     assert "unknown data set 'cityscape'; nearest: cityscapes" in error
     entry = on(web, find_entry("ade20k"))
     web.files.clear()
-    monkeypatch.setattr(catalogue, "DOWNLOADS", (entry,))
+    monkeypatch.setattr(catalogue, "read_catalogue", lambda: ((entry,), (), {}))
     code, _, error = run("ade20k")
     assert code == 2
     assert error.splitlines()[-1].startswith("error: cannot fetch ADEChallengeData2016.zip (http://127.0.0.1")

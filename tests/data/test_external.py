@@ -92,6 +92,7 @@ def test_grey_images_become_rgb_and_tensor_subclasses_plain():
         (RGB / np.float32(127.5) * 0 - 1, MASK, "is float32 from -1 to -1; give bytes of 0 to 255 or floats of 0"),
         (RGB.astype(np.float32), MASK, "is float32 from 1 to 248; give bytes of 0 to 255 or floats of 0 to 1, not nor"),
         (np.full((4, 6, 3), np.nan, np.float32), MASK, "is float32 from nan to nan"),
+        (Image.new("I;16", (6, 4)), MASK, "image 0 of custom train has the mode I;16; convert it to 8 bits a channel"),
         ("a.png", MASK, "image 0 of custom train is a str; give a PIL image"),
         (RGB, "a.png", "mask 0 of custom train is a str; give a PIL image"),
         (RGB, MASK / 255, "mask 0 of custom train is float64 of the shape (4, 6); expected whole numbers"),
@@ -229,7 +230,7 @@ def test_a_module_opens_the_splits_of_a_recipe(mine):
         ("mysets:make_nothing", {}, "train", r"\(int\) needs len\(\) and samples by index"),
         ("mysets:make_nothing", {"root": Path()}, "train", "takes no `root`; leave data.root out"),
         ("mysets:make_one", {}, "train", "takes no `split`; it must open each split by its name"),
-        ("mysets:Mine", {"values": [1, 2]}, "train", "classes and masks of its own; leave data.values out"),
+        ("mysets:Mine", {"values": [1, 2]}, "train", "defines its classes and masks; leave data.values out"),
         ("mysets:make", {"masks": "color"}, "train", "does not read data.masks"),
     ],
 )

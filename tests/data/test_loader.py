@@ -111,3 +111,26 @@ def test_a_process_that_leaves_in_the_middle_ends(tmp_path):
         "raise SystemExit(3)\n"
     )
     assert subprocess.run([sys.executable, str(script)], timeout=100, check=False).returncode == 3
+
+
+def test_a_killed_worker_is_one_line_and_the_process_ends(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import multiprocessing, sys\n"
+        "from segtailor.config import DataConfig\n"
+        "from segtailor.data import create_dataset\n"
+        "from segtailor.data.loader import train_batches\n"
+        "from segtailor.errors import SegtailorError\n"
+        "if __name__ == '__main__':\n"
+        "    config = DataConfig(workers=2, size=(32, 32), crop=(32, 32))\n"
+        "    data = create_dataset(config, 'train', True)\n"
+        "    batches = train_batches(data, config, seed=0, global_batch=2, micro_batch=2, steps=10**5)\n"
+        "    next(batches)\n"
+        "    multiprocessing.active_children()[0].kill()\n"
+        "    try:\n"
+        "        for _ in batches:\n"
+        "            pass\n"
+        "    except (SegtailorError, RuntimeError) as error:\n"
+        "        sys.exit(3 if 'killed' in str(error) else 4)\n"
+    )
+    assert subprocess.run([sys.executable, str(script)], timeout=100, check=False).returncode == 3

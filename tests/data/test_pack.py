@@ -1,12 +1,10 @@
-"""Packing a data set and reading the pack: the same samples, whole or not at all, damage told in one line."""
+"""Packing a data set and reading the pack: the same samples, whole or not at all, damage found and named."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import pickle
-import tarfile
+import sys
 import time
 from pathlib import Path
 
@@ -20,11 +18,11 @@ from data.trees import truncate, write_camvid, write_folder, write_image, write_
 from segtailor.config import DataConfig
 from segtailor.data import create_dataset
 from segtailor.data.loader import train_batches
-from segtailor.data.pack import split as split_module
-from segtailor.data.pack.encode import decode_target, encode_target
-from segtailor.data.pack.manifest import read_manifest
-from segtailor.data.pack.writer import format_pack, pack
+from segtailor.data.pack import Encoder, format_pack, pack
+from segtailor.data.packed import is_remote, read_manifest
 from segtailor.errors import SegtailorError
+
+pytest.importorskip("litdata")
 
 
 def camvid(root: Path, **options) -> DataConfig:
@@ -127,7 +125,7 @@ def test_jpeg_states_what_it_lost(tmp_path, source):
     assert "mean absolute error" in said
     assert "identical pixels" not in said
     # what is stated survives in the manifest
-    assert read_manifest(tmp_path / "out") == manifest
+    assert read_manifest(str(tmp_path / "out")) == manifest
 
 
 def test_training_batches_are_those_of_the_source(tmp_path, source):
@@ -165,39 +163,6 @@ def test_workers_read_what_one_process_reads(tmp_path, source, context, workers)
     assert again[3].image.equal(before[3].image)
 
 
-def test_packing_with_workers_writes_the_same_bytes(tmp_path, source):
-    for workers in (0, 2):
-        pack(source.model_copy(update={"workers": workers}), tmp_path / str(workers), shards=2)
-    for path in (tmp_path / "0").iterdir():
-        assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes()
-
-
-def test_shards_are_plain_tars_that_any_tool_reads(tmp_path, source):
-    manifest = pack(source, tmp_path / "out", shards=3, splits=["train"])
-    shards = manifest.splits["train"].shards
-    assert [shard.samples for shard in shards] == [2, 2, 3]
-    samples = list(create_dataset(source, "train", True))
-    count = 0
-    for shard in shards:
-        path = tmp_path / "out" / shard.file
-        assert path.stat().st_size == shard.bytes
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == shard.sha256
-        index = json.loads((tmp_path / "out" / shard.index).read_text())
-        rows = [dict(zip(index["columns"], row, strict=True)) for row in index["samples"]]
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:  # as a stream
-            members = [(member.name, member.offset_data, tar.extractfile(member).read()) for member in tar]
-        for row, image, target in zip(rows, members[::2], members[1::2], strict=True):
-            sample = samples[count]
-            assert row["name"] == sample.name
-            assert (image[0], target[0]) == (f"{count:08d}.image.npy", f"{count:08d}.target.png")
-            assert (row["image_at"], row["image_bytes"]) == (image[1], len(image[2]))
-            assert (row["target_at"], row["target_bytes"]) == (target[1], len(target[2]))
-            assert np.array_equal(np.load(io.BytesIO(image[2])), sample.image.numpy())
-            assert np.array_equal(np.array(Image.open(io.BytesIO(target[2]))), sample.target.numpy())
-            count += 1
-    assert count == 7
-
-
 def test_shards_of_a_size(tmp_path):
     root = tmp_path / "tree"
     root.mkdir()
@@ -205,60 +170,46 @@ def test_shards_of_a_size(tmp_path):
     for name in "abcde":
         write_image(root / f"train/images/{name}.png", (400, 500))
         write_mask(root / f"train/masks/{name}.png", (400, 500))
-    manifest = pack(DataConfig(name="folder", root=root, workers=0), tmp_path / "out", shard_mb=1, splits=["train"])
-    assert [shard.samples for shard in manifest.splits["train"].shards] == [2, 2, 1]
+    pack(DataConfig(name="folder", root=root, workers=0), tmp_path / "out", shard_mb=1, splits=["train"])
+    assert [chunk["chunk_size"] for chunk in json.loads((tmp_path / "out/train/index.json").read_text())["chunks"]] == [
+        1
+    ] * 5
 
 
-def test_targets_are_read_back_whatever_their_size_and_values():
-    rng = np.random.default_rng(0)
-    for size in ((1, 1), (3, 7), (64, 65), (300, 401)):
-        target = torch.from_numpy(rng.integers(0, 256, size, dtype=np.uint8))
-        content = encode_target(target, ((1, 2, 3), (4, 5, 6)))
-        assert np.array_equal(decode_target(np.frombuffer(content, np.uint8), size), target.numpy())
-        picture = Image.open(io.BytesIO(content))
-        assert picture.mode == "P"
-        assert picture.getpalette()[:9] == [1, 2, 3, 4, 5, 6, 0, 0, 0]
-        # a PNG with row filters, as another program writes it
-        other = io.BytesIO()
-        Image.fromarray(target.numpy()).save(other, "PNG")
-        assert np.array_equal(decode_target(np.frombuffer(other.getvalue(), np.uint8), size), target.numpy())
+def test_workers_write_what_one_process_writes(tmp_path, source):
+    for workers in (0, 2):
+        pack(source.model_copy(update={"workers": workers}), tmp_path / str(workers), splits=["train"])
+        assert_same(source, packed(tmp_path / str(workers)), "train", training=True)
 
 
-def test_an_interrupted_pack_is_no_pack_and_goes_on(tmp_path, source, monkeypatch):
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    pack(source, whole, shards=3)
-    encoded = []
+def test_an_interrupted_pack_is_no_pack_and_is_continued(tmp_path, source, monkeypatch):
+    """Interrupted in the second split: the first is kept."""
+    out, encode, encoded = tmp_path / "out", Encoder.encode, []
 
-    def interrupt(encoder, start, workers):
-        for sample in split_samples(encoder, start, workers):
-            if len(encoded) == 5:
-                raise KeyboardInterrupt
-            encoded.append(sample.name)
-            yield sample
+    def interrupt(self, index):
+        if self.source.split == "val" and index == 5:
+            raise KeyboardInterrupt
+        encoded.append((self.source.split, index))
+        return encode(self, index)
 
-    split_samples = split_module.encode_samples
-    monkeypatch.setattr(split_module, "encode_samples", interrupt)
+    monkeypatch.setattr(Encoder, "encode", interrupt)
     with pytest.raises(KeyboardInterrupt):
         pack(source, out, shards=3)
+    assert encoded[-1] == ("val", 4)
+    monkeypatch.setattr(Encoder, "encode", encode)
+    kept = (out / "train/chunk-0-0.bin").stat().st_mtime_ns
     with pytest.raises(SegtailorError, match="is unfinished; give the same `segtailor data pack` command"):
         create_dataset(packed(out), "train", True)
     with pytest.raises(SegtailorError, match=r"unfinished pack with other settings \(encoding\)"):
         pack(source, out, shards=3, encoding="png")
-    kept = (out / "train-00001.tar").stat().st_mtime_ns
-    encoded.clear()
-    monkeypatch.setattr(
-        split_module, "encode_samples", lambda *given: (encoded.append(s.name) or s for s in split_samples(*given))
-    )
     pack(source, out, shards=3)
-    assert encoded == [*"efg", *"abcdefg"]  # two shards of two were whole
-    assert (out / "train-00001.tar").stat().st_mtime_ns == kept
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
-        path.name: path.read_bytes() for path in whole.iterdir()
-    }
-    assert_same(source, packed(out), "train", training=True)
+    assert (out / "train/chunk-0-0.bin").stat().st_mtime_ns == kept
+    assert {path.name for path in out.iterdir()} == {"manifest.json", "train", "val"}
+    for split in ("train", "val"):
+        assert_same(source, packed(out), split, training=split == "train")
 
 
-def test_a_sample_that_cannot_be_read_stops_the_pack_in_one_line_and_it_goes_on_when_mended(tmp_path, source):
+def test_a_sample_that_cannot_be_read_stops_the_pack_in_one_line_and_it_goes_on_when_fixed(tmp_path, source):
     broken = source.root / "train/d.png"
     content = broken.read_bytes()
     truncate(broken)
@@ -277,45 +228,58 @@ def damage(path: Path, at: int) -> None:
     path.write_bytes(content)
 
 
-def rows(out: Path, index: str) -> list[dict]:
-    content = json.loads((out / index).read_text())
-    return [dict(zip(content["columns"], row, strict=True)) for row in content["samples"]]
+def place(out: Path, number: int, part: int) -> int:
+    """Return where in its chunk the middle of a part of a sample is: 1 the image, 2 the target."""
+    chunk = (out / "train/chunk-0-0.bin").read_bytes()
+    count = int(np.frombuffer(chunk, np.uint32, 1)[0])
+    begin = int(np.frombuffer(chunk, np.uint32, count + 1, 4)[number])
+    sizes = np.frombuffer(chunk, np.uint32, 5, begin)
+    return begin + 20 + int(sizes[:part].sum()) + int(sizes[part]) * 3 // 4
 
 
-@pytest.mark.parametrize("what", ["image", "target"])
+@pytest.mark.parametrize("part", [1, 2])
 @pytest.mark.parametrize("encoding", ["raw", "jpeg"])
-def test_a_damaged_shard_is_told_in_one_line(tmp_path, source, what, encoding):
+def test_a_damaged_chunk_is_one_line(tmp_path, source, part, encoding):
     out = tmp_path / "out"
-    pack(source, out, encoding=encoding)
-    row = rows(out, "train-00000.json")[2]
-    damage(out / "train-00000.tar", row[f"{what}_at"] + row[f"{what}_bytes"] // 2)
+    pack(source, out, encoding=encoding, splits=["train"])
+    damage(out / "train/chunk-0-0.bin", place(out, 2, part))
     data = create_dataset(packed(out), "train", True)
     assert data[1].name == "b"
-    with pytest.raises(SegtailorError, match=r"train-00000\.tar is damaged at the sample c .*checksum") as caught:
+    with pytest.raises(SegtailorError, match=r"train is damaged at the sample c .*checksum") as caught:
         data[2]
     assert "\n" not in str(caught.value)
 
 
-def test_shards_that_are_short_or_missing_are_told_on_opening(tmp_path, source):
+def test_chunks_that_are_short_or_missing_are_found_on_opening(tmp_path, source):
     out = tmp_path / "out"
     pack(source, out, shards=3)
-    truncate(out / "train-00001.tar")
-    (out / "train-00002.tar").unlink()
-    with pytest.raises(SegtailorError, match=r"2 of 3 shards not whole: train-00001\.tar \(\d+ of \d+ bytes\), tr"):
+    truncate(out / "train/chunk-0-1.bin")
+    (out / "train/chunk-0-2.bin").unlink()
+    with pytest.raises(
+        SegtailorError, match=r"2 of 4 files not whole: chunk-0-1\.bin \(\d+ of \d+ bytes\), chunk-0-2\.bin \(missing"
+    ):
         create_dataset(packed(out), "train", True)
     assert len(create_dataset(packed(out), "val", False)) == 7
 
 
-def test_a_shard_that_shrinks_while_it_is_read_is_told(tmp_path, source):
-    pack(source, tmp_path / "out")
-    data = create_dataset(packed(tmp_path / "out"), "train", True)
-    truncate(tmp_path / "out/train-00000.tar")
-    with pytest.raises(SegtailorError, match=r"damaged at the sample g"):
-        data[6]
-    (tmp_path / "out/train-00000.tar").unlink()
-    sent = pickle.loads(pickle.dumps(data))  # as to a worker
-    with pytest.raises(SegtailorError, match=r"cannot read .*train-00000\.tar: No such file"):
-        sent[0]
+def test_a_pack_in_an_object_store(tmp_path, source, monkeypatch):
+    """`local:` makes litdata treat a folder as a store: manifest and chunks are copied into its cache first."""
+    monkeypatch.setenv("DATA_OPTIMIZER_CACHE_FOLDER", str(tmp_path / "cache"))
+    pack(source, tmp_path / "out", shards=3, splits=["train"])
+    assert_same(source, packed(Path(f"local:{tmp_path / 'out'}")), "train", training=True)
+    with pytest.raises(
+        SegtailorError, match=r"cannot read local:.*/none/manifest\.json: .*; check data\.root"
+    ) as caught:
+        create_dataset(packed(Path(f"local:{tmp_path}/none")), "train", True)
+    assert "\n" not in str(caught.value)
+    assert is_remote("s3://bucket/pack")
+
+
+def test_without_the_library_one_line_says_what_to_install(tmp_path, source, monkeypatch):
+    monkeypatch.setitem(sys.modules, "litdata", None)
+    with pytest.raises(SegtailorError, match=r'packs need the extra pack: pip install "segtailor\[pack\]"'):
+        pack(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_pack_is_told(tmp_path, source):
@@ -329,13 +293,11 @@ def test_what_is_no_pack_is_told(tmp_path, source):
     pack(source, out)
     with pytest.raises(SegtailorError, match=r"unknown split of the pack in .*'test'; nearest: "):
         create_dataset(packed(out), "test", False)
-    index = out / "train-00000.json"
-    index.write_text((out / "val-00000.json").read_text())
-    with pytest.raises(SegtailorError, match=r"train-00000\.json is not the index of train-00000\.tar"):
-        create_dataset(packed(out), "train", True)
     manifest = out / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 9'))
-    with pytest.raises(SegtailorError, match=r"manifest\.json is damaged or of another version \(version: ") as caught:
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 1'))
+    with pytest.raises(
+        SegtailorError, match=r"manifest\.json is of another version of segtailor; pack again"
+    ) as caught:
         create_dataset(packed(out), "val", False)
     assert "\n" not in str(caught.value)
     truncate(manifest)
@@ -370,10 +332,10 @@ def test_keep_needs_files_of_their_own_size(tmp_path, source):
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, source):
     out = tmp_path / "out"
     pack(source, out)
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
     with pytest.raises(SegtailorError, match="is a whole pack already"):
         pack(source, out, encoding="png")
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
     with pytest.raises(SegtailorError, match="holds other files"):
         pack(source, source.root)
 
@@ -382,7 +344,7 @@ def test_a_disk_that_is_too_small_is_told_first(tmp_path, source, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(SegtailorError, match=r"the pack takes about 0\.0 GB, and .* free some space"):
         pack(source, tmp_path / "out")
-    assert not list((tmp_path / "out").glob("*.tar"))
+    assert not list((tmp_path / "out").glob("train/*"))
 
 
 def test_a_pack_is_read_faster_than_png_files(tmp_path):

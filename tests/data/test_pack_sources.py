@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from data.test_pack import assert_same, damage, packed, rows
+from data.test_pack import assert_same, damage, packed, place
 from data.trees import write_camvid
 from segtailor.config import DataConfig
 from segtailor.data import create_dataset
 from segtailor.data.check import check_files
-from segtailor.data.pack.writer import pack
+from segtailor.data.pack import pack
 from segtailor.errors import SegtailorError
 
 
@@ -34,10 +34,8 @@ def test_the_check_before_training_counts_damaged_samples(tmp_path):
     pack(source, out)
     data = create_dataset(packed(out), "train", True)
     check_files(data)
-    for row in rows(out, "train-00000.json")[1:3]:
-        damage(out / "train-00000.tar", row["image_at"] + 200)
-    with pytest.raises(
-        SegtailorError, match=r"camvid train, 4 rows checked: 2 cannot be used: .*train-00000\.tar"
-    ) as told:
+    for number in (1, 2):
+        damage(out / "train/chunk-0-0.bin", place(out, number, 1))
+    with pytest.raises(SegtailorError, match=r"camvid train, 4 rows checked: 2 cannot be used: .*out/train") as told:
         check_files(data)
     assert "\n" not in str(told.value)

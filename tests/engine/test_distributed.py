@@ -18,13 +18,11 @@ import segtailor
 from segtailor.config import DataConfig, EvaluateConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from segtailor.data import create_dataset
 from segtailor.data.loader import Batch
-from segtailor.engine.arm import Arm, Task
-from segtailor.engine.checkpoint import load_checkpoint
-from segtailor.engine.distiller import Distiller
 from segtailor.engine.launch import launch
 from segtailor.engine.logging import read_metrics
-from segtailor.engine.loop import Trained, fit
-from segtailor.engine.preemption import RunStopped, StopRequest
+from segtailor.engine.loop import ArmTrainer, RunSpec, Trained, fit
+from segtailor.engine.module import Distiller
+from segtailor.engine.runs import RunStopped, StopRequest, load_checkpoint
 from segtailor.evaluation import evaluate_model
 from segtailor.losses import Step
 from segtailor.methods import create_method
@@ -73,7 +71,9 @@ def trained(world: int, rank: int, micro: int, variant: str, folder: Path) -> di
     config = TrainConfig(accelerator="cpu", steps=STEPS, batch=BATCH, optimizer=optimizer, schedule=schedule)
     fabric = launch(config, find_unused_parameters=True)
     data: Any = None  # the arm is given its batches here, and is not scored
-    arm = Arm(fabric, distiller, Task("kt", folder, data, data, DataConfig(), config, EvaluateConfig()), quiet=True)
+    arm = ArmTrainer(
+        fabric, distiller, RunSpec("kt", folder, data, data, DataConfig(), config, EvaluateConfig()), quiet=True
+    )
     for step in range(1, STEPS + 1):
         whole = batch(step)
         local = BATCH // world
@@ -82,9 +82,9 @@ def trained(world: int, rank: int, micro: int, variant: str, folder: Path) -> di
         arm.begin(step)
         now = Step(step / STEPS, [part.target for part in batches])
         for index, part in enumerate(batches):
-            arm.accumulate(part, teacher(part.images), now, index, len(batches))
+            arm.accumulate(part, teacher(part.images), now, index, len(batches), None)
         arm.finish(step)
-    arm.close()
+    arm.recorder.close()
     return {name: value.clone() for name, value in distiller.state_dict().items()}
 
 
@@ -151,7 +151,7 @@ def whole_and_in_parts(rank: int, folder: str) -> None:
     def fitted(name: str) -> Trained:
         torch.manual_seed(0)
         learner = Distiller(create_model(TINY_MODEL, 9), {})
-        return fit(launch(config), learner, None, Task("x", Path(folder) / name, train, val, data, config, every))
+        return fit(launch(config), learner, None, RunSpec("x", Path(folder) / name, train, val, data, config, every))
 
     every = EvaluateConfig(every=3, batch=8)
     whole = fitted("whole")

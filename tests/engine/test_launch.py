@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from segtailor.config import TrainConfig
-from segtailor.engine.launch import launch, seed_step, split_batch
+from segtailor.engine.launch import launch
+from segtailor.engine.loop import seed_step, split_batch
 from segtailor.errors import SegtailorError
 
 

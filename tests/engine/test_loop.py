@@ -13,10 +13,12 @@ from torch import Tensor
 
 from segtailor.config import DataConfig, EvaluateConfig, TrainConfig
 from segtailor.data import create_dataset
-from segtailor.engine.arm import Arm, Progress
-from segtailor.engine.distiller import Distiller
 from segtailor.engine.launch import launch
-from segtailor.engine.loop import Task, Trained, fit_together
+from segtailor.engine.logging import RunState
+from segtailor.engine.loop import ArmTrainer, RunSpec, Trained, fit_together
+from segtailor.engine.module import Distiller
+from segtailor.engine.runs import load_checkpoint, save_checkpoint
+from segtailor.errors import SegtailorError
 from segtailor.models import create_model
 from tiny import TINY_DATA, TINY_MODEL
 
@@ -30,21 +32,21 @@ def trained(folder: Path, names: Sequence[str], keep_going: bool = True) -> dict
     entries = []
     for name in names:
         torch.manual_seed(len(name))
-        learner, evaluate = Distiller(create_model(TINY_MODEL, 9), {}), EvaluateConfig(every=4, batch=8)
-        entries.append((learner, Task(name, folder / name, train, val, data, TRAIN, evaluate)))
+        objective, evaluate = Distiller(create_model(TINY_MODEL, 9), {}), EvaluateConfig(every=4, batch=8)
+        entries.append((objective, RunSpec(name, folder / name, train, val, data, TRAIN, evaluate)))
     results = fit_together(launch(TRAIN), entries, None, keep_going)
     return dict(zip(names, results, strict=True))
 
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, name: str, step: int) -> None:
-    finish = Arm.finish
+    finish = ArmTrainer.finish
 
-    def finish_or_fail(self: Arm, now: int) -> None:
-        if self.task.label == name and now == step:
+    def finish_or_fail(self: ArmTrainer, now: int) -> None:
+        if self.spec.label == name and now == step:
             raise torch.OutOfMemoryError("CUDA out of memory")
         finish(self, now)
 
-    monkeypatch.setattr(Arm, "finish", finish_or_fail)
+    monkeypatch.setattr(ArmTrainer, "finish", finish_or_fail)
 
 
 def weights(result: Trained) -> dict[str, Tensor]:
@@ -66,19 +68,18 @@ def test_an_arm_without_memory_is_dropped_and_trained_on_alone(tmp_path: Path, m
 
 
 def test_an_arm_that_is_dropped_keeps_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dropped: list[Arm] = []
-    drop = Arm.drop
+    made: list[ArmTrainer] = []
+    init = ArmTrainer.__init__
 
-    def noted(self: Arm) -> None:
-        drop(self)
-        dropped.append(self)
+    def noted(self: ArmTrainer, *arguments: Any, **named: Any) -> None:
+        init(self, *arguments, **named)
+        made.append(self)
 
-    monkeypatch.setattr(Arm, "drop", noted)
+    monkeypatch.setattr(ArmTrainer, "__init__", noted)
     short_of_memory(monkeypatch, "bb", 2)
     trained(tmp_path, ["a", "bb"])
-    (arm,) = dropped
-    assert not arm.optimizer.state
-    assert all(parameter.grad is None for parameter in arm.learner.parameters())
+    assert [bool(arm.optimizer.state) for arm in made] == [True, False]
+    assert all(parameter.grad is None for parameter in made[1].objective.parameters())
 
 
 def test_a_run_by_itself_ends_where_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,16 +88,27 @@ def test_a_run_by_itself_ends_where_memory_is_short(tmp_path: Path, monkeypatch:
         trained(tmp_path, ["a"], keep_going=False)
 
 
+def test_a_checkpoint_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
+    trained(tmp_path, ["a"])
+    path = tmp_path / "a" / "checkpoints" / "last.ckpt"
+    state = load_checkpoint(path)
+    state["distiller"] = {f"other.{name}": value for name, value in state["distiller"].items()}
+    save_checkpoint(path, state)
+    with pytest.raises(SegtailorError, match=r"last.ckpt is of another version .*; finish the run with") as caught:
+        trained(tmp_path, ["a"])
+    assert "\n" not in str(caught.value)
+
+
 def test_memory_is_measured_on_a_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU's own counters are read where the step is logged; the bytes that others hold are taken off."""
     assert trained(tmp_path, ["a"])["a"].peak_bytes is None
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 1000)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 5000)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
-    fabric, task = SimpleNamespace(device=torch.device("cuda")), SimpleNamespace(train=TRAIN)
-    arm: Any = SimpleNamespace(fabric=fabric, task=task, state=Progress(), _held=lambda: 600)
-    with Arm.measured(arm, 1):
+    fabric, spec = SimpleNamespace(device=torch.device("cuda")), SimpleNamespace(train=TRAIN)
+    arm: Any = SimpleNamespace(fabric=fabric, spec=spec, state=RunState(), _held=lambda: 600)
+    with ArmTrainer.measured(arm, 1):
         assert arm.state.peak_bytes == 0
-    with Arm.measured(arm, 2):
+    with ArmTrainer.measured(arm, 2):
         pass
     assert arm.state.peak_bytes == 4600

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from segtailor.config import OptimizerConfig, ScheduleConfig
-from segtailor.engine.optim import AveragedWeights, build_optimizer, learning_rate, set_learning_rate
+from segtailor.engine.loop import learning_rate, set_learning_rate
+from segtailor.engine.optim import AveragedWeights, build_optimizer
 from segtailor.models import Preprocess, create_model
 from segtailor.models.adapters.wrapper import Adapted
 

@@ -13,9 +13,9 @@ import torch
 import segtailor
 import segtailor.jobs.compare as compare_job
 from segtailor.config import CompareRecipe
-from segtailor.engine.preemption import RunStopped, StopRequest
+from segtailor.engine.runs import RunStopped, StopRequest
 from segtailor.errors import SegtailorError
-from segtailor.jobs.build import all_arms, arm_recipe, baseline_of
+from segtailor.jobs.compare import all_arms, arm_recipe, baseline_of
 from segtailor.models import create_model, load_model, save_model
 from segtailor.recipes import load_recipe
 from segtailor.results.model import read_comparison

@@ -44,7 +44,7 @@ def run(tmp_path):
 def test_a_published_folder_is_read_back_with_the_same_logits_and_classes(run, tmp_path):
     to = tmp_path / "repo"
     assert publish(run, f"hf:{to}") == str(to)
-    model, own = load_model(f"hf:{to}").eval(), load_model(run).eval()
+    model, own = load_model(f"hf:{to}"), load_model(run)
     images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
     assert torch.equal(model(images).logits, own(images).logits)
     assert model.classes == tuple(CLASSES)

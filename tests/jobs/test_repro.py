@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import segtailor
+from segtailor.cli import app
 from segtailor.errors import SegtailorError
 from segtailor.jobs.repro import Reproduction, repro
 from segtailor.methods import check_options
@@ -56,6 +57,20 @@ def test_a_record_names_what_it_has(comparison: Path, tmp_path: Path, monkeypatc
     ):
         with pytest.raises(SegtailorError, match=message):
             repro(name, arm=arm, seed=seed)
+
+
+@pytest.mark.parametrize("words", [["kt"], ["kt", "first"], ["kt", "0", "1"]])
+def test_the_command_takes_a_record_an_arm_and_a_seed(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SegtailorError, match="as in: segtailor repro final kt 0"):
+        app(["repro", "final", *words, "--run.name", "x"], standalone_mode=False)
+
+
+def test_the_command_trains_a_row_of_a_record(
+    comparison: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_record(comparison, tmp_path / "tiny", "abc1234")
+    app(["repro", str(tmp_path / "tiny"), "kt", "0", "--run.folder", str(tmp_path)], standalone_mode=False)
+    assert "kt, seed 0: mIoU" in capsys.readouterr().out
 
 
 def test_a_row_is_trained_with_what_it_changed_of_the_recipe(comparison: Path, tmp_path: Path) -> None:

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 import segtailor
-from segtailor.engine.checkpoint import load_checkpoint
 from segtailor.engine.logging import read_metrics
-from segtailor.engine.preemption import RunStopped, StopRequest
+from segtailor.engine.runs import RunStopped, StopRequest, load_checkpoint
 from segtailor.errors import SegtailorError
 from tiny import tiny_distill, tiny_train
 

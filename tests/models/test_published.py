@@ -32,7 +32,7 @@ def error_of(path: Path) -> str:
 def test_a_published_checkpoint_is_recognized_and_gives_the_published_outputs(name: str, tmp_path: Path) -> None:
     path = tmp_path / "anything.pth"
     torch.save(checkpoint(name), path)
-    model = load_model(f"published:{path}", num_classes=19).eval()
+    model = load_model(f"published:{path}", num_classes=19)
     assert model.name == name
     assert count_parameters(model) == LAYOUTS[name]["parameters"]
     assert [(key, tuple(value.shape)) for key, value in to_published(model).items()] == layout(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from segtailor.config import DataConfig
@@ -19,7 +20,7 @@ from segtailor.data.folder import create_folder
 from segtailor.data.hf import create_hf
 from segtailor.data.loveda import LOVEDA, create_loveda
 from segtailor.data.mapillary import MAPILLARY, create_mapillary
-from segtailor.data.pack.reader import create_packed
+from segtailor.data.packed import create_packed
 from segtailor.data.pascal_context import PASCAL_CONTEXT, create_pascal_context
 from segtailor.data.subset import limit_dataset
 from segtailor.data.toy import LENGTHS, LICENSE, Toy, create_toy
@@ -65,7 +66,7 @@ EXTERNAL_FIELDS = BENCHMARK_FIELDS | {"classes"}
 REFUSED = frozenset({"classes", "splits", "masks", "annotations"})
 
 # One line for each benchmark data set: what it is, and what opens it.
-_BENCHMARKS: tuple[tuple[BenchmarkDataset, Create], ...] = (
+READERS: tuple[tuple[BenchmarkDataset, Create], ...] = (
     (ADE20K, create_ade20k),
     (CAMVID, create_camvid),
     (CITYSCAPES, create_cityscapes),
@@ -75,7 +76,7 @@ _BENCHMARKS: tuple[tuple[BenchmarkDataset, Create], ...] = (
     (PASCAL_CONTEXT, create_pascal_context),
     (VOC, create_voc),
 )
-BENCHMARKS: dict[str, BenchmarkDataset] = {benchmark.name: benchmark for benchmark, _ in _BENCHMARKS}
+BENCHMARKS: dict[str, BenchmarkDataset] = {benchmark.name: benchmark for benchmark, _ in READERS}
 FORMS: dict[str, Reader] = {
     "coco-json": Reader(
         create_coco_json,
@@ -101,7 +102,7 @@ FORMS: dict[str, Reader] = {
 }
 """Your own images in the forms that are read, and toy."""
 DATASETS: dict[str, Create] = {
-    **{benchmark.name: create for benchmark, create in _BENCHMARKS},
+    **{benchmark.name: create for benchmark, create in READERS},
     **{name: reader.create for name, reader in FORMS.items()},
 }
 
@@ -115,15 +116,14 @@ def create_dataset(config: DataConfig, split: str, training: bool) -> Segmentati
     folders, for images or masks without a partner and for a limit above the number of samples.
     """
     create = DATASETS.get(config.name)
-    factory = find_factory(config.name) if create is None else None
-    if create is None and factory is None:
-        hint = "For your own images and masks use the name 'folder', for your own reader 'module:package.file:factory'"
-        raise unknown("data set", config.name, list_datasets(), hint)
+    if create is None:
+        factory = find_factory(config.name)
+        if factory is None:
+            hint = "For your own images and masks use 'folder', for your own reader 'module:package.file:factory'"
+            raise unknown("data set", config.name, list_datasets(), hint)
+        create = partial(create_external, factory)
     check_fields(config)
-    if create is not None:
-        dataset = create(config, split, training)
-    elif factory is not None:
-        dataset = create_external(factory, config, split, training)
+    dataset = create(config, split, training)
     if config.limit is not None and training and split == config.train_split:
         return limit_dataset(dataset, config.limit)
     return dataset

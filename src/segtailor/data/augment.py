@@ -73,7 +73,7 @@ def cut_window(
         inner_image, inner_target = inner_image[:, :, ::-1], inner_target[:, ::-1]
     if (counts[0], counts[1]) == crop:
         return np.ascontiguousarray(inner_image), np.ascontiguousarray(inner_target)
-    # padding lies at the bottom and the right before the flip, so at the left after it
+    # padding is at the bottom and the right before the flip, so at the left after it
     start = crop[1] - counts[1] if window.flip else 0
     inside = (slice(0, counts[0]), slice(start, start + counts[1]))
     whole_image = np.empty((3, *crop), np.uint8)

@@ -18,7 +18,7 @@ from segtailor.data.paired import FileDataset, MaskValues
 from segtailor.data.pairing import Pair, pair_folders, require_folder
 from segtailor.files import VOID
 
-# Where the parts of each split lie: the folder of images, and the set of annotations.
+# The parts of each split: the folder of images, and the set of annotations.
 FINE, COARSE = "gtFine", "gtCoarse"
 PARTS: dict[str, tuple[tuple[str, str], ...]] = {
     "train": (("train", FINE),),

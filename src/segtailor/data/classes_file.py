@@ -94,7 +94,7 @@ class ClassesFile(Strict):
         return void
 
     def without(self, names: Collection[str], void: bool) -> ClassesFile:
-        """Return the file without the classes ``names``; their mask values are ``void``, or stand for nothing."""
+        """Return the file without the classes ``names``; their mask values are ``void``, or errors."""
         rows = list(zip(self.classes, self.colors(), self.class_values(), strict=True))
         kept = [row for row in rows if row[0] not in names]
         left = [value for name, _, value in rows if name in names] if void else []

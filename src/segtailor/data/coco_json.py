@@ -263,7 +263,7 @@ def decode_runs(shape: dict[str, Any], size: Size) -> NDArray[np.bool_]:
 
 
 def decode_text(text: str) -> NDArray[np.int64]:
-    """Return the run lengths that COCO's compressed ``text`` stands for.
+    """Return the run lengths encoded in COCO's compressed ``text``.
 
     A character holds five bits and a sixth that says whether more follow, lowest first, the last with a sign; from the
     fourth number on, differences to the number two before are stored.

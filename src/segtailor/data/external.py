@@ -96,6 +96,8 @@ def _described(pairs: Any, classes: Classes | None, name: str) -> ClassesFile:
 def to_image(image: Any, where: str) -> Tensor:
     """Return a PIL image, an array or a tensor as RGB bytes (3,H,W); ``where`` names it in a ``SegtailorError``."""
     if isinstance(image, Image.Image):
+        if image.mode[0] in "FI":  # Pillow would clip its pixels, whatever their range
+            raise SegtailorError(f"{where} has the mode {image.mode}; convert it to 8 bits a channel")
         image = np.array(image.convert("RGB"))
     if isinstance(image, np.ndarray):
         if image.ndim != 2 and (image.ndim != 3 or image.shape[-1] not in (1, 3, 4)):
@@ -177,7 +179,7 @@ def create_external(factory: Callable[..., Any], config: DataConfig, split: str,
         return TorchDataset(made, config.classes, name=config.name, split=split, training=training, config=config)
     fields = ("classes", "values", "void")
     if ignored := [f"data.{field}" for field in fields if getattr(config, field) is not None]:
-        raise SegtailorError(f"{config.name} has classes and masks of its own; leave {' and '.join(ignored)} out")
+        raise SegtailorError(f"{config.name} defines its classes and masks; leave {' and '.join(ignored)} out")
     made.name, made.split = getattr(made, "name", config.name), getattr(made, "split", split)
     check_classes(config.name, tuple(made.classes))
     if not hasattr(made, "palette"):

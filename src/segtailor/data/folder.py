@@ -22,7 +22,7 @@ def annotation_file(config: DataConfig, split: str, kind: str) -> Path:
     if config.annotations is None:
         raise SegtailorError(f"the data set '{config.name}' needs data.annotations: {kind}")
     if config.root is not None:
-        require_folder(config.root, "set data.root to the folder under which the images lie, or leave it out")
+        require_folder(config.root, "set data.root to the folder of the images, or leave it out")
     given = Path(str(config.annotations).replace(PLACEHOLDER, split))
     places = [given] if config.root is None else [given, config.root / given]
     for path in dict.fromkeys(places):

@@ -221,10 +221,26 @@ def _batches(positions: TrainingPositions, plan: Sequence[list[int]], workers: i
         # only seeds torch in the workers, where nothing draws from it; its own so that the global state stays as it was
         generator=torch.Generator().manual_seed(positions.seed),
     )
-    for batch in loader:
-        if isinstance(batch, SegtailorError):
-            raise batch
-        yield batch
+    iterator = iter(loader)
+    processes = list(getattr(iterator, "_workers", ()))
+    try:
+        for batch in iterator:
+            if isinstance(batch, SegtailorError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise SegtailorError(
+            "a data-loading process was killed, probably because memory ran out; lower data.workers or train.batch and "
+            "continue with --run.exists resume"
+        ) from error
+    finally:
+        del (
+            iterator
+        )  # asks the processes to end; those that do not, one of them being dead, would be waited for at exit
+        for process in processes:
+            process.kill()
 
 
 def _close(batches: weakref.ref[Generator[Batch, None, None]]) -> None:

@@ -41,6 +41,6 @@ def create_loveda(config: DataConfig, split: str, training: bool) -> FileDataset
 
 def _pairs(folder: Path, scene: str) -> tuple[Pair, ...]:
     images, masks = (require_folder(folder / scene / name, HINT) for name in ("images_png", "masks_png"))
-    # both scenes have names of their own, but a name should say where the image lies
+    # file names are unique across scenes, but a name should show the scene
     found = pair_folders(images, masks, f"loveda {folder.name} {scene}")
     return tuple(pair._replace(name=f"{scene}/{pair.name}") for pair in found)

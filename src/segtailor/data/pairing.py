@@ -113,7 +113,7 @@ def files_by_key(
     for path in list_files(folder):
         stem = path.relative_to(folder).with_suffix("").as_posix()
         key = key_of(stem) if path.suffix.lower() in suffixes else None
-        if key is not None:  # macOS writes accents as letters of their own
+        if key is not None:  # macOS writes accents as separate characters
             found[unicodedata.normalize("NFC", key)].append(path)
     repeated = sorted(key for key, paths in found.items() if len(paths) > 1)
     if repeated and not record_missing({TWICE: (path for key in repeated for path in sorted(found[key]))}):

@@ -26,7 +26,7 @@ PASCAL_CONTEXT = BenchmarkDataset(
     ),
 )
 INNER = ("VOCdevkit/VOC2010", "VOC2010")
-# Where masks may lie: PNGs made with the Detail API, the authors' PNGs, and their MATLAB files of 459 labels.
+# The folders of masks: PNGs made with the Detail API, the authors' PNGs, and their MATLAB files of 459 labels.
 DETAIL_MASKS, AUTHORS_MASKS, MAT_MASKS = "SegmentationClassContext", "59_context_labels", "trainval"
 LISTS = ("ImageSets/SegmentationContext", "ImageSets/Main")
 HINT = (

@@ -85,7 +85,7 @@ def create_toy(config: DataConfig, split: str, training: bool) -> Toy:
 
 
 def draw_scene(seed: Sequence[int], size: Size) -> tuple[Image, Image]:
-    """Return image (3,H,W) and target (H,W), uint8, of the scene that ``seed`` stands for, drawn at ``size``."""
+    """Return image (3,H,W) and target (H,W), uint8, of the scene of ``seed``, drawn at ``size``."""
     scene = Scene(np.random.default_rng(list(seed)), size)
     scene.draw_ground()
     scene.draw_blocks()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -13,7 +14,6 @@ from segtailor.config import TrainConfig
 from segtailor.errors import SegtailorError, reason
 
 T = TypeVar("T")
-
 PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "fp32": "32-true",
     "bf16": "bf16-mixed",
@@ -66,34 +66,22 @@ def launch(config: TrainConfig, find_unused_parameters: bool = False) -> Any:
 
 def world_from_environment() -> int | None:
     """Return the processes per node that ``torchrun`` started, if it did."""
-    import os
-
     value = os.environ.get("LOCAL_WORLD_SIZE")
     return int(value) if value else None
 
 
-def split_batch(batch: int, micro_batch: int | None, world: int) -> tuple[int, int]:
-    """Return (images per micro-batch, micro-batches a step) of one process for the global ``batch``.
-
-    >>> split_batch(16, 4, 2)
-    (4, 2)
-    """
-    if batch % world:
-        raise SegtailorError(f"train.batch {batch} does not divide by {world} processes; choose a multiple of {world}")
-    local = batch // world
-    micro = min(micro_batch or local, local)
-    if local % micro:
-        raise SegtailorError(f"train.micro_batch {micro} does not divide the {local} images of a process")
-    return micro, local // micro
-
-
-def seed_step(seed: int, step: int, rank: int, part: int = 0) -> None:
-    """Seed every generator as a function of (seed, step, rank, micro-batch) alone.
-
-    So a resumed run draws the same, and a learner among others draws what it would alone.
-    """
-    value = (seed * 1_000_003 + step) * 1_009 + rank
-    torch.manual_seed((value + (part << 48)) % (2**63))
+def on_first_process(fabric: Any, action: Callable[[], T]) -> T:
+    """Run ``action`` on the first process and hand its result, or its error, to all."""
+    outcome: tuple[Any, str | None] = (None, None)
+    if fabric.is_global_zero:
+        try:
+            outcome = (action(), None)
+        except SegtailorError as error:
+            outcome = (None, str(error))
+    value, problem = fabric.broadcast(outcome) if fabric.world_size > 1 else outcome
+    if problem is not None:
+        raise SegtailorError(problem)
+    return value  # type: ignore[no-any-return]
 
 
 def any_process(fabric: Any, flag: bool, device: torch.device) -> bool:
@@ -125,17 +113,3 @@ def average_over_processes(fabric: Any, tensors: Sequence[Tensor]) -> None:
     mean = fabric.all_reduce(torch.cat([tensor.flatten() for tensor in tensors]), reduce_op="mean")
     for tensor, value in zip(tensors, mean.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(value.view_as(tensor))
-
-
-def on_first_process(fabric: Any, action: Callable[[], T]) -> T:
-    """Run ``action`` on the first process and hand its result, or its error, to all."""
-    outcome: tuple[Any, str | None] = (None, None)
-    if fabric.is_global_zero:
-        try:
-            outcome = (action(), None)
-        except SegtailorError as error:
-            outcome = (None, str(error))
-    value, problem = fabric.broadcast(outcome) if fabric.world_size > 1 else outcome
-    if problem is not None:
-        raise SegtailorError(problem)
-    return value  # type: ignore[no-any-return]

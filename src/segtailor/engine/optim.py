@@ -1,4 +1,4 @@
-"""Optimizer, learning-rate schedule and averaged weights."""
+"""Optimizer and averaged weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
-from segtailor.config import OptimizerConfig, ScheduleConfig
+from segtailor.config import OptimizerConfig
 from segtailor.models.network import Network
 
 
@@ -38,25 +38,6 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
     if config.name == "sgd":
         return torch.optim.SGD(listed, lr=config.lr, momentum=config.momentum)
     return torch.optim.AdamW(listed, lr=config.lr, betas=config.betas)
-
-
-def learning_rate(step: int, steps: int, lr: float, schedule: ScheduleConfig) -> float:
-    """Return the poly learning rate of ``step`` (counted from 1), with linear warm-up and a floor.
-
-    >>> learning_rate(1, 100, 0.02, ScheduleConfig(power=0.9))
-    0.02
-    >>> round(learning_rate(51, 100, 0.02, ScheduleConfig(power=1.0, floor=0.01)), 6)
-    0.015
-    """
-    floor = min(schedule.floor, lr)
-    poly: float = floor + (lr - floor) * (1 - (step - 1) / steps) ** schedule.power
-    return float(poly * min(1.0, step / schedule.warmup)) if schedule.warmup else poly
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group ``lr`` times the group's own factor."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
 
 
 M = TypeVar("M", bound=nn.Module)

@@ -1,18 +1,25 @@
-"""A run's folder: new, resumed or replaced, never overwritten by surprise."""
+"""A run's folder and checkpoint: new, resumed or replaced, never overwritten by surprise, and whole after a stop."""
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import torch
 import yaml
 from pydantic import ValidationError
 
 from segtailor.config import CompareRecipe, DistillRecipe, RunConfig, TrainRecipe
-from segtailor.errors import SegtailorError
+from segtailor.errors import SegtailorError, reason
 from segtailor.files import write_atomically
 from segtailor.recipes import REMOVED
 
@@ -47,7 +54,8 @@ def open_run(config: RunConfig, name: str, recipe: dict[str, Any]) -> RunFolder:
     written = path / "recipe.yaml"
     if path.is_file():
         raise SegtailorError(f"{path} is a file; choose another run.name or run.folder")
-    if path.exists() and any(path.iterdir()):
+    # A first write that was cut off leaves a part of a file, and no run.
+    if path.exists() and any(entry.suffix != ".partial" for entry in path.iterdir()):
         if config.exists == "error":
             raise SegtailorError(
                 f"run folder {path} exists already; choose another --run.name, or --run.exists resume or replace"
@@ -118,3 +126,100 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, item in items:
         flat.update(_flatten(item, f"{prefix}.{key}" if prefix else str(key)))
     return flat
+
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` to ``path`` atomically: on any failure the previous file stays whole.
+
+    Raises ``SegtailorError`` when the disk is full or the folder cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a training checkpoint (tensors and plain values only)."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise SegtailorError(
+            f"cannot read the checkpoint {path}: {reason(error)}; start again with run.exists replace"
+        ) from error
+    if state.get("format") != FORMAT:
+        raise SegtailorError(f"{path} is not a checkpoint of this version; start again with run.exists replace")
+    return state
+
+
+@contextmanager
+def fitting_checkpoint(path: Path) -> Iterator[None]:
+    """Turn the errors of a checkpoint at ``path`` whose tensors or values are not those of the run into one line."""
+    try:
+        yield
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise SegtailorError(
+            f"{path} is of another version of segtailor and does not fit; finish the run with that version, or start "
+            "again with run.exists replace"
+        ) from error
+
+
+class RunStopped(Exception):  # noqa: N818 - it is a request, not an error
+    """The run was asked to stop and did so after a checkpoint.
+
+    ``code`` is the exit code to leave with, ``folder`` the run's folder once the job has filled it in.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+        self.folder: Path | None = None
+
+
+class StopRequest:
+    """A context in which the first SIGINT or SIGTERM is only noted; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        # Handlers can be set in the main thread only; elsewhere the caller keeps its own.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    @property
+    def requested(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.signal is not None
+
+    @property
+    def code(self) -> int:
+        """The exit code by convention: 128 plus the signal's number."""
+        return 128 + (self.signal or 0)
+
+
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Give a ``RunStopped`` raised inside the run folder that is to be resumed."""
+    try:
+        yield
+    except RunStopped as stop:
+        stop.folder = folder
+        raise

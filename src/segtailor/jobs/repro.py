@@ -10,7 +10,7 @@ from typing import Any
 
 from segtailor.config import CompareRecipe
 from segtailor.errors import SegtailorError, unknown
-from segtailor.jobs.build import all_arms, arm_recipe
+from segtailor.jobs.compare import all_arms, arm_recipe
 from segtailor.jobs.distill import distill
 from segtailor.methods import check_options
 from segtailor.recipes import set_value, validate
@@ -81,13 +81,13 @@ def repro(
         set_value(single, key, value)
     _require_teacher(single, row)
     result = distill(json.loads(json.dumps(single)))
-    found = next(entry["miou"] for entry in result.results["rows"] if entry["role"] == "distilled")
+    found = result.results.row("distilled").miou
     found_spread = spread([outcome.miou for outcome in comparison.finished(name).values()])
     low = high = None
     if found_spread is not None and found_spread.std is not None:
         low = found_spread.mean - WIDTH * found_spread.std
         high = found_spread.mean + WIDTH * found_spread.std
-    return Reproduction(row, run.outcome.miou, float(found), low, high)
+    return Reproduction(row, run.outcome.miou, found, low, high)
 
 
 def _find(source: str | Path, arm: str | None, seed: int | None) -> tuple[Comparison, str, int, Mapping[str, Any], str]:
@@ -95,12 +95,13 @@ def _find(source: str | Path, arm: str | None, seed: int | None) -> tuple[Compar
     place = Path(source)
     if arm is None or seed is None:
         place = place.parent if place.name == "outcome.json" else place
-        if not (place / "outcome.json").is_file():
+        number = place.name.removeprefix("seed")
+        if not (place / "outcome.json").is_file() or not number.isdigit():
             raise SegtailorError(
                 f"no row at {source}: give COMPARISON/arms/ARM/seedN, a folder with an outcome.json, or a record with "
                 "an arm and a seed: segtailor repro NAME ARM SEED"
             )
-        place, arm, seed = place.parents[2], place.parent.name, int(place.name.removeprefix("seed"))
+        place, arm, seed = place.parents[2], place.parent.name, int(number)
     rows: Mapping[tuple[str, int], Mapping[str, Any]] = {}
     if place.is_dir():
         comparison = read_comparison(place)

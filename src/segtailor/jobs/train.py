@@ -12,8 +12,7 @@ from torch import nn
 from segtailor.config import Strict, TrainRecipe
 from segtailor.engine.launch import launch, on_first_process
 from segtailor.engine.loop import Trained
-from segtailor.engine.preemption import resumable
-from segtailor.engine.runs import open_run
+from segtailor.engine.runs import open_run, resumable
 from segtailor.evaluation import inference_settings
 from segtailor.jobs.build import (
     Arm,

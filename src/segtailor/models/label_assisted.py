@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
-from segtailor.files import write_atomically
 from segtailor.models.adapters.weights import check_state_dict
 from segtailor.models.network import Network, Preprocess, SegOutput
-from segtailor.models.store import read_card
+from segtailor.models.store import CARD_VERSION, read_card, write_weights
 from segtailor.models.teacher import Teacher
 
 Codes = Literal["random", "fixed"]
@@ -132,10 +130,7 @@ class LabelAssistedTeacher(Teacher):
 
 def save_assisted(model: Network, path: Path, card: Mapping[str, Any]) -> None:
     """Write a four-plane network and its card; `load_model` refuses such a file, `load_assisted` reads it."""
-    content = {"version": 1, "label_assisted": model.spec(), **card}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    data = safetensors.torch.save(tensors, metadata={"card": json.dumps(content)})
-    write_atomically(path, lambda file: file.write(data))
+    write_weights(model, path, {"version": CARD_VERSION, "label_assisted": model.spec(), **card})
 
 
 def load_assisted(model: Network, path: Path) -> None:

@@ -16,6 +16,26 @@ from segtailor.models.mit import MIT_SIZES
 from segtailor.models.network import Network, Preprocess, SegOutput
 from segtailor.models.taps import NamedTaps
 
+PUBLISHED_RESNETS = ("resnet18", "resnet50", "resnet101")
+PUBLISHED_HEADS = ("deeplabv3", "pspnet")
+PUBLISHED_PREPROCESS: dict[str, Any] = {
+    "mean": (104.00698793, 116.66876762, 122.67891434),
+    "std": (1.0, 1.0, 1.0),
+    "scale": 1.0,
+    "channel_order": "bgr",
+}
+"""The published benchmark's input: BGR in 0..255 minus the mean color."""
+
+COMMON_BACKBONES = (
+    *("resnet18", "resnet50", "resnet101", "resnet18d", "resnet50d", "mobilenetv2", "mobilenetv3_large_100"),
+    *("mobilenetv4_conv_small", "tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2"),
+    *("efficientnet_b0", "lcnet_050", "lcnet_100", "regnety_002", "convnext_atto", "convnext_tiny"),
+    *("swin_tiny_patch4_window7_224", "vit_small_patch16_224"),
+    *("vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"),
+)
+MIT_STRIDE = 32
+MOST_CLASSES = 255
+
 
 class Segmenter(Network):
     """A backbone with a head and, for most heads, an auxiliary FCN head on the last map but one.
@@ -103,27 +123,6 @@ class Segmenter(Network):
             **self.options,
             "preprocess": self.preprocess.spec(),
         }
-
-
-PUBLISHED_RESNETS = ("resnet18", "resnet50", "resnet101")
-PUBLISHED_HEADS = ("deeplabv3", "pspnet")
-PUBLISHED_PREPROCESS: dict[str, Any] = {
-    "mean": (104.00698793, 116.66876762, 122.67891434),
-    "std": (1.0, 1.0, 1.0),
-    "scale": 1.0,
-    "channel_order": "bgr",
-}
-"""The published benchmark's input: BGR in 0..255 minus the mean color."""
-
-COMMON_BACKBONES = (
-    *("resnet18", "resnet50", "resnet101", "resnet18d", "resnet50d", "mobilenetv2", "mobilenetv3_large_100"),
-    *("mobilenetv4_conv_small", "tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2"),
-    *("efficientnet_b0", "lcnet_050", "lcnet_100", "regnety_002", "convnext_atto", "convnext_tiny"),
-    *("swin_tiny_patch4_window7_224", "vit_small_patch16_224"),
-    *("vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"),
-)
-MIT_STRIDE = 32
-MOST_CLASSES = 255
 
 
 def list_models() -> list[str]:

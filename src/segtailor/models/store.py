@@ -12,7 +12,7 @@ from typing import Any, overload
 import safetensors
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segtailor.config import ModelConfig, TeacherConfig
 from segtailor.errors import SegtailorError
@@ -20,9 +20,9 @@ from segtailor.files import write_atomically
 from segtailor.models.adapters import TEACHERS_ONLY, Choices, family_of, load_adapted
 from segtailor.models.adapters.hf_files import quiet
 from segtailor.models.adapters.python_module import OBJECT, adapt
-from segtailor.models.adapters.weights import bare, check_state_dict, count_classes, fill, read_weights
-from segtailor.models.adapters.wrapper import Adapted
-from segtailor.models.network import Network, Preprocess
+from segtailor.models.adapters.weights import bare, check_state_dict, count_classes, fill_from, read_weights
+from segtailor.models.adapters.wrapper import Adapted, make_preprocess
+from segtailor.models.network import Network
 from segtailor.models.published import load_published
 from segtailor.models.segmenter import create_model
 
@@ -48,9 +48,13 @@ def save_model(model: Network, path: str | Path, card: dict[str, Any] | None = N
     """
     given = _renamed(card or {})
     licenses = {**model.licenses, **given.pop("licenses", {})}
-    content = {"version": CARD_VERSION, "model": model.spec(), "licenses": licenses, **given}
+    write_weights(model, path, {"version": CARD_VERSION, "model": model.spec(), "licenses": licenses, **given})
+
+
+def write_weights(model: nn.Module, path: str | Path, card: dict[str, Any]) -> None:
+    """Write the tensors of ``model`` with ``card`` as it is, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    data = safetensors.torch.save(tensors, metadata={"card": json.dumps(content)})
+    data = safetensors.torch.save(tensors, metadata={"card": json.dumps(card)})
     write_atomically(path, lambda file: file.write(data))
 
 
@@ -113,7 +117,7 @@ def load_model(
         if given.classifier is not None:
             raise SegtailorError(f"{uri} has no option classifier; leave it out")
         model.name_taps(given.taps or {})
-        model.preprocess = Preprocess(**{**model.preprocess.spec(), **given.preprocess})
+        model.preprocess = make_preprocess(text, {**model.preprocess.spec(), **given.preprocess})
     else:
         model = _load_own(find_weights(uri), given, module)
     if num_classes is not None and model.num_classes != num_classes:
@@ -170,20 +174,25 @@ def _with_weights(config: ModelConfig, num_classes: int | None) -> Network:
 def _filled(config: ModelConfig, path: Path, num_classes: int | None) -> Network:
     """Return the network of another library that ``config`` names, filled from a foreign file."""
     tensors = read_weights(path)
-    network = create_model(config.model, num_classes or 2, **config.options())
-    if not isinstance(network, Adapted):
-        raise SegtailorError(f"{config.model} takes no weights file; leave teacher.weights out")
-    found = count_classes(bare(tensors, network), network)
+    network, fitting = _built(config, num_classes or 2, tensors)
+    found = count_classes(fitting, network)
     if num_classes is None and found is not None and found != network.num_classes:
-        network = create_model(config.model, found, **config.options())
+        network, fitting = _built(config, found, tensors)
     elif num_classes is not None and found not in (None, num_classes):
         raise SegtailorError(
             f"{path} has {found} classes where {num_classes} are asked for; give weights trained on these classes, or "
             "for a teacher a class_map"
         )
-    assert isinstance(network, Adapted)
-    fill(network, path)
+    fill_from(network, fitting, str(path))
     return network
+
+
+def _built(config: ModelConfig, num_classes: int, tensors: dict[str, Tensor]) -> tuple[Adapted, dict[str, Tensor]]:
+    """Return the fresh network, and ``tensors`` under its names."""
+    network = create_model(config.model, num_classes, **config.options())
+    if not isinstance(network, Adapted):
+        raise SegtailorError(f"{config.model} takes no weights file; leave teacher.weights out")
+    return network, bare(tensors, network)
 
 
 def _check_name(network: Network, config: ModelConfig) -> Network:

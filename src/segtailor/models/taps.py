@@ -14,6 +14,12 @@ from segtailor.models.network import Network
 
 Side = Literal["input", "output"]
 
+RESERVED = ("feature", "classifier_input", "logits", "aux_logits")
+PROBE = (96, 128)
+
+MOST_PREFIX = 8
+"""Tokens in front that stand for no place: the class token and registers."""
+
 
 class Source(NamedTuple):
     """Where a tap is read: the module's path below the network, and whether before or after it."""
@@ -129,10 +135,6 @@ def to_map(value: Tensor, layout: str, size: torch.Size | tuple[int, ...], tap: 
     return tokens.transpose(1, 2).reshape(len(tokens), -1, height, count // height)
 
 
-MOST_PREFIX = 8
-"""Tokens in front that stand for no place: the class token and registers."""
-
-
 class Step(NamedTuple):
     """One module's run: its path, itself, its first input and its first output."""
 
@@ -229,10 +231,6 @@ def layout_at(
         shape = "no tensor" if tensor is None else f"a tensor of shape {list(tensor.shape)}"
         raise SegtailorError(f"{network}: {source.path} gives {shape}, no map of the image; choose another tap")
     return layout
-
-
-RESERVED = ("feature", "classifier_input", "logits", "aux_logits")
-PROBE = (96, 128)
 
 
 class NamedTaps:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from segtailor.report.comparison_tables import Heat, heat, mean_gain
+from segtailor.report.comparison_tables import Heat, heat, mean_gain, seed_gains
 from segtailor.report.read import Records, Source, logged
 from segtailor.report.svg import (
     Dot,
@@ -166,28 +166,27 @@ def boundary_gains(source: Source) -> BoundaryGains | None:
     alone = {seed: _by_band(run.boundary) for seed, run in comparison.finished(source.baseline).items()}
     bands = next((list(rows) for rows in alone.values() if rows), [])
     levels = {band: {seed: _miou(rows, band) for seed, rows in alone.items()} for band in bands}
-    found: dict[str, list[dict[int, float | None]]] = {}
+    lines, ends, means = [], [], []
     for result in source.rivals:
         own = {seed: _by_band(run.boundary) for seed, run in comparison.finished(result.arm).items()}
         rows = [{seed: _miou(own[seed], band) for seed in result.differences} for band in bands]
-        if any(mean_gain(row, levels[band]) is not None for row, band in zip(rows, bands, strict=True)):
-            found[result.arm] = rows
-    if not found:
+        gains = [seed_gains(row, levels[band]) for row, band in zip(rows, bands, strict=True)]
+        line = [
+            (float(place), 100 * sum(each) / len(each), 100 * min(each), 100 * max(each))
+            for place, each in enumerate(gains)
+            if each
+        ]
+        if line:
+            lines.append(Line(result.arm, result.arm, "distilled", line))
+            first, last = (points(line[place][1] / 100) for place in (0, -1))
+            ends.append(f"{result.arm} from {first} nearest to {last} furthest")
+            means.append([sum(each) / len(each) if each else None for each in gains])
+    if not lines:
         return None
-    lines, ends = [], []
-    for arm, rows in found.items():
-        curves: dict[int, list[Range]] = {}
-        for place, (band, row) in enumerate(zip(bands, rows, strict=True)):
-            for seed, miou in row.items():
-                other = levels[band].get(seed)
-                if miou is not None and other is not None:
-                    curves.setdefault(seed, []).append((float(place), 100 * (miou - other)))
-        lines.append(Line(arm, arm, "distilled", _means(curves)))
-        first, last = (points(lines[-1].points[place][1] / 100) for place in (0, -1))
-        ends.append(f"{arm} from {first} nearest to {last} furthest")
+    arms = [line.name for line in lines]
     names = {float(place): _band_name(band) for place, band in enumerate(bands)}
     plot = Plot("Gain over the student alone", "points of mIoU", lines, "; ".join(ends),
-                "distance from a label boundary, pixels", tuple(found)[:2], names)  # fmt: skip
+                "distance from a label boundary, pixels", tuple(arms[:2]), names)  # fmt: skip
     margin = 0.35  # so that the outer bands keep clear of the plot's edges
     draw(plot, (-margin, len(bands) - 1 + margin), [("alone", "Student alone", 0.0)],
          extent([line.points for line in lines], [0.0]))  # fmt: skip
@@ -201,20 +200,9 @@ def boundary_gains(source: Source) -> BoundaryGains | None:
         [percent(count / sum(pixels), 1) if sum(pixels) else "" for count in pixels],
         [percent(mean_gain(levels[band], zero), 1) for band in bands],
         [percent(_miou(teacher, band), 1) for band in bands] if teacher else None,
-        list(found),
-        heat(
-            [[mean_gain(row, levels[band]) for row, band in zip(rows, bands, strict=True)] for rows in found.values()]
-        ),
+        arms,
+        heat(means),
     )
-
-
-def _means(curves: dict[int, list[Range]]) -> list[Point]:
-    """Return mean, lowest and highest over the seeds that have a value, place by place."""
-    by_place: dict[float, list[float]] = {}
-    for curve in curves.values():
-        for place, gain in curve:
-            by_place.setdefault(place, []).append(gain)
-    return [(place, sum(gains) / len(gains), min(gains), max(gains)) for place, gains in sorted(by_place.items())]
 
 
 def _by_band(boundary: object) -> dict[Band, dict[str, Any]]:

@@ -237,14 +237,19 @@ def heat(gains: Sequence[Sequence[float | None]]) -> Heat:
     return Heat([[_cell(gain, most) for gain in row] for row in gains], most)
 
 
-def mean_gain(arm: Mapping[int, float | None], alone: Mapping[int, float | None]) -> float | None:
-    """Return the mean of arm minus alone over the seeds that have both; None when none has.
+def seed_gains(arm: Mapping[int, float | None], alone: Mapping[int, float | None]) -> list[float]:
+    """Return arm minus alone for each seed that has both.
 
-    >>> mean_gain({0: 0.75, 1: None, 2: 0.5}, {0: 0.5, 1: 0.5, 3: 0.1})
-    0.25
+    >>> seed_gains({0: 0.75, 1: None, 2: 0.5}, {0: 0.5, 1: 0.5, 3: 0.1})
+    [0.25]
     """
     pairs = [(value, alone.get(seed)) for seed, value in arm.items()]
-    gains = [mine - other for mine, other in pairs if mine is not None and other is not None]
+    return [mine - other for mine, other in pairs if mine is not None and other is not None]
+
+
+def mean_gain(arm: Mapping[int, float | None], alone: Mapping[int, float | None]) -> float | None:
+    """Return the mean of :func:`seed_gains`; None where there are none."""
+    gains = seed_gains(arm, alone)
     return sum(gains) / len(gains) if gains else None
 
 

@@ -8,12 +8,17 @@ JSON line a row, that is one arm with one seed: its scores and times, and the co
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
+from segtailor.config import CompareRecipe
 from segtailor.engine.runs import FREE_TO_CHANGE
 from segtailor.errors import SegtailorError, reason, unknown
 from segtailor.files import write_atomically
@@ -53,41 +58,19 @@ def write_record(folder: str | Path, out: str | Path, commit: str = "", **about:
         path = arm_folder(found.folder, arm, seed) / "outcome.json"
         if arm in found.recipe["arms"]:
             plan["recipe"]["arms"].setdefault(arm, found.recipe["arms"][arm])
-        changes = changed(_row_recipe(plan["recipe"], arm), _row_recipe(given(found.recipe), arm))
+        changes = changed(_row_recipe(plan["recipe"], arm), _row_recipe(found.recipe, arm))
         rows[arm, seed] = slim(_read_json(path)) | {
             "alone_seconds": alone[seed].seconds_shared if seed in alone else None,
             **{key: {**found.environment, "commit": commit}.get(key) for key in VERSIONS},
             **({"changes": changes} if changes else {}),
         }
-        if "CPU" in str(found.environment.get("device")):
-            rows[arm, seed].pop("peak_bytes", None)  # on a CPU the peak depends on the order of the arms
         if run.outcome is not None and run.outcome.images is not None:
             images[arm, seed] = run.outcome.images
         added.append((arm, seed))
     plan["arms"] = list(dict.fromkeys([*plan["arms"], *(arm for arm, _ in added)]))
     plan["seeds"] = plan["recipe"]["seeds"] = list(dict.fromkeys([*plan["seeds"], *(seed for _, seed in added)]))
-    save_record(out, {**plan, **about}, rows, images)
+    _save_record(out, {**plan, **about}, rows, images)
     return added
-
-
-def save_record(out: str | Path, plan: Mapping[str, Any], rows: Mapping[Key, Row], images: Mapping[Key, Any]) -> None:
-    """Write a record's files, rows in the order of the plan's arms and seeds."""
-    plan_path, rows_path, images_path = _paths(out)
-    keys = [(arm, seed) for arm in plan["arms"] for seed in plan["seeds"]]
-    kept = [key for key in keys if key in images]
-    if kept:
-        hits, unions = (np.stack([getattr(images[key], name) for key in kept]) for name in ("hits", "unions"))
-        names, targets = [arm for arm, _ in kept], [images[key].targets for key in kept]
-        write_atomically(
-            images_path,
-            lambda file: np.savez_compressed(
-                file, arms=np.array(names), seeds=np.array([seed for _, seed in kept], dtype=np.int32),
-                hits=hits.astype(np.int32), unions=unions.astype(np.int32), targets=np.array(targets),
-            ),
-        )  # fmt: skip
-    lines = "".join(json.dumps(rows[key]) + "\n" for key in keys if key in rows)
-    write_atomically(rows_path, lambda file: file.write(lines.encode()))
-    write_atomically(plan_path, lambda file: file.write((json.dumps(plan, indent=1) + "\n").encode()))
 
 
 def read_record(path: str | Path) -> Comparison:
@@ -160,13 +143,33 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "")
     found: dict[str, Any] = {}
     for key in dict.fromkeys([*before, *now]):
         name, old, new = f"{prefix}{key}", before.get(key), now.get(key)
-        if old == new or name in (*FREE_TO_CHANGE, "arms", "seeds"):
+        if old == new or name in (*FREE_TO_CHANGE, "arms", "seeds", "teacher.weights"):
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found.update(changed(old, new, f"{name}."))
         else:
             found[name] = new
     return found
+
+
+def _save_record(out: str | Path, plan: Mapping[str, Any], rows: Mapping[Key, Row], images: Mapping[Key, Any]) -> None:
+    """Write a record's files, rows in the order of the plan's arms and seeds."""
+    plan_path, rows_path, images_path = _paths(out)
+    keys = [(arm, seed) for arm in plan["arms"] for seed in plan["seeds"]]
+    kept = [key for key in keys if key in images]
+    if kept:
+        hits, unions = (np.stack([getattr(images[key], name) for key in kept]) for name in ("hits", "unions"))
+        names, targets = [arm for arm, _ in kept], [images[key].targets for key in kept]
+        write_atomically(
+            images_path,
+            lambda file: np.savez_compressed(
+                file, arms=np.array(names), seeds=np.array([seed for _, seed in kept], dtype=np.int32),
+                hits=hits.astype(np.int32), unions=unions.astype(np.int32), targets=np.array(targets),
+            ),
+        )  # fmt: skip
+    lines = "".join(json.dumps(rows[key]) + "\n" for key in keys if key in rows)
+    write_atomically(rows_path, lambda file: file.write(lines.encode()))
+    write_atomically(plan_path, lambda file: file.write((json.dumps(plan, indent=1) + "\n").encode()))
 
 
 def _plan(found: Comparison, name: str) -> dict[str, Any]:
@@ -182,7 +185,14 @@ def _same_teacher(recorded: Mapping[str, Any] | None, miou: float | None) -> boo
 
 
 def _row_recipe(recipe: Mapping[str, Any], arm: str) -> dict[str, Any]:
-    """Return ``recipe`` with what the arm sets, in the places of a recipe of `distill`."""
+    """Return ``recipe`` with what the arm sets, in the places of a recipe of `distill`.
+
+    Settings that an earlier version did not know get their defaults, so that they are no change.
+    """
+    with suppress(ValidationError):
+        whole = CompareRecipe.model_validate(recipe).model_dump(mode="json")
+        recipe = {**whole, "arms": recipe["arms"]}
+    recipe = given(recipe)
     own = given(recipe["arms"].get(arm) or {})
     train = {key: own[key] for key in ("optimizer", "schedule", "aux_weight", "clip") if key in own}
     row = {**recipe, **{key: own[key] for key in ("method", "student") if key in own}}
@@ -211,7 +221,7 @@ def _read_images(path: Path) -> dict[Key, ImageCounts]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return dict(_counts({name: stored[name] for name in stored.files}))
-    except (OSError, EOFError, KeyError, ValueError) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise SegtailorError(f"{path} is damaged ({reason(error)}); restore it") from error
 
 

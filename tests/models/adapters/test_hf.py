@@ -47,7 +47,7 @@ def prepared(family: str, raw: Tensor) -> Tensor:
 @pytest.mark.parametrize("family", LOGITS)
 def test_logits_are_the_librarys_own(family: str, tmp_path: Path) -> None:
     net = save(family, tmp_path)
-    network = load_model(f"hf:{tmp_path}", num_classes=5).eval()
+    network = load_model(f"hf:{tmp_path}", num_classes=5)
     raw = images(network)
     size = (raw.shape[-2], raw.shape[-1])
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_logits_are_the_librarys_own(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", MASKS)
 def test_mask_classification_gives_the_log_of_its_semantic_scores(family: str, tmp_path: Path) -> None:
     net = save(family, tmp_path)
-    network = load_model(f"hf:{tmp_path}").eval()
+    network = load_model(f"hf:{tmp_path}")
     raw = images(network)
     further = {"task_inputs": semantic_task(77).expand(2, -1)} if family == "oneformer" else {}
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_mask_classification_gives_the_log_of_its_semantic_scores(family: str, t
 def test_oneformers_task_tells_semantic_from_other_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_scipy(monkeypatch, "oneformer")
     save("oneformer", tmp_path)
-    network = load_model(f"hf:{tmp_path}").eval()
+    network = load_model(f"hf:{tmp_path}")
     raw = images(network)
     with torch.no_grad():
         before = network(raw).logits
@@ -106,7 +106,7 @@ def test_oneformers_task_tells_semantic_from_other_tasks(tmp_path: Path, monkeyp
 def test_oneformers_text_branch_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_scipy(monkeypatch, "oneformer")
     save("oneformer", tmp_path, is_training=True, text_encoder_width=64, text_encoder_vocab_size=9)
-    network = load_model(f"hf:{tmp_path}").eval()
+    network = load_model(f"hf:{tmp_path}")
     assert network(images(network)).logits.shape == (2, 5, 16, 24)
     assert not [name for name in network.state_dict() if "text_mapper" in name]
 
@@ -122,7 +122,7 @@ def test_semantic_logits_are_finite_where_no_query_has_a_pixel() -> None:
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_taps_have_the_shapes_that_the_network_says(family: str, tmp_path: Path) -> None:
     save(family, tmp_path)
-    network = load_model(f"hf:{tmp_path}").eval()
+    network = load_model(f"hf:{tmp_path}")
     raw = images(network, 1)
     with torch.no_grad():
         output = network(raw)
@@ -163,7 +163,7 @@ def test_a_student_trains_is_stored_and_rebuilt_without_the_folder(family: str, 
     assert (copied.logits - expected.logits).abs().max() <= 1e-5 * scale
     save_model(student, tmp_path / "student.safetensors")
     shutil.rmtree(tmp_path / "repository")
-    again = load_model(tmp_path / "student.safetensors", 3).eval()
+    again = load_model(tmp_path / "student.safetensors", 3)
     assert again.spec() == student.spec()
     with torch.no_grad():
         found = again(raw)
@@ -175,13 +175,13 @@ def test_a_student_trains_is_stored_and_rebuilt_without_the_folder(family: str, 
 @pytest.mark.parametrize("family", MASKS)
 def test_a_mask_classifier_is_stored_and_rebuilt_and_is_no_student(family: str, tmp_path: Path) -> None:
     save(family, tmp_path / "repository")
-    network = load_model(f"hf:{tmp_path / 'repository'}").eval()
+    network = load_model(f"hf:{tmp_path / 'repository'}")
     raw = images(network)
     save_model(network, tmp_path / "teacher.safetensors")
     with pytest.raises(SegtailorError, match="can be a teacher only"):
         build_network(ModelConfig(model=f"hf:{tmp_path / 'repository'}"), 5)
     shutil.rmtree(tmp_path / "repository")
-    again = load_model(tmp_path / "teacher.safetensors").eval()
+    again = load_model(tmp_path / "teacher.safetensors")
     with torch.no_grad():
         assert torch.allclose(again(raw).logits, network(raw).logits, atol=1e-6)
         assert torch.equal(copy.deepcopy(network)(raw).logits, network(raw).logits)

@@ -118,7 +118,7 @@ def test_tensors_that_play_no_part_may_be_missing(tmp_path: Path) -> None:
     net = save("dpt", tmp_path)
     inner = "neck.fusion_stage.layers.0.residual_layer1."
     change_weights(tmp_path, lambda tensors: {name: tensors[name] for name in tensors if not name.startswith(inner)})
-    network = load_model(f"hf:{tmp_path}").eval()
+    network = load_model(f"hf:{tmp_path}")
     raw = torch.randint(0, 256, (1, 3, 96, 96), dtype=torch.uint8)
     with torch.no_grad():
         expected = net(pixel_values=network.preprocess(raw)).logits

@@ -213,7 +213,7 @@ def test_a_student_is_stored_and_loaded_where_its_code_is(tmp_path: Path, monkey
     config = ModelConfig(model="module:mine.nets:make", taps={"early": "encoder.one"}, classifier="classifier")
     student = build_network(config, 3)
     save_model(student, tmp_path / "s.safetensors")
-    again: Network = load_model(tmp_path / "s.safetensors").eval()
+    again: Network = load_model(tmp_path / "s.safetensors")
     with torch.no_grad():
         output = again(photo(64, 96))
         torch.testing.assert_close(output.logits, student.eval()(photo(64, 96)).logits)

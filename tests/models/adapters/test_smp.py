@@ -40,7 +40,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_saved_teacher_gives_what_smp_itself_gives(architecture: str, tmp_path: Path) -> None:
     net = smp_net(architecture)
     net.save_pretrained(tmp_path)
-    teacher = load_model(f"smp:{tmp_path}").eval()
+    teacher = load_model(f"smp:{tmp_path}")
     multiple = teacher.preprocess.size_multiple
     assert multiple == MULTIPLES.get(architecture, 32)
     height, width = (150, 200) if multiple == 1 else (128, 192)
@@ -73,7 +73,7 @@ def test_a_student_is_trained_stored_and_loaded_without_the_hub(architecture: st
     output.logits.square().mean().backward()
     assert all(value.grad is not None for value in student.encoder_parameters()[:3])
     save_model(student, tmp_path / "student.safetensors")
-    again = load_model(tmp_path / "student.safetensors", CLASSES).eval()
+    again = load_model(tmp_path / "student.safetensors", CLASSES)
     with torch.no_grad():
         torch.testing.assert_close(again(photo(*size)).logits, student.eval()(photo(*size)).logits)
     assert again.tap_channels == student.tap_channels
@@ -163,7 +163,7 @@ def test_mix_transformers_carry_their_license() -> None:
 def test_one_class_by_a_sigmoid_becomes_two_by_a_softmax(tmp_path: Path) -> None:
     net = smp_net("FPN", classes=1, activation="sigmoid")
     net.save_pretrained(tmp_path)
-    teacher = load_model(f"smp:{tmp_path}", 2).eval()
+    teacher = load_model(f"smp:{tmp_path}", 2)
     images = photo(64, 96)
     with torch.no_grad():
         expected = net(teacher.preprocess(images))[:, 0]
@@ -179,7 +179,7 @@ def test_sigmoids_of_many_classes_are_noted(tmp_path: Path) -> None:
 def test_an_activation_and_a_classifier_of_images_are_left_out(tmp_path: Path) -> None:
     net = smp_net("FPN", activation="softmax2d", aux_params={"classes": 4})
     net.save_pretrained(tmp_path)
-    teacher = load_model(f"smp:{tmp_path}").eval()
+    teacher = load_model(f"smp:{tmp_path}")
     images = photo(64, 96)
     with torch.no_grad():
         expected = net(teacher.preprocess(images))[0]

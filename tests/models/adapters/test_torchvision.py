@@ -55,7 +55,7 @@ def test_a_loaded_teacher_gives_what_torchvision_itself_gives(name: str, cache: 
     weights: Any = get_model_weights(name).DEFAULT
     net = get_model(name, weights=None, weights_backbone=None, num_classes=21, **aux_of(name))
     put(cache, weights.url, net)
-    teacher = load_model(f"torchvision:{name}").eval()
+    teacher = load_model(f"torchvision:{name}")
     image = photo(97, 140)[0]
     transforms = weights.transforms(resize_size=None)
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_a_student_is_trained_stored_and_loaded_without_a_network(name: str, cac
     total.backward()
     assert all(value.grad is not None for value in student.parameters())
     save_model(student, tmp_path / "student.safetensors")
-    again = load_model(tmp_path / "student.safetensors", 4).eval()
+    again = load_model(tmp_path / "student.safetensors", 4)
     with torch.no_grad():
         torch.testing.assert_close(again(photo(64, 96)).logits, student.eval()(photo(64, 96)).logits)
 

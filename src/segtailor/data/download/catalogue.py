@@ -1,126 +1,134 @@
-"""The data sets that anyone may fetch, with addresses, lengths and checksums; and finding a data set's entry.
-
-Lengths and checksums are those that the publishers (Zenodo) or independent projects that fetch the same files state:
-torchvision (VOC, SBD), TensorFlow Datasets (VOC, ADE20K, COCO) and TorchGeo (LoveDA). For COCO-Stuff's own two archives
-nobody states one.
-"""
+"""The data sets of `catalogue.yaml`: where their files are, or what the user has to do instead."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
 from segtailor.data.ade20k import ADE20K
-from segtailor.data.coco_stuff import COCO_STUFF, ROOT_10K
-from segtailor.data.download.archive import Archive
-from segtailor.data.download.entry import Download, Entry
-from segtailor.data.download.manual import MANUAL, OWN
-from segtailor.data.download.matlab import SCRATCH, convert_stuff, merge_boundaries
+from segtailor.data.benchmark import BenchmarkDataset
+from segtailor.data.camvid import CAMVID
+from segtailor.data.cityscapes import CITYSCAPES
+from segtailor.data.coco_stuff import COCO_STUFF
+from segtailor.data.download.convert import Track, convert_stuff, merge_boundaries
 from segtailor.data.loveda import LOVEDA
+from segtailor.data.mapillary import MAPILLARY
+from segtailor.data.pascal_context import PASCAL_CONTEXT
 from segtailor.data.voc import VOC
 from segtailor.errors import SegtailorError, unknown
 
-GB = 10**9
-STUFF = "calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset"
-BOUNDARIES = "eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours"
-VOC_FILE = "VOCtrainval_11-May-2012.tar"
+KNOWN = {
+    known.name: known
+    for known in (ADE20K, CAMVID, CITYSCAPES, COCO_STUFF, LOVEDA, MAPILLARY, PASCAL_CONTEXT, VOC)
+}  # fmt: skip
+Convert = Callable[[Path, Track], str]
+"""Turns the MATLAB files that were unpacked under a root into what the reader expects, and returns what it did."""
+CONVERT: dict[str, Convert] = {"convert_stuff": convert_stuff, "merge_boundaries": merge_boundaries}
 
 
-def _zenodo(file: str, length: int, md5: str) -> Archive:
-    folder = file.removesuffix(".zip") + "/"
-    url = f"https://zenodo.org/records/5706578/files/{file}?download=1"
-    return Archive(file, (url,), length, f"md5:{md5}", {folder: folder}, length)
+class Archive(NamedTuple):
+    """A zip or tar file on the network; `catalogue.yaml` explains the fields. ``checksum`` is ``ALGORITHM:HEX``."""
+
+    file: str
+    urls: tuple[str, ...]
+    length: int
+    checksum: str | None
+    parts: Mapping[str, str]
+    unpacked: int
 
 
-def _coco(file: str, length: int, sha256: str) -> Archive:
-    folder = file.removesuffix(".zip") + "/"
-    url = f"http://images.cocodataset.org/zips/{file}"
-    return Archive(file, (url,), length, f"sha256:{sha256}", {folder: f"images/{folder}"}, length)
+class Download(NamedTuple):
+    """A data set that anyone may fetch; ``variant`` is set where only some of the data set's variants are in it."""
+
+    known: BenchmarkDataset
+    home: str
+    archives: tuple[Archive, ...]
+    convert: Convert | None = None
+    variant: str | None = None
+    default_root: Path | None = None
+
+    @property
+    def label(self) -> str:
+        """The data set's name, and the variant where it matters."""
+        return f"{self.known.name} {self.variant}" if self.variant else self.known.name
+
+    @property
+    def root(self) -> Path:
+        """Where its reader looks by default."""
+        return self.default_root or self.known.root
+
+    def describe(self, root: Path | None = None) -> str:
+        """Return what will be fetched, under which terms, and how it is checked."""
+        size = sum(archive.length for archive in self.archives)
+        lines = [
+            f"{self.label}: {size / 1e9:.1f} GB, into {root or self.root}",
+            f"license: {self.known.license}",
+            f"terms:   {self.home}",
+        ]
+        for archive in self.archives:
+            how = (
+                f"checked by its {archive.checksum.partition(':')[0]}"
+                if archive.checksum
+                else "nobody publishes a checksum: the CRC of every file in it is checked"
+            )
+            lines.append(f"  {archive.urls[0]} ({how})")
+        return "\n".join(lines)
 
 
-DOWNLOADS = (
-    Download(
-        VOC,
-        f"http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ and https://www2.{BOUNDARIES}/",
-        (
-            Archive(
-                VOC_FILE,
-                (
-                    f"https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/{VOC_FILE}",
-                    f"http://host.robots.ox.ac.uk/pascal/VOC/voc2012/{VOC_FILE}",
-                ),
-                1_999_639_040,
-                "sha256:e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
-                {"VOCdevkit/VOC2012/": ""},
-                2 * GB,
-            ),
-            Archive(
-                "benchmark.tgz",
-                (f"https://www2.{BOUNDARIES}/benchmark.tgz", f"http://www.{BOUNDARIES}/benchmark.tgz"),
-                1_419_539_633,
-                "md5:82b4d87ceb2ed10f6038a1cba92111cb",
-                {"benchmark_RELEASE/dataset/cls/": f"{SCRATCH}/cls/"},
-                GB // 2,
-            ),
-        ),
-        convert=merge_boundaries,
-    ),
-    Download(
-        ADE20K,
-        "https://groups.csail.mit.edu/vision/datasets/ADE20K/terms/",
-        (
-            Archive(
-                "ADEChallengeData2016.zip",
-                (
-                    "https://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
-                    "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
-                ),
-                967_382_037,
-                "sha256:7ff1be44964418441f542a7cc1e1a650e7dc0fc275f5d23252bc9bbdbc977b29",
-                {"ADEChallengeData2016/": ""},
-                GB,
-            ),
-        ),
-    ),
-    Download(
-        COCO_STUFF,
-        "https://github.com/nightrome/cocostuff and https://cocodataset.org/#termsofuse",
-        (
-            Archive(
-                "stuffthingmaps_trainval2017.zip",
-                (f"http://{STUFF}/stuffthingmaps_trainval2017.zip", f"https://{STUFF}/stuffthingmaps_trainval2017.zip"),
-                659 * 2**20,
-                None,
-                {"train2017/": "annotations/train2017/", "val2017/": "annotations/val2017/"},
-                GB,
-            ),
-            _coco("val2017.zip", 815_585_330, "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05"),
-            _coco("train2017.zip", 19_336_861_798, "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929"),
-        ),
-    ),
-    Download(
-        COCO_STUFF,
-        "https://github.com/nightrome/cocostuff10k and https://cocodataset.org/#termsofuse",
-        (
-            Archive(
-                "cocostuff-10k-v1.1.zip",
-                (f"http://{STUFF}/cocostuff-10k-v1.1.zip", f"https://{STUFF}/cocostuff-10k-v1.1.zip"),
-                2 * GB,
-                None,
-                {"images/": "images/", "imageLists/": "imageLists/", "annotations/": f"{SCRATCH}/annotations/"},
-                3 * GB,
-            ),
-        ),
-        convert=convert_stuff,
-        variant="10k",
-        default_root=ROOT_10K,
-    ),
-    Download(
-        LOVEDA,
-        "https://zenodo.org/records/5706578",
-        (
-            _zenodo("Train.zip", 4_021_669_263, "de2b196043ed9b4af1690b3f9a7d558f"),
-            _zenodo("Val.zip", 2_425_958_254, "84cae2577468ff0b5386758bb386d31d"),
-        ),
-    ),
-)
+class Manual(NamedTuple):
+    """A data set that its publishers give only to those who ask; in ``steps``, ROOT is where it goes."""
+
+    known: BenchmarkDataset
+    home: str
+    steps: tuple[str, ...]
+
+    def describe(self, root: Path | None = None) -> str:
+        """Return what to fetch where, under which terms, and where to put it."""
+        folder = root or self.known.root
+        lines = [
+            f"{self.known.name} is not fetched by segtailor; get it yourself:",
+            f"license: {self.known.license}",
+            f"from:    {self.home}",
+        ]
+        lines += [f"  {number}. {step.replace('ROOT', str(folder))}" for number, step in enumerate(self.steps, 1)]
+        return "\n".join([*lines, f"then     data: {{name: {self.known.name}, root: {folder}}}"])
+
+
+class Own(NamedTuple):
+    """A data set that the user has, or that needs no files."""
+
+    text: str
+
+    def describe(self, root: Path | None = None) -> str:
+        """Return why there is nothing to fetch."""
+        del root
+        return self.text
+
+
+Entry = Download | Manual | Own
+
+
+@cache
+def read_catalogue() -> tuple[tuple[Download, ...], tuple[Manual, ...], dict[str, Own]]:
+    """Return what `catalogue.yaml` lists: downloads, data sets to be fetched by hand, and those of the user."""
+    content = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    downloads = tuple(
+        Download(
+            KNOWN[item["name"]],
+            item["home"],
+            tuple(Archive(**{**archive, "urls": tuple(archive["urls"])}) for archive in item["archives"]),
+            CONVERT[item["convert"]] if "convert" in item else None,
+            item.get("variant"),
+            Path(item["root"]) if "root" in item else None,
+        )
+        for item in content["downloads"]
+    )
+    manual = tuple(Manual(KNOWN[item["name"]], item["home"], tuple(item["steps"])) for item in content["manual"])
+    return downloads, manual, {name: Own(text) for name, text in content["own"].items()}
 
 
 def find_entry(name: str, variant: str | None = None) -> Entry:
@@ -129,11 +137,13 @@ def find_entry(name: str, variant: str | None = None) -> Entry:
     Raises ``SegtailorError`` for a name or variant that there is not.
     """
     plain = name.replace("_", "-")
-    found = [entry for entry in (*DOWNLOADS, *MANUAL) if entry.known.name == plain]
-    if not found and plain in OWN:
-        return OWN[plain]
+    downloads, manual, own = read_catalogue()
+    known: list[Download | Manual] = [*downloads, *manual]
+    found = [entry for entry in known if entry.known.name == plain]
+    if not found and plain in own:
+        return own[plain]
     if not found:
-        raise unknown("data set", name, [*(entry.known.name for entry in (*DOWNLOADS, *MANUAL)), *OWN])
+        raise unknown("data set", name, [*(entry.known.name for entry in known), *own])
     if variant is None:
         return found[0]
     names = [form.name for form in found[0].known.variants]

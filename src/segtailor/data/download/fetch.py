@@ -1,199 +1,254 @@
-"""Fetching one file over HTTP: resumed where it stopped, tried again with growing pauses."""
+"""`segtailor data get`: fetching (by pooch), checking and unpacking a data set; what is whole is not fetched again."""
 
 from __future__ import annotations
 
-import http.client
 import json
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+import logging
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
 
-from segtailor._version import __version__
-from segtailor.data.download.archive import Archive
-from segtailor.errors import SegtailorError
+import pooch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+    track,
+)
 
-CHUNK = 2**20
+from segtailor.data.download.catalogue import Archive, Download
+from segtailor.data.download.convert import SCRATCH
+from segtailor.errors import SegtailorError, reason
+from segtailor.files import write_atomically
+
+FOLDER = "downloads"
+"""Where archives are kept, under the root, until they are unpacked."""
+DONE = ".segtailor-get.json"
+"""What is unpacked already: the names of archives, and CONVERTED."""
+CONVERTED = "converted"
+RETRIES = 4
+"""Further tries at each address; pooch waits 1, 2, 3, ... seconds between them."""
 TIMEOUT = 60.0
-# Fruitless tries in a row at one address; one that brought something starts the count anew.
-TRIES = 5
-LONGEST_PAUSE = 60.0
-# Answers that may be better later.
-PASSING = frozenset({408, 425, 429})
-
-Advance = Callable[[int, int | None], object]
-"""Told the bytes there are and the bytes there will be, where known."""
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
 
 
-class Unfetched(Exception):  # noqa: N818
-    """An address that does not give the file; the message is a short reason."""
+def get(entry: Download, root: Path | None = None, *, progress: bool = False) -> str:
+    """Fetch ``entry`` into ``root`` (default: where its reader looks) and return what was done, for the terminal.
 
-
-def fetch(
-    archive: Archive,
-    folder: Path,
-    *,
-    urls: Sequence[str] | None = None,
-    advance: Advance = lambda have, whole: None,
-    pause: Callable[[float], object] = time.sleep,
-) -> Path:
-    """Return ``folder / archive.file``, fetched from the first of ``urls`` (default: the archive's) that gives it.
-
-    A file that is there already is taken. What arrives is kept as ``FILE.part``, from which a later try or call goes on
-    where the server can do so. Raises ``SegtailorError``, on one line, when no address gives the file.
+    Archives are fetched, checked, unpacked and removed one after the other. The same call continues after an
+    interruption with the archive that was not whole, and does nothing when all is there. Raises ``SegtailorError``, on
+    one line, for too small a disk, addresses that do not give the file, and a wrong archive.
     """
-    target = folder / archive.file
-    if target.exists():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    reasons = []
-    for url in urls or archive.urls:
+    root = root or entry.root
+    if root.exists() and not root.is_dir():
+        raise SegtailorError(f"{root} is a file; give --root a folder")
+    done = _read_done(root)
+    left = [archive for archive in entry.archives if archive.file not in done]
+    if not left and (entry.convert is None or CONVERTED in done):
+        _tidy(root)
+        return f"{entry.label} is complete in {root}; remove {root / DONE} to fetch it again"
+    _require_space(entry.label, left, root)
+    for archive in left:
+        path = fetch(archive, root / FOLDER, progress)
+        unpack(path, archive.parts, root, progress)
+        done = _write_done(root, [*done, archive.file])
+        path.unlink()
+    converted = ""
+    if entry.convert is not None:
+        converted = "; " + entry.convert(root, _tracker(progress))
+        _write_done(root, [*done, CONVERTED])
+    _tidy(root)
+    variant = f", variant: {entry.variant}" if entry.variant else ""
+    read = f"read it with  data: {{name: {entry.known.name}{variant}, root: {root}}}"
+    return f"{entry.label} is in {root}{converted}\n{read}"
+
+
+def fetch(archive: Archive, folder: Path, progress: bool = False) -> Path:
+    """Return ``folder / archive.file``, whole: as it is there, or from the first address that gives it.
+
+    Raises ``SegtailorError``, on one line, when no address does.
+    """
+    pooch.get_logger().setLevel(logging.WARNING)
+    target, reasons = folder / archive.file, []
+    for url in archive.urls:
+        store = pooch.create(
+            folder, "", registry={archive.file: archive.checksum}, urls={archive.file: url}, retry_if_failed=RETRIES
+        )
+        bar = _Bar(f"fetching {archive.file}") if progress else None
         try:
-            _fetch_from(url, archive, target, advance, pause)
+            store.fetch(archive.file, downloader=pooch.HTTPDownloader(progressbar=bar or False, timeout=TIMEOUT))
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # pooch's for a wrong checksum
+            wrong = "hash" in str(error).partition("\n")[0]
+            reasons.append(f"{url}: {f'it is not {archive.checksum}' if wrong else reason(error)}")
+            continue
+        finally:
+            if bar is not None:
+                bar.close()
+        problem = None if archive.checksum else _damage(target)
+        if problem is None:
             return target
-        except Unfetched as reason:
-            reasons.append(f"{url}: {reason}")
-    kept = ", what has arrived is kept" if _part(target).exists() else ""
+        target.unlink()
+        reasons.append(f"{url}: {problem}")
     raise SegtailorError(
-        f"cannot fetch {archive.file} ({'; '.join(reasons)}); check the network and give the same command again{kept}, "
-        f"or put the file into {folder} yourself"
+        f"cannot fetch {archive.file} ({'; '.join(reasons)}); check the network and give the same command again, or "
+        f"put the right file into {folder} yourself"
     )
 
 
-def _fetch_from(url: str, archive: Archive, target: Path, advance: Advance, pause: Callable[[float], object]) -> None:
-    part, fruitless = _part(target), 0
-    while True:
-        before = _length(part)
-        try:
-            whole = _read_on(url, archive, part, advance)
-            if whole is None or _length(part) == whole:
-                part.replace(target)
-                _origin(part).unlink(missing_ok=True)
-                return
-            reason = f"the connection ended after {_length(part)} of {whole} bytes"
-            wait = 0.0
-        except _Passing as error:
-            reason, wait = str(error), error.wait
-        fruitless = 0 if _length(part) > before else fruitless + 1
-        if fruitless == TRIES:
-            raise Unfetched(f"{reason}, {TRIES} times")
-        pause(min(max(wait, 2.0**fruitless), LONGEST_PAUSE))
+class _Bar:
+    """A bar for bytes on the terminal's error stream, as pooch drives it."""
+
+    def __init__(self, what: str) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+        self._task = self._progress.add_task(what, total=None)
+        self.total = 0
+        self._progress.start()
+
+    def update(self, count: int) -> None:
+        self._progress.update(self._task, advance=count, total=self.total)
+
+    def reset(self) -> None:
+        self._progress.update(self._task, completed=0)
+
+    def close(self) -> None:
+        self._progress.stop()
 
 
-class _Passing(Exception):  # noqa: N818
-    """A failure that may pass; ``wait`` is what the server asks for, in seconds."""
+class Member(NamedTuple):
+    """One entry: its path as stored, whether it is a plain file, and how to open it."""
 
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait = wait
-
-
-def _read_on(url: str, archive: Archive, part: Path, advance: Advance) -> int | None:
-    """Append to ``part`` what it lacks and return the whole file's length, None where the server does not say."""
-    origin = _read_origin(part)
-    if _length(part) and not (origin.get("url") == url or archive.checksum):
-        part.unlink()  # another address may hold another edition, and no checksum would tell
-    have = _length(part)
-    headers = {"User-Agent": f"segtailor/{__version__}", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-        if origin.get("url") == url and origin.get("edition"):
-            headers["If-Range"] = origin["edition"]
-    with _open(urllib.request.Request(url, headers=headers), part) as answer:
-        if answer is None:  # nothing left to read
-            return have
-        start = have if answer.status == 206 and _starts_at(answer) == have else 0
-        if answer.status == 206 and start != have:
-            raise Unfetched("the server sends another part of the file than it was asked for")
-        length = answer.headers.get("Content-Length")
-        whole = start + int(length) if length is not None else None
-        if archive.exact and whole is not None and whole != archive.length:
-            raise Unfetched(f"it is {whole} bytes there, not {archive.length}; that is another file")
-        edition = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
-        if edition and edition.startswith("W/"):
-            edition = None  # says that the content means the same, not that the bytes are
-        _origin(part).write_text(json.dumps({"url": url, "edition": edition}), encoding="utf-8")
-        with part.open("r+b" if start else "wb") as file:
-            file.seek(start)
-            for chunk in _chunks(answer):
-                file.write(chunk)
-                advance(file.tell(), whole)
-    return whole
+    name: str
+    plain: bool
+    open: Callable[[], IO[bytes] | None]
 
 
-def _open(request: urllib.request.Request, part: Path) -> Any:
+def unpack(path: Path, parts: Mapping[str, str], root: Path, progress: bool = False) -> int:
+    """Unpack the ``parts`` of the archive at ``path`` under ``root`` and return the number of files.
+
+    ``parts`` maps paths in the archive (a folder ends with ``/``) to paths under ``root``; the longest that fits a file
+    holds. Raises ``SegtailorError`` for a path that leads out of the archive's folder, for a link or a device, none of
+    which is written, and when a part is missing.
+    """
+    missing, count = set(parts), 0
+    nearest_first = sorted(parts, key=len, reverse=True)
+    members = track(_members(path), f"unpacking {path.name}", console=Console(stderr=True), disable=not progress)
+    for member in members:
+        name = _inner_path(member.name, path)
+        part = next(
+            (part for part in nearest_first if name == part or (part.endswith("/") and name.startswith(part))), None
+        )
+        if part is None:
+            continue
+        if not member.plain:
+            raise SegtailorError(f"{path} holds {member.name!r}, which is a link or a device; it was not unpacked")
+        missing.discard(part)
+        target = root / (parts[part] + name[len(part) :])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source = member.open()
+        assert source is not None
+        with source, target.open("wb") as file:
+            shutil.copyfileobj(source, file, 2**20)
+        count += 1
+    if missing:
+        raise SegtailorError(f"{path} holds no {', '.join(sorted(missing))}; it is another file than expected")
+    return count
+
+
+def _members(path: Path) -> Iterator[Member]:
+    """Yield everything but folders, in the archive's order."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                kind = stat.S_IFMT(info.external_attr >> 16)
+                if not info.is_dir():
+                    yield Member(info.filename, kind in (0, stat.S_IFREG), partial(archive.open, info))
+        return
+    with tarfile.open(path) as tar:
+        for entry in tar:
+            if not entry.isdir():
+                yield Member(entry.name, entry.isreg(), partial(tar.extractfile, entry))
+
+
+def _belongs(name: str, part: str) -> bool:
+    return name.startswith(part) if part.endswith("/") else name == part
+
+
+def _inner_path(name: str, path: Path) -> str:
+    inner = PurePosixPath(name.replace("\\", "/"))
+    if inner.is_absolute() or ".." in inner.parts or ":" in name or "\0" in name or not inner.parts:
+        raise SegtailorError(f"{path} holds the path {name!r}, which leads out of its folder; it was not unpacked")
+    return inner.as_posix()
+
+
+def _damage(path: Path) -> str | None:
+    """Read everything in an archive once; return what is damaged, by the CRC of each file or of the stream."""
     try:
-        return urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code == 416:
-                # the part is whole already, or longer than the file there
-                if error.headers.get("Content-Range", "").rpartition("/")[2] == str(_length(part)):
-                    return _Nothing()
-                part.unlink(missing_ok=True)
-                raise _Passing("the part that was here did not fit") from error
-            reason = f"HTTP {error.code} {error.reason}".strip()
-            if error.code in PASSING or error.code >= 500:
-                after = error.headers.get("Retry-After", "")
-                raise _Passing(reason, float(after) if after.isdigit() else 0.0) from error
-            raise Unfetched(reason) from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _Passing(_why(error)) from error
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as content:
+                first = content.testzip()
+            return f"{first} in it is damaged" if first else None
+        with tarfile.open(path) as content:
+            for member in content:
+                file = content.extractfile(member) if member.isreg() else None
+                while file and file.read(2**20):
+                    pass
+            # a compressed stream is checked where it ends, behind the last member
+            while content.fileobj and content.fileobj.read(2**20):
+                pass
+    except DAMAGED as error:
+        return f"it is no whole zip or tar file ({' '.join(str(error).split()) or type(error).__name__})"
+    return None
 
 
-class _Nothing:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-def _chunks(answer: Any) -> Iterator[bytes]:
-    while True:
-        try:
-            chunk: bytes = answer.read(CHUNK)
-        except http.client.IncompleteRead as error:
-            chunk = error.partial
-            if not chunk:
-                raise _Passing("the connection ended early") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise _Passing(_why(error)) from error
-        if not chunk:
-            return
-        yield chunk
+def _require_space(label: str, left: Sequence[Archive], root: Path) -> None:
+    used = need = 0  # bytes, as archives come and go
+    for archive in left:
+        path = root / FOLDER / archive.file
+        used += max(0, archive.length - (path.stat().st_size if path.exists() else 0)) + archive.unpacked
+        need = max(need, used)
+        used -= archive.length
+    there = next(folder for folder in (root, *root.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free
+    if need > free:
+        raise SegtailorError(
+            f"{label} takes about {need / 1e9:.1f} GB while it is fetched and unpacked, and {there} has "
+            f"{free / 1e9:.1f} GB free; free some space, or choose another --root"
+        )
 
 
-def _starts_at(answer: Any) -> int:
-    first = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    return int(first) if first.isdigit() else -1
-
-
-def _why(error: BaseException) -> str:
-    inner = getattr(error, "reason", error)
-    if isinstance(inner, TimeoutError):
-        return f"no answer in {TIMEOUT:.0f} s"
-    text = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
-    return " ".join(str(text).split())
-
-
-def _part(target: Path) -> Path:
-    return target.with_name(target.name + ".part")
-
-
-def _origin(part: Path) -> Path:
-    return part.with_name(part.name + ".json")
-
-
-def _read_origin(part: Path) -> dict[str, str]:
+def _read_done(root: Path) -> list[str]:
     try:
-        content = json.loads(_origin(part).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        content = json.loads((root / DONE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return []
+    return [str(name) for name in content] if isinstance(content, list) else []
 
 
-def _length(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def _write_done(root: Path, done: list[str]) -> list[str]:
+    write_atomically(root / DONE, lambda file: file.write(json.dumps(done).encode() + b"\n"))
+    return done
+
+
+def _tracker(progress: bool) -> Callable[[Sequence[Path], str], Iterable[Path]]:
+    return lambda files, what: track(files, what, console=Console(stderr=True), disable=not progress)
+
+
+def _tidy(root: Path) -> None:
+    shutil.rmtree(root / SCRATCH, ignore_errors=True)
+    folder = root / FOLDER
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

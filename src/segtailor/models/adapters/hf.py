@@ -21,9 +21,8 @@ from segtailor.models.adapters.hf_files import (
     read_preprocess,
     read_weights,
 )
-from segtailor.models.adapters.wrapper import PROBES, Adapted, Ran
+from segtailor.models.adapters.wrapper import PROBES, Adapted, Ran, make_preprocess
 from segtailor.models.heads import resize
-from segtailor.models.network import Preprocess
 from segtailor.models.taps import evaluated
 
 MASK_TYPES = ("mask2former", "maskformer", "oneformer")
@@ -222,15 +221,11 @@ def _wrapped(
     config: Any = net.config
     found = find_places(net)
     kind = MaskClassifier if config.model_type in MASK_TYPES else HubNetwork
-    try:
-        normalized = Preprocess(**preprocess)
-    except (TypeError, ValueError) as error:
-        raise SegtailorError(f"hf:{rest}: {error}") from error
     return kind(
         f"hf:{rest}",
         num_classes,
         net.train(),
-        normalized,
+        make_preprocess(f"hf:{rest}", preprocess),
         classifier=choices.classifier,
         taps=choices.taps,
         encoder=found.encoder,

@@ -9,8 +9,8 @@ from torch import nn
 
 from segtailor.errors import SegtailorError
 from segtailor.models.adapters import Choices
-from segtailor.models.adapters.wrapper import Adapted
-from segtailor.models.network import Network, Preprocess
+from segtailor.models.adapters.wrapper import Adapted, make_preprocess
+from segtailor.models.network import Network
 from segtailor.plugins import accepted_parameters, call_factory, load_object
 
 OBJECT = "object:"
@@ -39,7 +39,7 @@ def adapt(
     if not isinstance(module, nn.Module):
         raise SegtailorError(f"a network is a torch.nn.Module, not {type(module).__name__}")
     full = OBJECT + (name or type(module).__name__).removeprefix(OBJECT)
-    return Adapted(full, num_classes, module, _preprocess(full, preprocess or {}), classifier=classifier, taps=taps)
+    return Adapted(full, num_classes, module, make_preprocess(full, preprocess or {}), classifier=classifier, taps=taps)
 
 
 def create(rest: str, num_classes: int, pretrained: bool | str | Path, choices: Choices) -> Adapted:
@@ -61,7 +61,7 @@ def create(rest: str, num_classes: int, pretrained: bool | str | Path, choices: 
     net = call_factory(f"module:{rest}", factory, arguments)
     if not isinstance(net, nn.Module):
         raise SegtailorError(f"module:{rest} returns {type(net).__name__}, not a torch.nn.Module")
-    preprocess = _preprocess(f"module:{rest}", choices.preprocess)
+    preprocess = make_preprocess(f"module:{rest}", choices.preprocess)
     return Adapted(f"module:{rest}", num_classes, net, preprocess, classifier=choices.classifier, taps=choices.taps)
 
 
@@ -70,10 +70,3 @@ def load(rest: str, choices: Choices) -> Adapted:
     raise SegtailorError(
         f"module:{rest} is a network without weights; name it as `model`, with `weights: FILE` (its state dict)"
     )
-
-
-def _preprocess(name: str, given: dict[str, Any]) -> Preprocess:
-    try:
-        return Preprocess(**given)
-    except (TypeError, ValueError) as error:
-        raise SegtailorError(f"{name}: {error}") from error

@@ -16,7 +16,7 @@ from segtailor.models.adapters import Choices
 from segtailor.models.adapters.discovery import find_maps
 from segtailor.models.adapters.hf_files import fetch, front_matter, library
 from segtailor.models.adapters.weights import fill_from, read_weights, widened, with_fresh_classifier
-from segtailor.models.adapters.wrapper import PROBES, Adapted
+from segtailor.models.adapters.wrapper import PROBES, Adapted, make_preprocess
 from segtailor.models.network import Preprocess
 from segtailor.models.taps import evaluated, trace
 
@@ -240,10 +240,7 @@ def _build(
         named = True if encoder.startswith("tu-") else weights
         net = fetch(rest, lambda: kind(**{**arguments, **accepted, "encoder_weights": named}), "smp")
     known = {**statistics(smp, encoder, weights, rest), **_sizes(net, accepted)}
-    try:
-        preprocess = Preprocess(**{**known, **choices.preprocess})
-    except (TypeError, ValueError) as error:
-        raise SegtailorError(f"smp:{rest}: {error}") from error
+    preprocess = make_preprocess(f"smp:{rest}", {**known, **choices.preprocess})
     return SmpNetwork(
         f"smp:{architecture}/{encoder}",
         num_classes,

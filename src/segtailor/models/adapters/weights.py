@@ -106,17 +106,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module.") if bare else str(name): value for name, value in content.items()}
 
 
-def fill(network: Adapted, path: Path) -> None:
-    """Read ``path`` into ``network``; every tensor must fit, whatever wrapper's prefix the names carry.
+def fill_from(network: Adapted, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Fill ``network`` from ``tensors``, which must all fit; ``source`` says in errors where they are from.
 
     Raises SegtailorError with the counts and first names of what is missing, unexpected or of another shape, and with
     the nearest layout.
     """
-    fill_from(network, bare(read_weights(path), network), str(path))
-
-
-def fill_from(network: Adapted, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Fill ``network`` from ``tensors``, which must all fit; ``source`` says in errors where they are from."""
     state = network.net.state_dict()
     # a counter that plays no part in the result
     kept = {name: value for name, value in tensors.items() if name in state or not name.endswith("num_batches_tracked")}

@@ -21,6 +21,11 @@ from segtailor.models.heads import PooledBatchNorm2d, resize
 from segtailor.models.network import Network, Preprocess, SegOutput
 from segtailor.models.taps import Source, Step, Store, attach, check_gradients, evaluated, layout_at, to_map, trace
 
+CLASSIFIER, AUX = "classifier:output", "aux:output"
+_SHOWN = {CLASSIFIER: "logits", AUX: "aux_logits"}
+PROBES = ((96, 128), (192, 256))
+"""Sizes of the image with which a network is tried, the larger when the smaller is too small for it; made larger to
+the network's multiple."""
 LOGITS_NAMES, AUX_NAMES = ("out", "logits", "masks", "pred", "preds"), ("aux", "aux_logits")
 """Names under which networks give their logits."""
 REFUSALS = (AssertionError, RuntimeError, ValueError)
@@ -33,6 +38,14 @@ class Ran(NamedTuple):
     logits: Tensor
     aux_logits: Tensor | None = None
     feature: Tensor | None = None
+
+
+def make_preprocess(name: str, values: dict[str, Any]) -> Preprocess:
+    """Return the preprocessing of the network ``name``; SegtailorError where a recipe's ``values`` are wrong."""
+    try:
+        return Preprocess(**values)
+    except (TypeError, ValueError) as error:
+        raise SegtailorError(f"{name}: {error}") from error
 
 
 def read_result(result: Any, network: str) -> Ran:
@@ -78,13 +91,6 @@ def _fields(result: Any) -> dict[str, Any]:
         names = getattr(result, "_fields", ())
         return {name: getattr(result, name) for name in names}
     return {name: value for name, value in getattr(result, "__dict__", {}).items() if isinstance(value, Tensor)}
-
-
-CLASSIFIER, AUX = "classifier:output", "aux:output"
-_SHOWN = {CLASSIFIER: "logits", AUX: "aux_logits"}
-PROBES = ((96, 128), (192, 256))
-"""Sizes of the image with which a network is tried, the larger when the smaller is too small for it; made larger to
-the network's multiple."""
 
 
 class Adapted(Network):

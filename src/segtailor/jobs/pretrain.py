@@ -1,4 +1,4 @@
-"""What methods learn before the student: found beside the runs, or trained now."""
+"""What methods need trained before the student: found beside the runs, or trained now."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 
 from segtailor.config import DistillRecipe, TrainConfig
 from segtailor.data.base import SegmentationDataset
-from segtailor.engine.learner import StageLearner
-from segtailor.engine.loop import Task, fit
+from segtailor.engine.loop import RunSpec, fit
+from segtailor.engine.module import PretrainModule
 from segtailor.errors import SegtailorError
 from segtailor.methods.base import Method, Pretraining
 from segtailor.models.store import read_card
@@ -25,10 +25,10 @@ from segtailor.models.teacher import Teacher
 
 DATA_KEYS = {"name", "root", "size", "crop", "train_split", "classes", "splits", "scale", "flip", "length"}
 SEED = 0
-"""Stages do not depend on the run's seed, so that runs of several seeds share them."""
+"""Pre-training does not depend on the run's seed, so that runs of several seeds share it."""
 
 
-def run_stages(
+def run_pretraining(
     fabric: Any,
     recipe: DistillRecipe,
     methods: Mapping[str, Method],
@@ -36,43 +36,47 @@ def run_stages(
     data: SegmentationDataset,
     val: SegmentationDataset,
 ) -> list[dict[str, Any]]:
-    """Give every method what its stage learns; returns a record of each for ``results.json``.
+    """Give every method what its pre-training makes; returns a record of each for ``results.json``.
 
-    Files lie in ``stages/`` beside the runs and are reused by every run with the same teacher, data and settings; an
-    interrupted stage goes on from its checkpoint. Raises ``SegtailorError`` for a stage without its teacher or file.
+    Files are in ``stages/`` beside the runs and are reused by every run with the same teacher, data and settings; an
+    interrupted pre-training continues from its checkpoint. Raises ``SegtailorError`` where its teacher or file is
+    missing.
     """
     records = []
     for name, method in methods.items():
-        stage = method.pretraining
-        if stage is None:
+        training = method.pretraining
+        if training is None:
             continue
-        if stage.uses_teacher and teacher is None:
+        if training.uses_teacher and teacher is None:
             raise SegtailorError(f"method {name} must first learn from a teacher; set teacher.weights")
-        fingerprint = teacher.fingerprint() if stage.uses_teacher and teacher is not None else None
-        settings = _settings(stage, recipe.train)
-        reused, path = True, Path(stage.file) if stage.file is not None else None
+        fingerprint = teacher.fingerprint() if training.uses_teacher and teacher is not None else None
+        settings = _settings(training, recipe.train)
+        reused, path = True, Path(training.file) if training.file is not None else None
         if path is None:
-            path = stage_path(stage, recipe, settings, fingerprint)
+            path = pretrained_path(training, recipe, settings, fingerprint)
             with _no_other(fabric, path):
                 reused = path.exists()
                 if not reused:
-                    _train(fabric, stage, path, recipe, settings, teacher, fingerprint, data, val)
+                    _train(fabric, training, path, recipe, settings, teacher, fingerprint, data, val)
         elif not path.is_file():
             raise SegtailorError(f"method {name}: no such file: {path}; leave the option out to train it")
-        stage.load(path, fingerprint)
-        card = read_card(path)
+        training.load(path, fingerprint)
+        seconds = read_card(path).get("seconds")
         records.append(
-            {"method": name, "about": stage.about, "file": str(path), "reused": reused, "seconds": card.get("seconds")}
+            {"method": name, "about": training.about, "file": str(path), "reused": reused, "seconds": seconds}
         )
         if fabric.is_global_zero:
-            print(f"{name}: {stage.about}: {'read from' if reused else 'written to'} {path}", file=sys.stderr)
+            origin = "read from" if reused else "written to"
+            print(f"{name}: {training.about}: {origin} {path}", file=sys.stderr)
     return records
 
 
-def stage_path(stage: Pretraining, recipe: DistillRecipe, settings: TrainConfig, fingerprint: str | None) -> Path:
-    """Return the file of a stage: its name says by a hash what it was learnt from."""
+def pretrained_path(
+    training: Pretraining, recipe: DistillRecipe, settings: TrainConfig, fingerprint: str | None
+) -> Path:
+    """Return the file of a pre-training; its name holds a hash of what the result depends on."""
     facts = {
-        "stage": stage.key(),
+        "stage": training.key(),
         "teacher": fingerprint,
         "data": recipe.data.model_dump(mode="json", include=DATA_KEYS),
         "train": settings.model_dump(
@@ -80,7 +84,7 @@ def stage_path(stage: Pretraining, recipe: DistillRecipe, settings: TrainConfig,
         ),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-    return recipe.run.folder / "stages" / f"{stage.name}-{digest}.safetensors"
+    return recipe.run.folder / "stages" / f"{training.name}-{digest}.safetensors"
 
 
 @contextmanager
@@ -104,16 +108,16 @@ def _no_other(fabric: Any, path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _settings(stage: Pretraining, train: TrainConfig) -> TrainConfig:
-    """Return the run's training settings with the stage's own in their place."""
-    own = {"steps": stage.steps, "optimizer": stage.optimizer, "schedule": stage.schedule}
+def _settings(training: Pretraining, train: TrainConfig) -> TrainConfig:
+    """Return the run's training settings, with those of the pre-training in their place."""
+    own = {"steps": training.steps, "optimizer": training.optimizer, "schedule": training.schedule}
     changes = {key: value for key, value in own.items() if value is not None}
     return train.model_copy(update={**changes, "seed": SEED, "ema": None})
 
 
 def _train(
     fabric: Any,
-    stage: Pretraining,
+    training: Pretraining,
     path: Path,
     recipe: DistillRecipe,
     settings: TrainConfig,
@@ -126,16 +130,16 @@ def _train(
     if fabric.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
     fabric.barrier()
-    # Scored once, at the end: what is learnt here is judged by the student.
+    # Scored once, at the end: the student is what judges the result.
     evaluate = recipe.evaluate.model_copy(update={"every": settings.steps})
     saving = settings.model_copy(update={"checkpoint_every": settings.checkpoint_every or recipe.evaluate.every})
-    task = Task(stage.name, folder, data, val, recipe.data, saving, evaluate)
+    spec = RunSpec(training.name, folder, data, val, recipe.data, saving, evaluate)
     torch.manual_seed(SEED)
-    lesson = stage.objective(teacher)
-    trained = fit(fabric, StageLearner(lesson), teacher if stage.uses_teacher else None, task)
+    objective = training.objective(teacher)
+    trained = fit(fabric, PretrainModule(objective), teacher if training.uses_teacher else None, spec)
     if fabric.is_global_zero:
         card = {
-            "stage": stage.name,
+            "stage": training.name,
             "teacher": fingerprint,
             "data": recipe.data.name,
             "data_license": data.license,
@@ -143,6 +147,6 @@ def _train(
             "seconds": trained.seconds,
             "miou_with_labels": trained.score.miou if trained.score is not None else None,
         }
-        stage.save(lesson, path, card)
+        training.save(objective, path, card)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     fabric.barrier()

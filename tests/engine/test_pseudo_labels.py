@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +15,16 @@ from methods.tester import NoSyncNoFullSize
 from segtailor.config import DataConfig, EvaluateConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from segtailor.data.loader import Batch, UnlabelledRows
 from segtailor.data.pseudo import UnlabelledImages
-from segtailor.engine.arm import Arm, Task
-from segtailor.engine.distiller import Distiller
 from segtailor.engine.launch import launch
-from segtailor.engine.unlabelled import StepTargets, check_rows, reading_of, teacher_classes
+from segtailor.engine.loop import ArmTrainer, RunSpec
+from segtailor.engine.module import Distiller
+from segtailor.engine.pseudo_labels import USES, PseudoLabels, check_rows, target_kind, teacher_classes
 from segtailor.errors import SegtailorError
 from segtailor.losses import Step, cross_entropy
 from segtailor.methods import METHODS, create_method
 from segtailor.models.network import SegOutput
 
-from .test_distributed import Plain
+from .test_distributed import Plain, on_two_processes
 
 SIZE = (16, 24)
 CLASS_READERS = {"ifvd", "bpkd", "heteroakd", "cirkd"}
@@ -77,10 +75,10 @@ def part(whole: Batch, rows: slice) -> Batch:
     return Batch(whole.images[rows], whole.target[rows], whole.names[rows], where)
 
 
-def step_targets(whole: Batch, threshold: float = 0.6) -> tuple[StepTargets, SegOutput]:
+def step_targets(whole: Batch, threshold: float = 0.6) -> tuple[PseudoLabels, SegOutput]:
     torch.manual_seed(0)
     teacher: Any = Guide()
-    targets, shared = StepTargets([whole], threshold), teacher(whole.images)
+    targets, shared = PseudoLabels([whole], threshold, 0.5), teacher(whole.images)
     targets.label(0, teacher, shared)
     return targets, shared
 
@@ -103,10 +101,10 @@ def test_the_teachers_classes_and_how_sure_it_is() -> None:
 def test_labelling_neither_waits_for_the_device_nor_holds_all_images_at_full_size() -> None:
     whole, teacher = batch(1), Guide()
     shared = teacher(whole.images)
-    targets = StepTargets([whole], 0.5)
+    targets = PseudoLabels([whole], 0.5, 0.5)
     with NoSyncNoFullSize(limit=2 * 3 * SIZE[0] * SIZE[1]):
         targets.label(0, teacher, shared)  # type: ignore[arg-type]
-        targets.handout(0, {"a": "every pixel", "b": "confident pixels", "c": "labelled images"})
+        targets.of(0)
 
 
 def test_what_is_given_of_unlabelled_images() -> None:
@@ -115,7 +113,7 @@ def test_what_is_given_of_unlabelled_images() -> None:
     rows, labelled, inside = whole.unlabelled
     targets, shared = step_targets(whole)
     shares = Guide().upsample(shared.logits, SIZE).softmax(1)[rows]
-    every, confident = targets.targets["every pixel"][0], targets.targets["confident pixels"][0]
+    every, confident = targets.targets["pseudo"][0], targets.targets["pseudo_confident"][0]
     for target in (every, confident):
         assert target.dtype == torch.uint8
         assert torch.equal(target[labelled], whole.target[labelled])
@@ -126,7 +124,7 @@ def test_what_is_given_of_unlabelled_images() -> None:
     assert torch.equal(confident[rows][sure], every[rows][sure])
     assert 0 < sure.sum() < inside.sum()
     assert targets.confident.tolist() == [sure.sum(), inside.sum()]
-    assert torch.equal(targets.targets["labelled images"][0], whole.target[labelled])
+    assert torch.equal(targets.targets["supervised"][0], whole.target[labelled])
     assert torch.equal(whole.target[rows].unique(), torch.tensor([255], dtype=torch.uint8))
 
 
@@ -135,12 +133,12 @@ def test_labelling_ahead_gives_what_labelling_in_passing_gives() -> None:
     passing, _ = step_targets(whole)
     torch.manual_seed(0)
     teacher: Any = Guide()
-    ahead = StepTargets([part(whole, slice(0, 4)), part(whole, slice(4, 8))], 0.6)
-    counted = torch.cat(ahead.targets["every pixel"]) != 255  # known before the classes are
+    ahead = PseudoLabels([part(whole, slice(0, 4)), part(whole, slice(4, 8))], 0.6, 0.5)
+    counted = torch.cat(ahead.targets["pseudo"]) != 255  # known before the classes are
     ahead.label_ahead(teacher, torch.no_grad)
-    assert torch.equal(torch.cat(ahead.targets["every pixel"]) != 255, counted)
-    for reading in ("every pixel", "confident pixels"):
-        assert torch.equal(torch.cat(ahead.targets[reading]), passing.targets[reading][0])
+    assert torch.equal(torch.cat(ahead.targets["pseudo"]) != 255, counted)
+    for kind in ("pseudo", "pseudo_confident"):
+        assert torch.equal(torch.cat(ahead.targets[kind]), passing.targets[kind][0])
     assert torch.equal(ahead.confident, passing.confident)
 
 
@@ -148,9 +146,9 @@ def test_labelling_ahead_gives_what_labelling_in_passing_gives() -> None:
 def test_where_each_method_learns(name: str) -> None:
     method = create_method(name, CLASSES, STUDENT, TEACHER, **OPTIONS.get(name, {}))
     if name in OWN_TEACHER:
-        assert reading_of(method) == "labelled images"
+        assert target_kind(method) == "supervised"
     else:
-        assert reading_of(method) == ("confident pixels" if name in CLASS_READERS else "every pixel")
+        assert target_kind(method) == ("pseudo_confident" if name in CLASS_READERS else "pseudo")
 
 
 @pytest.mark.parametrize(
@@ -164,12 +162,12 @@ def test_where_each_method_learns(name: str) -> None:
     ],
 )
 def test_options_that_need_no_classes_learn_from_every_pixel(name: str, options: dict[str, Any]) -> None:
-    assert reading_of(create_method(name, CLASSES, STUDENT, TEACHER, **options)) == "every pixel"
+    assert target_kind(create_method(name, CLASSES, STUDENT, TEACHER, **options)) == "pseudo"
 
 
 @pytest.mark.parametrize("options", [{"lt_all": 1}, {"lt_class": 1}, {"variant": "published"}])
 def test_tailored_logits_learn_where_the_teacher_is_sure(options: dict[str, Any]) -> None:
-    assert reading_of(create_method("kt", CLASSES, STUDENT, TEACHER, **options)) == "confident pixels"
+    assert target_kind(create_method("kt", CLASSES, STUDENT, TEACHER, **options)) == "pseudo_confident"
 
 
 def terms_and_gradients(name: str, target: Tensor) -> list[Tensor]:
@@ -204,16 +202,14 @@ def test_the_task_learns_from_labelled_images_and_methods_from_what_they_are_giv
     methods = {name: create_method(name, 3, {"feature": 4}, {"feature": 6}) for name in ("kd", "ifvd")}
     distiller = Distiller(student, methods)
     own = student(whole.images)
-    handout = targets.handout(0, distiller.readings)
     step = Step(0.5, [whole.target])
-    terms = distiller(whole.images, whole.target, distiller.select(shared, {}), step, handout)
+    terms = distiller(whole.images, whole.target, distiller.select(shared, {}), step, targets.of(0))
     labelled = whole.unlabelled.labelled
     logits = student.upsample(own.logits[labelled], SIZE)
     torch.testing.assert_close(terms["task"], cross_entropy(logits, whole.target[labelled], step))
-    readings = {"kd": "every pixel", "ifvd": "confident pixels"}
-    assert distiller.readings == readings
-    for name, reading in readings.items():
-        target = targets.targets[reading][0]  # type: ignore[index]
+    assert distiller.target_kinds == {"kd": "pseudo", "ifvd": "pseudo_confident"}
+    for name, kind in distiller.target_kinds.items():
+        target = targets.targets[kind][0]
         plain = methods[name](own, shared, target, 0.5)
         for term, value in plain.items():
             torch.testing.assert_close(terms[f"{name}.{term}"], value)
@@ -233,13 +229,13 @@ def trained(world: int, rank: int, micro: int, names: list[str], folder: Path) -
     images: Any = UnlabelledImages(folder, [], None, (0, 0, 0))
     data = DataConfig(unlabelled={"images": folder})  # type: ignore[arg-type]
     none: Any = None
-    task = Task("x", folder, none, none, data, config, EvaluateConfig(), unlabelled=images)
-    arm = Arm(fabric, distiller, task, quiet=True)
+    spec = RunSpec("x", folder, none, none, data, config, EvaluateConfig(), unlabelled=images)
+    arm = ArmTrainer(fabric, distiller, spec, quiet=True)
     guide: Any = teacher
     for step in (1, 2):
         whole, local = batch(step), 8 // world
         parts = [part(whole, slice(rank * local + i, rank * local + i + micro)) for i in range(0, local, micro)]
-        targets = StepTargets(parts, 0.6)
+        targets = PseudoLabels(parts, 0.6, step / 2)
         if len(parts) > 1:
             targets.label_ahead(guide, fabric.autocast)
         arm.begin(step)
@@ -249,15 +245,11 @@ def trained(world: int, rank: int, micro: int, names: list[str], folder: Path) -
             targets.label(index, guide, shared)
             arm.accumulate(item, shared, now, index, len(parts), targets)
         arm.finish(step)
-    arm.close()
+    arm.recorder.close()
     return {name: value.clone() for name, value in distiller.state_dict().items()}
 
 
-def worker(rank: int, port: int, names: list[str], folder: str) -> None:
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
-    }  # fmt: skip
+def worker(rank: int, names: list[str], folder: str) -> None:
     torch.save(trained(2, rank, 4, names, Path(folder) / f"run{rank}"), Path(folder) / f"{rank}.pt")
 
 
@@ -271,10 +263,7 @@ def test_two_micro_batches_equal_one(tmp_path: Path, names: list[str]) -> None:
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     names = ["kd", "ifvd"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, names, str(tmp_path)), nprocs=2)
+    on_two_processes(worker, names, str(tmp_path))
     one = trained(1, 0, 8, names, tmp_path / "one")
     for rank in range(2):
         both = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
@@ -291,16 +280,15 @@ def test_a_micro_batch_may_hold_images_of_one_kind(tmp_path: Path) -> None:
 
 def test_micro_batches_without_a_labelled_image_are_an_error_for_who_needs_them(tmp_path: Path) -> None:
     data = DataConfig(unlabelled={"images": tmp_path, "share": 0.75})  # type: ignore[arg-type]
-    check_rows(TrainConfig(batch=8, micro_batch=4), data, 1)
-    check_rows(TrainConfig(batch=8, micro_batch=4), data, 2)
+    check_rows(data, 8, 4)
     with pytest.raises(SegtailorError, match=r"6 unlabelled images in a batch of 8, some micro-batches of 2 hold no"):
-        check_rows(TrainConfig(batch=8, micro_batch=2), data, 1)
+        check_rows(data, 8, 2)
 
 
 def test_the_page_names_every_method_where_it_learns() -> None:
     page = (Path(__file__).parents[2] / "docs" / "unlabelled.md").read_text(encoding="utf-8")
     rows = [line.split("|") for line in page.splitlines() if line.startswith("| ")]
-    told = {row[1].strip(): re.findall(r"`(\w+)`", row[2].split("<!-- /")[0]) for row in rows}
-    for reading, readers in (("confident pixels", CLASS_READERS), ("labelled images", OWN_TEACHER)):
-        assert set(told[reading]) == readers
-    assert set(told["every pixel"]) == METHODS.keys() - CLASS_READERS - OWN_TEACHER
+    listed = {row[1].strip(): re.findall(r"`(\w+)`", row[2].split("<!-- /")[0]) for row in rows}
+    for kind, readers in (("pseudo_confident", CLASS_READERS), ("supervised", OWN_TEACHER)):
+        assert set(listed[USES[kind][0]]) == readers
+    assert set(listed[USES["pseudo"][0]]) == METHODS.keys() - CLASS_READERS - OWN_TEACHER

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from segtailor.engine.distiller import Distiller
+from segtailor.engine.module import Distiller
 from segtailor.losses import Step
 from segtailor.methods import create_method
 from segtailor.models import create_model

@@ -13,11 +13,10 @@ import pytest
 import torch
 
 import segtailor
-from segtailor.engine.checkpoint import load_checkpoint
 from segtailor.engine.logging import read_metrics
-from segtailor.engine.preemption import RunStopped, StopRequest
+from segtailor.engine.runs import RunStopped, StopRequest, load_checkpoint
 from segtailor.errors import SegtailorError
-from segtailor.jobs.stages import _no_other
+from segtailor.jobs.pretrain import _no_other
 from segtailor.models import create_model, save_model
 from tiny import TINY_MODEL, tiny_distill
 

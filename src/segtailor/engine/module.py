@@ -1,0 +1,258 @@
+"""What the loop trains as one module: a student with its methods, or a method's pre-training; and its adversaries."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from segtailor.engine.pseudo_labels import BatchTarget, TargetKind, target_kind
+from segtailor.losses import Step, cross_entropy
+from segtailor.methods.base import Adversary, Method, PretrainObjective
+from segtailor.models.network import Network, SegOutput
+from segtailor.models.teacher import Teacher
+
+TeacherOutputs = Mapping[str, SegOutput]
+"""What each method reads of its teacher, by the method's name."""
+Targets = Mapping[TargetKind, BatchTarget]
+"""A micro-batch's targets where some of its images are unlabelled."""
+
+
+class AdversaryInputs(NamedTuple):
+    """What an adversary is trained on: both outputs detached, and the target of its method."""
+
+    student: SegOutput
+    teacher: SegOutput
+    target: Tensor
+    step: Step
+
+
+class Objective(nn.Module, ABC):
+    """One forward gives all weighted terms; set up as one module, so that data parallelism averages every gradient."""
+
+    @property
+    @abstractmethod
+    def subject(self) -> nn.Module | None:
+        """The network that is scored, averaged and kept as best; None where there is nothing to score."""
+
+    @property
+    def own_teachers(self) -> dict[str, Teacher]:
+        """Teachers of single methods, beside the recipe's, by the method's name."""
+        return {}
+
+    @property
+    def adversaries(self) -> dict[str, Adversary]:
+        """Networks trained against the student, by the method's name."""
+        return {}
+
+    @property
+    def adversary_inputs(self) -> dict[str, AdversaryInputs]:
+        """What the last forward left for each adversary."""
+        return {}
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether it learns from the recipe's teacher."""
+        return True
+
+    @property
+    def target_kinds(self) -> dict[str, TargetKind]:
+        """Which targets each method reads, by its name, in batches with unlabelled images."""
+        return {}
+
+    @abstractmethod
+    def select(self, shared: SegOutput | None, own: TeacherOutputs) -> TeacherOutputs:
+        """Return what each method reads of the shared teacher or of its own; the memory of the rest is then free."""
+
+    @abstractmethod
+    def forward(
+        self, images: Tensor, target: Tensor, teachers: TeacherOutputs, step: Step, targets: Targets | None = None
+    ) -> dict[str, Tensor]:
+        """Return the terms, which sum to the loss, for raw ``images`` (B,3,H,W) and ``target`` (B,H,W).
+
+        Where some images are unlabelled, ``targets`` are read instead of ``target``.
+        """
+
+
+class PretrainModule(Objective):
+    """A method's pre-training."""
+
+    def __init__(self, objective: PretrainObjective) -> None:
+        super().__init__()
+        self.objective = objective
+
+    @property
+    def subject(self) -> nn.Module | None:
+        """The network that the pre-training scores, if any."""
+        return self.objective.subject
+
+    def select(self, shared: SegOutput | None, own: TeacherOutputs) -> TeacherOutputs:
+        """Return the recipe's teacher's whole output."""
+        return {} if shared is None else {"teacher": shared}
+
+    def forward(
+        self, images: Tensor, target: Tensor, teachers: TeacherOutputs, step: Step, targets: Targets | None = None
+    ) -> dict[str, Tensor]:
+        """Return the objective's terms; it is trained on labelled images alone."""
+        terms: dict[str, Tensor] = self.objective(images, target, teachers.get("teacher"), step)
+        return terms
+
+
+class Distiller(Objective):
+    """One forward gives the task's and every method's weighted terms.
+
+    They are one module because data parallelism refuses a method without parameters, and because a method's
+    projectors must be averaged over processes together with the student.
+    """
+
+    def __init__(
+        self,
+        student: Network,
+        methods: Mapping[str, Method],
+        weights: Mapping[str, float] | None = None,
+        aux_weight: float = 0.4,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.methods = nn.ModuleDict(methods)
+        self.weights = {name: (weights or {}).get(name, 1.0) for name in methods}
+        self.aux_weight = aux_weight
+        self._adversary_inputs: dict[str, AdversaryInputs] = {}
+
+    def _methods(self) -> dict[str, Method]:
+        return {name: method for name, method in self.methods.items() if isinstance(method, Method)}
+
+    @property
+    def subject(self) -> Network:
+        """The student."""
+        return self.student
+
+    @property
+    def own_teachers(self) -> dict[str, Teacher]:
+        """Methods' own teachers."""
+        return {name: own for name, method in self._methods().items() if (own := method.own_teacher) is not None}
+
+    @property
+    def adversaries(self) -> dict[str, Adversary]:
+        """Methods' adversaries."""
+        return {name: own for name, method in self._methods().items() if (own := method.adversary) is not None}
+
+    @property
+    def adversary_inputs(self) -> dict[str, AdversaryInputs]:
+        """What the last forward left for methods' adversaries."""
+        return self._adversary_inputs
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether a method learns from the recipe's teacher."""
+        return any(method.teacher == "recipe" for method in self._methods().values())
+
+    @property
+    def target_kinds(self) -> dict[str, TargetKind]:
+        """Which targets each method reads."""
+        return {name: target_kind(method) for name, method in self._methods().items()}
+
+    def select(self, shared: SegOutput | None, own: TeacherOutputs) -> TeacherOutputs:
+        """Return for each method what it reads of its own teacher, or of the shared one."""
+        found = {name: (method, own.get(name, shared)) for name, method in self._methods().items()}
+        return {name: method.select(output) for name, (method, output) in found.items() if output is not None}
+
+    def forward(
+        self, images: Tensor, target: Tensor, teachers: TeacherOutputs, step: Step, targets: Targets | None = None
+    ) -> dict[str, Tensor]:
+        """Return the terms, which sum to the loss, for raw ``images`` (B,3,H,W) and ``target`` (B,H,W).
+
+        A method without a teacher's output gives no term. With ``targets`` the task's terms are of the labelled rows
+        alone, and each method's of its kind of target.
+        """
+        output = self.student(images)
+        every = BatchTarget(target, step)
+        supervised = every if targets is None else targets["supervised"]
+        terms = {"task": self._task(output.logits, supervised)}
+        if output.aux_logits is not None and self.aux_weight > 0:
+            terms["task_aux"] = self.aux_weight * self._task(output.aux_logits, supervised)
+        self._adversary_inputs = {}
+        for name, method in self._methods().items():
+            if name not in teachers:
+                continue
+            given = every if targets is None else targets[target_kind(method)]
+            own = given.rows_of(output)
+            for term, value in method(own, teachers[name], given.target, given.step).items():
+                terms[f"{name}.{term}"] = self.weights[name] * value
+            if method.adversary is not None:
+                seen = method.select(own).detach()
+                self._adversary_inputs[name] = AdversaryInputs(seen, teachers[name], given.target, given.step)
+        return terms
+
+    def _task(self, logits: Tensor, given: BatchTarget) -> Tensor:
+        if given.rows is not None:
+            logits = logits.index_select(0, given.rows)
+        size = given.target.shape[-2], given.target.shape[-1]
+        return cross_entropy(self.student.upsample(logits, size), given.target, given.step)
+
+
+class Adversaries:
+    """An objective's adversaries, each with its optimizer; does nothing where there is none.
+
+    An adversary's step comes after the student's, on outputs from before it. Its frozen parameters pass gradients to
+    the student in the main loss and take none.
+    """
+
+    def __init__(self, fabric: Any, adversaries: Mapping[str, Adversary]) -> None:
+        self._fabric = fabric
+        self._modules = dict(adversaries)
+        self._set_up: dict[str, tuple[Any, Any]] = {}
+        for name, adversary in adversaries.items():
+            adversary.trained = True
+            self._set_up[name] = fabric.setup(adversary, adversary.build_optimizer(adversary.parameters()))
+
+    @property
+    def optimizers(self) -> list[Any]:
+        """The optimizer of each."""
+        return [optimizer for _, optimizer in self._set_up.values()]
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Inside, no adversary takes a gradient."""
+        for adversary in self._modules.values():
+            adversary.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for adversary in self._modules.values():
+                adversary.requires_grad_(True)
+
+    def accumulate(self, inputs: Mapping[str, AdversaryInputs], share: float, last: bool) -> dict[str, Tensor]:
+        """Add the gradients of one micro-batch, ``share`` of the step's; returns each adversary's loss.
+
+        Gradients are exchanged between processes with the ``last`` micro-batch.
+        """
+        losses = {}
+        for name, (module, _) in self._set_up.items():
+            with nullcontext() if last else self._fabric.no_backward_sync(module):
+                loss = module(*inputs[name])
+                self._fabric.backward(loss * share)
+            losses[f"{name}.opponent"] = loss.detach()
+        return losses
+
+    def step(self) -> None:
+        """Step every optimizer and clear the gradients."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return networks and optimizers."""
+        return {
+            name: {"module": self._modules[name].state_dict(), "optimizer": optimizer.state_dict()}
+            for name, (_, optimizer) in self._set_up.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        for name, (_, optimizer) in self._set_up.items():
+            self._modules[name].load_state_dict(state[name]["module"])
+            optimizer.load_state_dict(state[name]["optimizer"])
