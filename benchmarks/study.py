@@ -25,7 +25,7 @@ import segtailor
 from segtailor.config import CompareRecipe, TrainRecipe
 from segtailor.data import create_dataset
 from segtailor.errors import SegtailorError, unknown
-from segtailor.jobs.build import all_arms
+from segtailor.jobs.compare import all_arms
 from segtailor.recipes import validate
 from segtailor.results.record import given, read_rows, write_record
 

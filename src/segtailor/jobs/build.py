@@ -11,7 +11,6 @@ import platform
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,14 +22,12 @@ from torch import nn
 
 from segtailor._version import __version__
 from segtailor.config import (
-    ArmConfig,
     CompareRecipe,
     DataConfig,
     DistillRecipe,
     EvaluateConfig,
     MethodConfig,
     ModelConfig,
-    RunConfig,
     TeacherConfig,
     TrainConfig,
     TrainRecipe,
@@ -40,9 +37,9 @@ from segtailor.data.base import SegmentationDataset
 from segtailor.data.check import check_files
 from segtailor.data.pseudo import UnlabelledImages
 from segtailor.engine.launch import on_first_process
-from segtailor.engine.loop import RunSpec, Trained, fit_together
+from segtailor.engine.loop import RunSpec, Trained, fit_together, split_batch
 from segtailor.engine.module import Distiller
-from segtailor.engine.pseudo_labels import add_unlabelled, refuse_unlabelled, unlabelled_facts, use_lines
+from segtailor.engine.pseudo_labels import add_unlabelled, check_rows, refuse_unlabelled, unlabelled_facts, use_lines
 from segtailor.errors import SegtailorError, reason
 from segtailor.evaluation import EvaluationResult, evaluate_model, inference_settings
 from segtailor.files import Size
@@ -53,7 +50,7 @@ from segtailor.methods import check_options, create_method, find_method
 from segtailor.methods.base import Method, MissingTapError
 from segtailor.models.adapters.python_module import OBJECT
 from segtailor.models.class_map import read_class_map
-from segtailor.models.inspect import count_multiply_adds, count_parameters, run_on_meta
+from segtailor.models.inspect import count_parameters, run_and_count
 from segtailor.models.licenses import Policy, check_licenses
 from segtailor.models.network import Network, SegOutput
 from segtailor.models.store import build_network, load_teacher
@@ -63,7 +60,6 @@ from segtailor.results.model import Row
 SCORED_BEFORE_START = 16
 MOST_SKEW = 1.5
 """How much the two grids' proportions may differ; more means that the tensors do not show the same image."""
-ALONE = "none"
 
 
 @dataclass
@@ -81,7 +77,7 @@ class Context:
     unlabelled: UnlabelledImages | None = None
     objects: Objects = field(default_factory=Objects)
     noted: set[str] = field(default_factory=set)
-    shapes: dict[Any, Any] = field(default_factory=dict)
+    shapes: dict[Any, tuple[SegOutput, int]] = field(default_factory=dict)
 
     @property
     def data_name(self) -> str:
@@ -118,10 +114,8 @@ class Context:
 
     def costs(self, model: Network) -> dict[str, int | None]:
         """Return parameters and multiply-adds of ``model``; arms of one architecture are counted once."""
-        key = ("costs", *_architecture(model))
-        if key not in self.shapes:
-            self.shapes[key] = count_multiply_adds(model, self.size) or None
-        return {"parameters": count_parameters(model), "multiply_adds": self.shapes[key]}
+        _, multiply_adds = shapes_of(model, model.preprocess.input_size(self.size), self.shapes)
+        return {"parameters": count_parameters(model), "multiply_adds": multiply_adds or None}
 
     def row(self, role: str, label: str, model: Network, scores: EvaluationResult, **facts: Any) -> Row:
         """Return one row of the results: the model's costs, its scores, and further ``facts``."""
@@ -160,7 +154,7 @@ class Arm:
     alignment: list[str]
     folder: Path = Path()
     stages: list[dict[str, Any]] = field(default_factory=list)
-    learner: Distiller | None = None
+    distiller: Distiller | None = None
 
     @property
     def uses_teacher(self) -> bool:
@@ -189,7 +183,7 @@ def open_context(fabric: Any, recipe: TrainRecipe | DistillRecipe | CompareRecip
     ):
         dataset = create_dataset(config, split, training) if given is None else objects.dataset(given, split, config)
         if config.check:
-            on_first_process(fabric, partial(check_files, dataset))
+            on_first_process(fabric, partial(check_files, dataset, config))
         splits.append(dataset)
     data, val = splits
     more = add_unlabelled(config, recipe.train.batch, data, val, fabric)
@@ -267,8 +261,11 @@ def build_arm(
     alignment += use_lines(recipe.data, methods)
     card = model_card(data, recipe.model_dump(mode="json"), teacher)
     weights = {find_method(method.name).name: method.weight for method in listed}
-    label = label or "+".join(methods)
-    return Arm(label, recipe.train, student, methods, weights, card, alignment, folder)
+    arm = Arm(label or "+".join(methods), recipe.train, student, methods, weights, card, alignment, folder)
+    if context.unlabelled is not None and (arm.own_teachers or not arm.uses_teacher):
+        micro, _ = split_batch(arm.train.batch, arm.train.micro_batch, context.fabric.world_size)
+        check_rows(context.data, arm.train.batch, micro)
+    return arm
 
 
 def make_methods(
@@ -332,12 +329,12 @@ def train_arms(context: Context, arms: Sequence[Arm], keep_going: bool = False) 
     before = [item.fingerprint() for item in watched]
     entries = []
     for arm in arms:
-        arm.learner = Distiller(arm.student, arm.methods, arm.weights, arm.train.aux_weight)
+        arm.distiller = Distiller(arm.student, arm.methods, arm.weights, arm.train.aux_weight)
         spec = RunSpec(
             arm.label, arm.folder, context.train_data, context.val_data, context.data, arm.train, context.evaluate,
             arm.card, context.unlabelled,
         )  # fmt: skip
-        entries.append((arm.learner, spec))
+        entries.append((arm.distiller, spec))
     trained = fit_together(context.fabric, entries, teacher, keep_going)
     if [item.fingerprint() for item in watched] != before:
         raise SegtailorError("the teacher's weights changed during the run; this is a defect of the method, report it")
@@ -353,9 +350,9 @@ def pretrain(context: Context, arm: Arm, recipe: DistillRecipe) -> None:
 
 def unlabelled_of(context: Context, arm: Arm) -> dict[str, Any]:
     """Return what the results say of unlabelled images; nothing without any."""
-    assert arm.learner is not None
+    assert arm.distiller is not None
     return unlabelled_facts(
-        context.data, arm.train.batch, context.train_data, context.unlabelled, arm.learner.target_kinds, arm.folder
+        context.data, arm.train.batch, context.train_data, context.unlabelled, arm.distiller.target_kinds, arm.folder
     )
 
 
@@ -392,7 +389,7 @@ def align(
     teacher: Teacher | None,
     methods: Mapping[str, Method],
     size: Size,
-    shapes: dict[Any, Any] | None = None,
+    shapes: dict[Any, tuple[SegOutput, int]] | None = None,
 ) -> list[str]:
     """Return one line for each tensor that a method compares, for training windows of ``size``.
 
@@ -400,33 +397,34 @@ def align(
     needs what a network does not return, or when two grids cannot be aligned.
     """
     shapes = {} if shapes is None else shapes
-    key = ("student", *_architecture(student), size)
-    if key not in shapes:
-        shapes[key] = _run_student(student, size)
-    own = shapes[key]
+    own = _run_student(student, size, shapes)
     lines = []
     for name, method in methods.items():
         guide = method.own_teacher or (teacher if method.teacher == "recipe" else None)
         if guide is None:
             continue
-        key = ("teacher", *_architecture(guide.model), size)
-        if key not in shapes:
-            shapes[key] = run_on_meta(guide.model, size)
-        output, mapped = shapes[key], guide.class_map
+        output, _ = shapes_of(guide.model, guide.preprocess.input_size(size), shapes)
+        mapped = guide.class_map
         output = output if mapped is None else deepcopy(mapped).to("meta").map_output(output)
         stretched = student.preprocess.size is not None or guide.preprocess.size is not None
         lines += align_method(name, method, own, output, stretched)
     return lines
 
 
-def _architecture(model: Network) -> tuple[str, int]:
-    """Return what two networks have in common that give tensors of the same shapes."""
-    return json.dumps(model.spec(), sort_keys=True, default=str), count_parameters(model)
+def shapes_of(model: Network, size: Size, known: dict[Any, tuple[SegOutput, int]]) -> tuple[SegOutput, int]:
+    """Return the shapes of the output for an image of exactly ``size``, and the multiply-adds; ``known`` is reused.
+
+    Networks of one description and as many parameters are the same.
+    """
+    key = (json.dumps(model.spec(), sort_keys=True, default=str), count_parameters(model), size)
+    if key not in known:
+        known[key] = run_and_count(model, size, exact=True)
+    return known[key]
 
 
-def _run_student(student: Network, size: Size) -> SegOutput:
+def _run_student(student: Network, size: Size, known: dict[Any, tuple[SegOutput, int]]) -> SegOutput:
     try:
-        return run_on_meta(student, size, exact=True)
+        return shapes_of(student, size, known)[0]
     except Exception as error:  # networks of other libraries refuse a size in their own ways
         better = student.preprocess.input_size(size)
         hint = "choose another data.crop" if better == size else f"set data.crop [{better[0]}, {better[1]}]"
@@ -480,67 +478,3 @@ def _grids(name: str, tap: str, own: tuple[int, ...], guide: tuple[int, ...], st
 
 def _shape(tensor: torch.Tensor) -> str:
     return " x ".join(str(side) for side in tensor.shape[1:])
-
-
-def all_arms(recipe: CompareRecipe) -> dict[str, ArmConfig]:
-    """Return the recipe's arms by name, and before them the student alone where no arm is.
-
-    Each further student of the recipe gets an arm without a method, ``none-MODEL``.
-    """
-    students = {_student(recipe, arm).model_dump_json() for arm in recipe.arms.values() if is_alone(arm)}
-    missing: dict[str, ArmConfig] = {}
-    for student in [recipe.student, *(arm.student for arm in recipe.arms.values() if arm.student is not None)]:
-        if student.model_dump_json() in students:
-            continue
-        students.add(student.model_dump_json())
-        own = student is recipe.student
-        name = ALONE if own else f"{ALONE}-{student.model}"
-        while name in recipe.arms or name in missing:
-            name += "-alone"
-        missing[name] = ArmConfig(method=[MethodConfig(name="none")], student=None if own else student)
-    return {**missing, **recipe.arms}
-
-
-def baseline_of(recipe: CompareRecipe) -> str:
-    """Return the arm that is the recipe's own student alone."""
-    return next(
-        name for name, arm in all_arms(recipe).items() if is_alone(arm) and _student(recipe, arm) == recipe.student
-    )
-
-
-def is_alone(arm: ArmConfig) -> bool:
-    """Whether the arm is a student trained without a method."""
-    return [method.name for method in arm.method] == ["none"]
-
-
-def arm_recipe(recipe: CompareRecipe, name: str, seed: int) -> DistillRecipe:
-    """Return the recipe that trains the arm ``name`` with ``seed`` alone, by `segtailor distill`."""
-    arm = all_arms(recipe)[name]
-    changes: dict[str, Any] = {"seed": seed}
-    for key in ("optimizer", "schedule", "aux_weight", "clip"):
-        if (value := getattr(arm, key)) is not None:
-            changes[key] = value
-    return DistillRecipe(
-        description=f"the arm {name} of a comparison, seed {seed}",
-        data=recipe.data, teacher=recipe.teacher, student=_student(recipe, arm), method=arm.method,
-        train=recipe.train.model_copy(update=changes), evaluate=recipe.evaluate,
-        run=RunConfig(name=f"seed{seed}", folder=recipe.run.folder, exists="resume"),
-    )  # fmt: skip
-
-
-def recorded(recipe: CompareRecipe) -> dict[str, Any]:
-    """Return ``recipe`` as a comparison records it: with all options of each method, whatever their defaults become.
-
-    A method whose options are wrong stays as it was given; its arm fails, and says why.
-    """
-    plain = recipe.model_dump(mode="json")
-    for name, arm in recipe.arms.items():
-        for index, method in enumerate(arm.method):
-            with suppress(SegtailorError):
-                options = check_options(method.name, method.options()).model_dump(mode="json")
-                plain["arms"][name]["method"][index] |= options
-    return plain
-
-
-def _student(recipe: CompareRecipe, arm: ArmConfig) -> ModelConfig:
-    return arm.student or recipe.student

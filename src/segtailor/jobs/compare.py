@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from segtailor.config import CompareRecipe, Strict, TrainConfig
+from segtailor.config import (
+    ArmConfig,
+    CompareRecipe,
+    DistillRecipe,
+    MethodConfig,
+    ModelConfig,
+    RunConfig,
+    Strict,
+    TrainConfig,
+)
 from segtailor.engine.launch import launch, on_first_process
 from segtailor.engine.loop import Trained
 from segtailor.engine.runs import open_run, resumable
@@ -23,16 +33,12 @@ from segtailor.files import write_atomically
 from segtailor.jobs.build import (
     Arm,
     Context,
-    all_arms,
-    arm_recipe,
-    baseline_of,
     build_arm,
     card_with_metrics,
     check_methods,
     class_map_rows,
     open_context,
     pretrain,
-    recorded,
     run_name,
     train_arms,
     unlabelled_of,
@@ -48,6 +54,7 @@ from segtailor.results.leaderboard import Leaderboard
 from segtailor.results.model import Outcome, Plan, Row, State, arm_folder, arm_status, read_comparison
 from segtailor.results.tables import text_table, write_tables
 
+ALONE = "none"
 LAUNCHER = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -258,3 +265,67 @@ def _this_process(recipe: CompareRecipe) -> tuple[TrainConfig, int, int]:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", local)
     print(f"process {rank}: seeds {recipe.seeds[rank::world]}", file=sys.stderr)
     return recipe.train.model_copy(update={"devices": 1, "nodes": 1}), rank, world
+
+
+def all_arms(recipe: CompareRecipe) -> dict[str, ArmConfig]:
+    """Return the recipe's arms by name, and before them the student alone where no arm is.
+
+    Each further student of the recipe gets an arm without a method, ``none-MODEL``.
+    """
+    students = {_student(recipe, arm).model_dump_json() for arm in recipe.arms.values() if is_alone(arm)}
+    missing: dict[str, ArmConfig] = {}
+    for student in [recipe.student, *(arm.student for arm in recipe.arms.values() if arm.student is not None)]:
+        if student.model_dump_json() in students:
+            continue
+        students.add(student.model_dump_json())
+        own = student is recipe.student
+        name = ALONE if own else f"{ALONE}-{student.model}"
+        while name in recipe.arms or name in missing:
+            name += "-alone"
+        missing[name] = ArmConfig(method=[MethodConfig(name="none")], student=None if own else student)
+    return {**missing, **recipe.arms}
+
+
+def baseline_of(recipe: CompareRecipe) -> str:
+    """Return the arm that is the recipe's own student alone."""
+    return next(
+        name for name, arm in all_arms(recipe).items() if is_alone(arm) and _student(recipe, arm) == recipe.student
+    )
+
+
+def is_alone(arm: ArmConfig) -> bool:
+    """Whether the arm is a student trained without a method."""
+    return [method.name for method in arm.method] == ["none"]
+
+
+def arm_recipe(recipe: CompareRecipe, name: str, seed: int) -> DistillRecipe:
+    """Return the recipe that trains the arm ``name`` with ``seed`` alone, by `segtailor distill`."""
+    arm = all_arms(recipe)[name]
+    changes: dict[str, Any] = {"seed": seed}
+    for key in ("optimizer", "schedule", "aux_weight", "clip"):
+        if (value := getattr(arm, key)) is not None:
+            changes[key] = value
+    return DistillRecipe(
+        description=f"the arm {name} of a comparison, seed {seed}",
+        data=recipe.data, teacher=recipe.teacher, student=_student(recipe, arm), method=arm.method,
+        train=recipe.train.model_copy(update=changes), evaluate=recipe.evaluate,
+        run=RunConfig(name=f"seed{seed}", folder=recipe.run.folder, exists="resume"),
+    )  # fmt: skip
+
+
+def recorded(recipe: CompareRecipe) -> dict[str, Any]:
+    """Return ``recipe`` as a comparison records it: with all options of each method, whatever their defaults become.
+
+    A method whose options are wrong stays as it was given; its arm fails, and says why.
+    """
+    plain = recipe.model_dump(mode="json")
+    for name, arm in recipe.arms.items():
+        for index, method in enumerate(arm.method):
+            with suppress(SegtailorError):
+                options = check_options(method.name, method.options()).model_dump(mode="json")
+                plain["arms"][name]["method"][index] |= options
+    return plain
+
+
+def _student(recipe: CompareRecipe, arm: ArmConfig) -> ModelConfig:
+    return arm.student or recipe.student

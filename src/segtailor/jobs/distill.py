@@ -14,8 +14,6 @@ from segtailor.engine.runs import open_run, resumable
 from segtailor.errors import SegtailorError, unknown
 from segtailor.jobs.build import (
     Context,
-    all_arms,
-    arm_recipe,
     build_arm,
     card_with_metrics,
     check_methods,
@@ -26,6 +24,7 @@ from segtailor.jobs.build import (
     train_arms,
     unlabelled_of,
 )
+from segtailor.jobs.compare import all_arms, arm_recipe
 from segtailor.jobs.objects import Objects
 from segtailor.jobs.train import RunResult, draw_samples, finished, header, train_alone, training_facts
 from segtailor.models import load_model, save_model

@@ -10,7 +10,7 @@ from typing import Any
 
 from segtailor.config import CompareRecipe
 from segtailor.errors import SegtailorError, unknown
-from segtailor.jobs.build import all_arms, arm_recipe
+from segtailor.jobs.compare import all_arms, arm_recipe
 from segtailor.jobs.distill import distill
 from segtailor.methods import check_options
 from segtailor.recipes import set_value, validate

@@ -31,9 +31,14 @@ def count_multiply_adds(model: Network, size: tuple[int, int]) -> int:
 
     They are 0 for a network that runs outside PyTorch, whose work is not seen.
     """
+    return run_and_count(model, size)[1]
+
+
+def run_and_count(model: Network, size: tuple[int, int], exact: bool = False) -> tuple[SegOutput, int]:
+    """Return what `run_on_meta` gives, and the multiply-adds that it takes."""
     with FlopCounterMode(display=False) as counter:
-        run_on_meta(model, size)
-    return int(counter.get_total_flops()) // 2
+        output = run_on_meta(model, size, exact)
+    return output, int(counter.get_total_flops()) // 2
 
 
 def published_multiply_adds(model: Network, size: tuple[int, int]) -> int:
@@ -249,8 +254,8 @@ class PathList(NamedTuple):
         )
         path = example.path if example is not None else next(row.path for row in self.paths if row.stride is not None)
         lines.append(
-            "Proposed as taps are those named on the right; methods know them without more. Any other map of the image "
-            f"gets a name in the recipe, as in taps: {{mine: {path}}}."
+            "The taps on the right are built in. Any other map of the image can be named in the recipe, as in "
+            f"taps: {{mine: {path}}}."
         )
         return "\n".join(line for index, line in enumerate(lines) if line or lines[index - 1])
 

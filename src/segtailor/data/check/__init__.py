@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,8 @@ from segtailor.data.check.report import CheckReport
 from segtailor.data.check.scan import UNLABELLED, Opened, SampleStats, in_threads, open_splits, scan
 from segtailor.data.check.values import (
     count_classes,
+    count_unknown,
+    find_binary,
     find_classes,
     find_palettes,
     find_stored_colors,
@@ -156,16 +158,16 @@ def _label(config: DataConfig) -> str:
     return re.sub(r"[^\w.-]+", "-", str(place or config.name)).strip("-.") or config.name
 
 
-def check_files(dataset: SegmentationDataset, threads: int | None = None) -> None:
+def check_files(dataset: SegmentationDataset, config: DataConfig | None = None, threads: int | None = None) -> None:
     """Read every image and mask of ``dataset`` in ``threads`` (default: one a core, at most 16) and report once.
 
     Raises one SegtailorError, on one line, that counts and names unreadable or truncated files, masks of another size
-    than their image, and mask values that are neither class nor void. Rows of a table of images are checked one by one;
-    drawn scenes pass.
+    than their image, and mask values that are neither class nor void; with ``config`` also a split whose masks hold
+    nothing but 0 and 255 where 255 is no class. Rows of a table of images are checked one by one; drawn scenes pass.
     """
     if isinstance(dataset, FileDataset):
         unit, advice = "pairs", "; fix or remove these files and run again; `segtailor data check` lists all of them"
-        problems = list(_file_problems(dataset, scan({dataset.split: dataset}, threads, pictures=False)))
+        problems = list(_file_problems(dataset, scan({dataset.split: dataset}, threads, pictures=False), config))
     elif isinstance(getattr(dataset, "whole", dataset), MaskDataset):
         unit, advice = "rows", ""
         bad = list(filter(None, in_threads(partial(_row_problem, dataset), len(dataset), threads)))
@@ -186,23 +188,22 @@ def _row_problem(dataset: SegmentationDataset, index: int) -> str:
     return ""
 
 
-def _file_problems(dataset: FileDataset, samples: Sequence[SampleStats]) -> Iterator[str]:
-    pixels: Counter[int] = Counter()
-    files: Counter[int] = Counter()
-    first: dict[int, str] = {}
-    for sample in samples:
-        for value, count in sample.values.items():
-            if not (0 <= value <= VOID and dataset.values.known[value]):
-                pixels[value] += count
-                files[value] += 1
-                first.setdefault(value, sample.mask)
+def _file_problems(dataset: FileDataset, samples: Sequence[SampleStats], config: DataConfig | None) -> Iterator[str]:
     if unreadable := unreadable_files(samples):
         yield f"{Count(len(unreadable)):file} cannot be read: {some(list(map(str, unreadable)))}"
     for finding in find_sizes(samples):
         yield f"{finding.text}: {some(list(map(str, finding.locations)))}"
-    if pixels:
-        texts = [
-            f"{dataset.values.describe(value)} ({pixels[value]} pixels in {Count(files[value]):file}, first {path})"
-            for value, path in sorted(first.items())
-        ]
+    known = dataset.values.known
+    _, pixels, files, first = count_unknown(samples, lambda value: 0 <= value <= VOID and bool(known[value]))
+    texts = [
+        f"{dataset.values.describe(value)} ({pixels[value]} pixels in {Count(files[value]):file}, first {first[value]})"
+        for value in sorted(pixels)
+    ]
+    if texts:
         yield f"masks hold {Count(len(texts)):value that is|values that are} neither class nor void: {some(texts)}"
+    encoding = encoding_of(dataset, config) if config is not None else None
+    masks = [sample for sample in samples if sample.values]
+    if encoding is not None and not encoding.expects_void:
+        for finding in find_binary(encoding, masks):
+            if not masks:  # all are such masks
+                yield f"{finding.text} (fix: {'; '.join(finding.fix())})"

@@ -28,8 +28,8 @@ def test_a_cnn_and_a_transformer() -> None:
         "kt, logits: student 4 x 8 x 16, teacher 4 x 16 x 32: teacher resized to 8 x 16, bilinear",
         "kt, aux_logits: left out, the teacher has none",
         f"kt, feature: student 128 x 8 x 16, teacher 256 x 16 x 32: teacher resized to 8 x 16, bilinear; "
-        f"{methods['kt'].widths}",
-        f"kt, stages.0: student 64 x 16 x 32, teacher 32 x 16 x 32: equal grids; {methods['kt'].widths}",
+        f"{methods['kt'].channel_alignment}",
+        f"kt, stages.0: student 64 x 16 x 32, teacher 32 x 16 x 32: equal grids; {methods['kt'].channel_alignment}",
     ]
 
 
