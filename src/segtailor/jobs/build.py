@@ -191,9 +191,23 @@ def open_context(fabric: Any, recipe: TrainRecipe | DistillRecipe | CompareRecip
     context = Context(
         fabric, config, recipe.evaluate, data, val, size, recipe.run.license_policy, unlabelled=more, objects=objects
     )
+    context.note(_data_line(context))
     if not isinstance(recipe, TrainRecipe):
         context.teacher = _open_teacher(context, recipe.teacher)
     return context
+
+
+def _data_line(context: Context) -> str:
+    """Return what is trained on, and how its images are resized, in one line."""
+    train, val = context.train_data, context.val_data
+    height, width = val[0].target.shape[-2:]  # at the masks' own size
+    seen = f"{height} x {width}"
+    if (height, width) != context.size:
+        new_height, new_width = context.size
+        seen += f" resized to {new_height} x {new_width}"
+        if not 0.95 < (height * new_width) / (width * new_height) < 1.05:
+            seen += ", which changes their proportions (set data.size)"
+    return f"data: {context.data_name}, {len(train)} + {len(val)} images, {train.num_classes} classes, {seen}"
 
 
 def _open_teacher(context: Context, config: TeacherConfig | None) -> Teacher | None:
