@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import signal
+import threading
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -181,7 +182,7 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Yield this rank's micro-batches of steps ``start_step + 1`` to ``steps``, in order.
 
-    Row i of step n's global batch stands at position ``(n - 1) * global_batch + i``, and what comes there is a function
+    Row i of step n's global batch is at position ``(n - 1) * global_batch + i``, and what comes there is a function
     of ``seed`` and the position alone: neither ``config.workers`` nor ``world`` nor ``start_step`` changes it. Rank r
     takes rows ``r * global_batch / world`` onwards. A data set smaller than the batch wraps into its next epoch.
 
@@ -223,6 +224,10 @@ def _batches(positions: TrainingPositions, plan: Sequence[list[int]], workers: i
     )
     iterator = iter(loader)
     processes = list(getattr(iterator, "_workers", ()))
+    # PyTorch's handler of SIGCHLD raises wherever the main process is. Without it, a dead worker is found where its
+    # batch is fetched: between two steps.
+    handled = bool(processes) and hasattr(signal, "SIGCHLD") and _in_main_thread()
+    previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if handled else None
     try:
         for batch in iterator:
             if isinstance(batch, SegtailorError):
@@ -241,6 +246,13 @@ def _batches(positions: TrainingPositions, plan: Sequence[list[int]], workers: i
         )  # asks the processes to end; those that do not, one of them being dead, would be waited for at exit
         for process in processes:
             process.kill()
+        if previous is not None and _in_main_thread():
+            signal.signal(signal.SIGCHLD, previous)
+
+
+def _in_main_thread() -> bool:
+    """Return whether this thread may set signal handlers."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def _close(batches: weakref.ref[Generator[Batch, None, None]]) -> None:
