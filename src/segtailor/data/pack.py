@@ -24,6 +24,7 @@ from segtailor.config import DataConfig, Strict
 from segtailor.data import create_dataset
 from segtailor.data.base import SegmentationDataset
 from segtailor.data.image_io import read_image
+from segtailor.data.loader import as_is
 from segtailor.data.packed import (
     ENCODINGS,
     MANIFEST,
@@ -185,7 +186,7 @@ def _write(folder: Path, encoder: Encoder, size: dict[str, int], workers: int, p
     # litdata's own `optimize` waits forever for a process that meets an unreadable sample
     chunks = import_litdata().streaming.Cache(str(part), **size)
     loader: DataLoader[Any] = DataLoader(
-        encoder, batch_size=None, num_workers=min(workers, len(encoder)), collate_fn=_as_is,
+        encoder, batch_size=None, num_workers=min(workers, len(encoder)), collate_fn=as_is,
         worker_init_fn=_start_worker, prefetch_factor=4 if workers else None,
     )  # fmt: skip
     console = Console(stderr=True)
@@ -196,10 +197,6 @@ def _write(folder: Path, encoder: Encoder, size: dict[str, int], workers: int, p
     chunks.done()
     chunks.merge()
     part.rename(folder)
-
-
-def _as_is(sample: Any) -> Any:
-    return sample
 
 
 def _start_worker(_: int) -> None:
