@@ -43,18 +43,7 @@ class BatchTarget:
         rows = self.rows
         if rows is None:
             return output
-
-        def chosen(tensor: Tensor | None) -> Any:
-            return tensor if tensor is None or tensor.numel() == 0 else tensor.index_select(0, rows)
-
-        return SegOutput(
-            logits=chosen(output.logits),
-            aux_logits=chosen(output.aux_logits),
-            feature=chosen(output.feature),
-            classifier_input=chosen(output.classifier_input),
-            stages=tuple(chosen(stage) for stage in output.stages),
-            taps={name: chosen(value) for name, value in output.taps.items()},
-        )
+        return output.map(lambda tensor: tensor if tensor.numel() == 0 else tensor.index_select(0, rows))
 
 
 Targets = Mapping[TargetKind, BatchTarget]
