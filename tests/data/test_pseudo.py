@@ -127,7 +127,8 @@ def test_validation_images_among_them_are_an_error(folder, tmp_path):
     val = create_dataset(DataConfig(name="camvid", root=tmp_path / "camvid"), "val", False)
     warning = check_apart(opened(folder), val)
     assert warning is not None
-    assert warning.startswith("1 image has the name of a validation image in ") and ": b.bmp;" in warning
+    assert warning.startswith("1 image has the name of a validation image in ")
+    assert ": b.bmp;" in warning
     shutil.copy(tmp_path / "camvid" / "val" / "c.bmp", folder / "renamed.bmp")
     shutil.copy(tmp_path / "camvid" / "val" / "a.png", folder / "again.png")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""What every data set gives: samples, class names, colors and a license."""
+"""The interface of every data set: samples, class names, colors and a license."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class SegmentationDataset(ABC):
     """One split of a labelled data set.
 
     ``data[i]`` is a :class:`Sample`: the image resized to the recipe's ``data.size``, the target too when the split is
-    read for training, else at the mask's own size. ``classes`` and ``palette`` (RGB) have one entry a class,
-    ``mean_color`` (RGB) is what images are padded with, ``license`` says how the data may be used.
+    read for training, else at the mask's own size. ``classes`` and ``palette`` (RGB) have one entry a class, images are
+    padded with ``mean_color`` (RGB), and ``license`` states the terms of use.
     """
 
     name: str

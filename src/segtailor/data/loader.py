@@ -20,7 +20,6 @@ from segtailor.data.pseudo import Mix, UnlabelledImages, mix_of
 from segtailor.errors import SegtailorError
 from segtailor.files import VOID, Color, Size
 
-
 T = TypeVar("T")
 
 
