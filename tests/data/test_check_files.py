@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from segtailor.config import DataConfig
@@ -98,8 +99,9 @@ def test_masks_of_0_and_255_whose_object_would_be_void_stop_a_run(tmp_path, clas
     root = write_street(tmp_path, train=3, val=1, classes=classes + "\n")
     for path in street.all_masks(root):
         street.change(path, street.binary)
+    street.change(street.mask(root, "train", 1), np.zeros_like)  # without the object
     config = DataConfig(name="folder", root=root)
-    with pytest.raises(SegtailorError, match="3 masks of 0 and 255 only, though 255 is no class") as caught:
+    with pytest.raises(SegtailorError, match="2 masks of 0 and 255 only, though 255 is no class") as caught:
         check_files(create_dataset(config, "train", True), config)
     assert fix in str(caught.value)
     assert "\n" not in str(caught.value)

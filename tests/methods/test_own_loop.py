@@ -106,6 +106,9 @@ def test_parameters_are_the_projectors_and_networks_stay_as_they_are() -> None:
     assert [type(part) for part in student.modules()] == kinds
     torch.testing.assert_close(teacher.state_dict(), before, rtol=0, atol=0)
     assert all(value.grad is None for value in teacher.parameters())
+    loss.close()
+    parts = [*student.modules(), *teacher.modules()]
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
 
 
 def test_the_adversary_learns_inside_and_is_part_of_the_checkpoint() -> None:

@@ -13,7 +13,7 @@ from segtailor.config import DataConfig
 from segtailor.data import create_dataset
 from segtailor.engine.module import Distiller
 from segtailor.evaluation import evaluate_model
-from segtailor.jobs.build import align
+from segtailor.jobs.alignment import align
 from segtailor.losses import Step, to_grid
 from segtailor.methods import create_method
 from segtailor.models import Network, Preprocess, SegOutput, Teacher, create_model

@@ -16,6 +16,7 @@ from segtailor.losses import Step
 from segtailor.methods.base import Channels, Method, MissingTapError
 from segtailor.models.adapters.wrapper import Adapted, read_result
 from segtailor.models.network import Network, Preprocess, SegOutput
+from segtailor.models.taps import Capture
 from segtailor.models.teacher import Teacher
 
 
@@ -126,6 +127,11 @@ class DistillationLoss(nn.Module):
             raise SegtailorError(f"progress is between 0 and 1, not {progress}")
         self._progress = float(progress)
 
+    def close(self) -> None:
+        """Take the hooks off both networks, which then are as they were; for example before the student is pickled."""
+        for view in self._views.values():
+            view.close()
+
     @property
     def taps(self) -> dict[str, dict[str, str]]:
         """Where the tensors of both networks are read, by role and tap."""
@@ -206,7 +212,7 @@ class _View(Adapted):
             for part, kind in kinds:
                 part.__class__ = kind
         self._whole = [module]
-        net.register_forward_pre_hook(_Begin(self._store))
+        self._begin = net.register_forward_pre_hook(_Begin(self._store))
 
     def run_whole(self, images: Tensor) -> Any:
         """Return what the module, wrapped as it was given, returns for ``images``."""
@@ -224,6 +230,15 @@ class _View(Adapted):
                 "after create_method (torch.compiler.reset() forgets earlier code)"
             )
         return self.assemble(read_result(result, self.name), seen, images.shape[-2:])
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        self._begin.remove()
+        for part in self.net.modules():
+            for key, hook in list(part._forward_hooks.items()):
+                if isinstance(hook, Capture) and hook.store is self._store:
+                    part._forward_hooks.pop(key)
+                    part._forward_hooks_with_kwargs.pop(key, None)
 
     @property
     def places(self) -> dict[str, str]:
@@ -244,6 +259,9 @@ class _Ours:
         if not isinstance(result, SegOutput):
             raise SegtailorError(f"{self.name} returns a SegOutput, not {type(result).__name__}; pass that")
         return result
+
+    def close(self) -> None:
+        """Do nothing: it has no hooks."""
 
 
 class _Begin:

@@ -22,7 +22,8 @@ from segtailor.config import CompareRecipe
 from segtailor.engine.runs import FREE_TO_CHANGE
 from segtailor.errors import SegtailorError, reason, unknown
 from segtailor.files import write_atomically
-from segtailor.results.model import ArmRun, Comparison, ImageCounts, arm_folder, plan_of, read_comparison, run_of
+from segtailor.results.model import ArmRun, Comparison, arm_folder, plan_of, read_comparison, run_of
+from segtailor.results.statistics import ImageCounts
 
 FOLDER = Path("benchmarks/results")
 """Where a record that is given by its name alone is looked for."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from segtailor.config import DataConfig
 from segtailor.data.base import SegmentationDataset, some
 from segtailor.data.check.files import (
+    find_dark,
     find_duplicates,
     find_limits,
     find_missing,
@@ -21,7 +22,7 @@ from segtailor.data.check.files import (
     unreadable_files,
 )
 from segtailor.data.check.findings import SEVERITIES, Count, Finding
-from segtailor.data.check.offset import OWN, Encoding, encoding_of
+from segtailor.data.check.offset import HIGH, LOW, OWN, ZERO, Encoding, encoding_of
 from segtailor.data.check.report import CheckReport
 from segtailor.data.check.scan import UNLABELLED, Opened, SampleStats, in_threads, open_splits, scan
 from segtailor.data.check.values import (
@@ -42,16 +43,7 @@ from segtailor.files import VOID
 __all__ = ["CheckReport", "check_data", "check_files"]
 
 # Kinds of findings that change the classes of every mask they name.
-MISREAD = frozenset(
-    {
-        "binary-mask",
-        "colors-read-as-grey",
-        "labels-one-too-high",
-        "labels-one-too-low",
-        "wrong-palette",
-        "zero-label-not-reduced",
-    }
-)
+MISREAD = {"binary-mask", "colors-read-as-grey", "wrong-palette", HIGH, LOW, ZERO}
 
 
 def check_data(
@@ -112,6 +104,7 @@ def _find(config: DataConfig, opened: Opened, by_split: dict[str, list[SampleSta
         *find_unreadable(samples),
         *find_sizes(samples),
         *find_rotated(samples),
+        *find_dark(samples),
     ]
     for encoding, masks in _by_encoding(config, datasets, by_split):
         findings += find_stored_colors(encoding, masks)
@@ -203,7 +196,7 @@ def _file_problems(dataset: FileDataset, samples: Sequence[SampleStats], config:
         yield f"masks hold {Count(len(texts)):value that is|values that are} neither class nor void: {some(texts)}"
     encoding = encoding_of(dataset, config) if config is not None else None
     masks = [sample for sample in samples if sample.values]
-    if encoding is not None and not encoding.expects_void:
+    no_others = all(mask.values.keys() <= {0, VOID} for mask in masks)
+    if encoding is not None and not encoding.expects_void and no_others:
         for finding in find_binary(encoding, masks):
-            if not masks:  # all are such masks
-                yield f"{finding.text} (fix: {'; '.join(finding.fix())})"
+            yield f"{finding.text} (fix: {'; '.join(finding.fix())})"

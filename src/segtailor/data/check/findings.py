@@ -132,6 +132,10 @@ WARNINGS = {
         "{n:EXIF-rotated image}, read as stored, which is not how a viewer shows them",
         "check whether the masks were drawn on the turned view; save such photos upright, without the note",
     ),
+    "nearly-black-image": (
+        "{n:image} nearly black: nothing is brighter than 15 of 255",
+        "if 10 or 12 bits are stored in 16, scale them to the whole range",
+    ),
     "nearly-the-same-across-splits": (
         "{n:image} nearly the same as one of another split: neighbouring frames of a film?",
         "split films by recording, not frame by frame, or the score says little of new places",
