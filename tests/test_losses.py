@@ -1,9 +1,5 @@
 from __future__ import annotations
 
-import doctest
-import importlib
-
-import pytest
 import torch
 
 from segtailor import losses
@@ -18,25 +14,6 @@ from segtailor.losses import (
     to_grid,
     valid_counts,
 )
-
-MODULES = [
-    "segtailor.losses",
-    "segtailor.methods",
-    "segtailor.methods.describe",
-    "segtailor.methods._kt_terms",
-    "segtailor.methods._kt_terms",
-    "segtailor.methods._kt_terms",
-    "segtailor.methods._kt_terms",
-    "segtailor.methods._kt_terms",
-    "segtailor.methods._kt_terms",
-]
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_examples_in_docstrings(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(name), extraglobs={"torch": torch})
-    assert result.attempted
-    assert not result.failed
 
 
 def test_every_public_loss_has_an_example() -> None:

@@ -96,7 +96,11 @@ def class_counts(target: Tensor, num_classes: int, size: tuple[int, int]) -> Ten
 
 
 def valid_pixels(target: Tensor) -> Tensor:
-    """Return the number of label pixels that are not void; what most means divide by (see :meth:`Step.count`)."""
+    """Return the number of label pixels that are not void; what most means divide by (see :meth:`Step.count`).
+
+    >>> valid_pixels(torch.tensor([[[0, 7, 255]]])).item()
+    2
+    """
     return (target != VOID).sum()
 
 

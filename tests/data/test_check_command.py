@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from data.street_trees import image, mask, write_street
 from data.trees import truncate
 from segtailor.config import DataConfig
 from segtailor.data.check import check_data
+from segtailor.data.check.findings import RULES
 from segtailor.data.check.report import SPLITS, draw_histogram
 from segtailor.data.check.values import Tally
 
@@ -193,3 +195,15 @@ def test_masks_that_cannot_be_counted_are_not_called_empty(run, tmp_path, monkey
     assert run(*FOLDER)[0] == 1
     assert "no mask of train was counted" in drawn
     assert "not in train" not in drawn
+
+
+def test_the_documentation_lists_every_kind_of_finding():
+    text = (Path(__file__).parents[2] / "docs" / "data-check.md").read_text(encoding="utf-8")
+    kinds = {rule.partition("/")[0] for rule in RULES}
+    files = {
+        f"{reason}-{role}"
+        for reason in ("empty", "truncated", "undecodable", "unreadable")
+        for role in ("image", "mask")
+    }
+    assert files <= kinds
+    assert [kind for kind in sorted(kinds - files) if f"`{kind}`" not in text] == []

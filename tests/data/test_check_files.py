@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from segtailor.config import DataConfig
@@ -7,6 +8,8 @@ from segtailor.data import create_dataset
 from segtailor.data.check import check_files
 from segtailor.errors import SegtailorError
 
+from . import street_trees as street
+from .street_trees import write_street
 from .trees import truncate, write_camvid, write_image, write_mask
 
 NAMES = tuple(f"frame{index}" for index in range(6))
@@ -68,7 +71,7 @@ def test_masks_of_colours_and_jpeg_masks_are_refused(tmp_path):
     assert "frame1.jpg (a mask must not be a JPEG" in message
 
 
-def test_all_problems_are_told_at_once(tmp_path):
+def test_all_problems_are_reported_at_once(tmp_path):
     write_camvid(tmp_path, NAMES)
     truncate(tmp_path / "train" / "frame0.png")
     write_mask(tmp_path / "trainannot" / "frame1.png", (3, 3))
@@ -86,3 +89,27 @@ def test_a_damaged_png_does_not_end_the_process(tmp_path):
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
     assert "1 file cannot be read: " in problem(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("classes", "fix"),
+    [("classes: [rest, car]", "data.values: [0, 255]"), ("classes: [a, b, c]", "set data.masks: binary")],
+)
+def test_masks_of_0_and_255_whose_object_would_be_void_stop_a_run(tmp_path, classes, fix):
+    root = write_street(tmp_path, train=3, val=1, classes=classes + "\n")
+    for path in street.all_masks(root):
+        street.change(path, street.binary)
+    street.change(street.mask(root, "train", 1), np.zeros_like)  # without the object
+    config = DataConfig(name="folder", root=root)
+    with pytest.raises(SegtailorError, match="2 masks of 0 and 255 only, though 255 is no class") as caught:
+        check_files(create_dataset(config, "train", True), config)
+    assert fix in str(caught.value)
+    assert "\n" not in str(caught.value)
+    if "values" in fix:
+        config = DataConfig(name="folder", root=root, values=[0, 255])
+        check_files(create_dataset(config, "train", True), config)
+    # 255 that is declared void is a choice, and one mask among others may hold nothing else
+    for change in ({"void": [255]}, {}):
+        config = DataConfig(name="folder", root=root, **change)
+        check_files(create_dataset(config, "train", True), config)
+        street.change(street.mask(root, "train", 0), lambda target: target // 255)

@@ -250,3 +250,12 @@ def test_colors_of_many_masks_are_named_most_common_first(tmp_path):
     street.save(mask(root, "val", 0), pixels)
     (finding,) = (f for f in check(tmp_path, name="folder", root=root).findings if f.kind == "color-masks")
     assert finding.advice.endswith("under void_colors: [1, 2, 250], [255, 0, 7]")
+
+
+def test_images_of_12_bits_in_16_are_reported_as_nearly_black(tmp_path):
+    root = write_street(tmp_path / "street")
+    path = image(root, "train", 3)
+    street.save(path, load(path).astype(np.uint16)[..., 0] * 16)  # to 4095 of 65535
+    (finding,) = check(tmp_path, name="folder", root=root).findings
+    assert (finding.kind, finding.severity) == ("nearly-black-image", "warning")
+    assert [at.path for at in finding.locations] == [str(path)]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from data.web import Web, fake_scipy, matrix, tarred, zipped
-from segtailor.cli import main
 from segtailor.config import DataConfig
 from segtailor.data import create_dataset, list_datasets
 from segtailor.data.download import catalogue
@@ -160,18 +159,8 @@ def test_names_and_variants():
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["segtailor", "data", "get", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
+def run(run_data):
+    return partial(run_data, "get")
 
 
 def test_command_fetches_to_where_recipes_look(run, web, tmp_path, monkeypatch):

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from data.trees import truncate, write_camvid
-from segtailor.cli import main
 from segtailor.config import DataConfig
 from segtailor.data import create_dataset
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["segtailor", "data", "pack", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
+def run(run_data):
+    return partial(run_data, "pack")
 
 
 def test_data_set_by_options(run, tmp_path):

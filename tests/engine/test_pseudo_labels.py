@@ -17,8 +17,8 @@ from segtailor.data.loader import Batch, UnlabelledRows
 from segtailor.data.pseudo import UnlabelledImages
 from segtailor.engine.launch import launch
 from segtailor.engine.loop import ArmTrainer, RunSpec
-from segtailor.engine.module import Distiller
-from segtailor.engine.pseudo_labels import USES, PseudoLabels, check_rows, target_kind, teacher_classes
+from segtailor.engine.module import Distiller, target_kind
+from segtailor.engine.pseudo_labels import USES, PseudoLabels, check_rows, teacher_classes
 from segtailor.errors import SegtailorError
 from segtailor.losses import Step, cross_entropy
 from segtailor.methods import METHODS, create_method

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from segtailor.errors import SegtailorError
-from segtailor.jobs.build import align, align_method
+from segtailor.jobs.alignment import align, align_method
 from segtailor.methods import create_method
 from segtailor.models import SegOutput, Teacher, create_model
 

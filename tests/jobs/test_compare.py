@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import segtailor
 import segtailor.jobs.compare as compare_job
@@ -98,6 +99,21 @@ def test_what_a_comparison_leaves(tmp_path: Path, teacher_run: Path) -> None:
     assert all((result.folder / path).is_file() for path in shown)
     assert plan["tailoring"][0]["class"] in plan["classes"]
     assert plan["tailoring"][0]["arm"] == "kt"
+
+
+def test_one_arm_is_distilled_alone(tmp_path: Path, teacher_run: Path) -> None:
+    made = recipe(tmp_path, teacher_run, {"kd": "kd", "slow": {"method": "kd", "optimizer": {"lr": 1e-5}}}, steps=2)
+    result = segtailor.distill(made, {"train.seed": 1}, arm="slow")
+    assert result.folder == tmp_path / "comparison-slow"
+    written = yaml.safe_load((result.folder / "recipe.yaml").read_text())
+    assert (written["train"]["seed"], written["train"]["optimizer"]["lr"]) == (1, 1e-5)
+    single = arm_recipe(load_recipe(made, CompareRecipe), "slow", 1).model_dump(mode="json")
+    single["run"] = {"name": "same", "folder": str(tmp_path)}
+    torch.testing.assert_close(weights(result.folder), weights(segtailor.distill(single).folder), rtol=0, atol=0)
+    with pytest.raises(SegtailorError, match="unknown arm 'slaw'; nearest: slow"):
+        segtailor.distill(made, arm="slaw")
+    with pytest.raises(SegtailorError, match="has no arms"):
+        segtailor.distill(tiny_distill(tmp_path, teacher_run), arm="kd")
 
 
 def test_seeds_change_weights_and_order(tmp_path: Path, teacher_run: Path) -> None:

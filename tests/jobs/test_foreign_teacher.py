@@ -20,7 +20,8 @@ from segtailor.config import DataConfig
 from segtailor.data import create_dataset
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import evaluate_model
-from segtailor.jobs.build import align, make_methods, make_teacher
+from segtailor.jobs.alignment import align
+from segtailor.jobs.build import make_methods, make_teacher
 from segtailor.methods import create_method
 from segtailor.models import Network, SegOutput, Teacher, create_model, load_model, save_model
 from segtailor.models.class_map import ClassMap

@@ -159,6 +159,26 @@ def test_a_result_shows_itself(tmp_path: Path, teacher_run: Path) -> None:
     assert "<td>sky</td>" in scores._repr_html_()
 
 
+def test_a_line_says_what_data_is_read_and_at_what_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    segtailor.train(recipe(tmp_path, data={"workers": 0, "size": [32, 32]}), model=Net(4), **data())
+    line = "data: Squares, 6 + 4 images, 3 classes, 32 x 48 resized to 32 x 32, which changes their proportions"
+    assert line in capsys.readouterr().err
+
+
+def test_an_object_replaces_the_weights_that_a_recipe_names(tmp_path: Path, teacher_run: Path) -> None:
+    made = recipe(tmp_path, method="kd", teacher={"weights": str(teacher_run), "check": False})
+    result = segtailor.distill(made, teacher=Net(12), student=Net(4), **data())
+    assert "weights: null" in (result.folder / "recipe.yaml").read_text()
+    assert repr(result) == str(result)
+
+
+def test_a_module_in_the_place_of_a_name_is_one_short_line(tmp_path: Path) -> None:
+    with pytest.raises(SegtailorError, match=r"'student': .* \(given: Net") as error:
+        segtailor.distill(recipe(tmp_path, method="kd"), {"student": Net(12)})
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
+
+
 class Empty(Squares):
     def __init__(self) -> None:
         super().__init__(0)

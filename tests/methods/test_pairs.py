@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segtailor.jobs.build import align
+from segtailor.jobs.alignment import align
 from segtailor.methods import METHODS, create_method
 from segtailor.methods.maskd import MaskedDistillation
 from segtailor.models import Segmenter, Teacher, create_model

@@ -82,28 +82,28 @@ class MethodTester:
         assert set(self.call(self.method(), *self.pair_of_outputs(), labels(), progress)) == self.terms
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-    @pytest.mark.parametrize("case", ["usual", "void image", "all void", "one image", "no positive logits", "flat"])
-    def test_values_and_gradients_are_finite(self, progress: float, dtype: torch.dtype, case: str) -> None:
-        batch = 1 if case == "one image" else 2
-        student, teacher = self.pair_of_outputs(batch, dtype)
-        target = labels(batch)
-        if case in ("void image", "all void"):
-            target[0 if case == "void image" else slice(None)] = 255
-        if case == "no positive logits":
-            student, teacher = (changed(value, lambda tensor: -tensor.abs() - 1) for value in (student, teacher))
-        if case == "flat":
-            student, teacher = (changed(value, torch.zeros_like) for value in (student, teacher))
-        method = self.method()
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            terms = self.call(method, student, teacher, target, progress)
-        for term, value in terms.items():
-            assert value.dtype == torch.float32, term
-            assert value.shape == (), term
-            assert value.isfinite(), term
-        total = sum(terms.values(), torch.zeros((), requires_grad=True))
-        total.backward()
-        for key, value in (tensors(student) | dict(method.named_parameters())).items():
-            assert value.grad is None or value.grad.isfinite().all(), key
+    def test_values_and_gradients_are_finite(self, progress: float, dtype: torch.dtype) -> None:
+        for case in ("usual", "void image", "all void", "one image", "no positive logits", "flat"):
+            batch = 1 if case == "one image" else 2
+            student, teacher = self.pair_of_outputs(batch, dtype)
+            target = labels(batch)
+            if case in ("void image", "all void"):
+                target[0 if case == "void image" else slice(None)] = 255
+            if case == "no positive logits":
+                student, teacher = (changed(value, lambda tensor: -tensor.abs() - 1) for value in (student, teacher))
+            if case == "flat":
+                student, teacher = (changed(value, torch.zeros_like) for value in (student, teacher))
+            method = self.method()
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                terms = self.call(method, student, teacher, target, progress)
+            for term, value in terms.items():
+                assert value.dtype == torch.float32, (case, term)
+                assert value.shape == (), (case, term)
+                assert value.isfinite(), (case, term)
+            total = sum(terms.values(), torch.zeros((), requires_grad=True))
+            total.backward()
+            for key, value in (tensors(student) | dict(method.named_parameters())).items():
+                assert value.grad is None or value.grad.isfinite().all(), (case, key)
 
     def test_autocast_changes_nothing(self, progress: float) -> None:
         method, (student, teacher) = self.method(), self.pair_of_outputs()

@@ -18,6 +18,7 @@ from segtailor import create_method, create_model
 from segtailor.config import ModelConfig, OptimizerConfig, TeacherConfig
 from segtailor.engine.module import Distiller
 from segtailor.engine.optim import build_optimizer
+from segtailor.losses import Step
 from segtailor.models import Network, SegOutput, Teacher, inspect_model, save_model
 from segtailor.models.store import build_network, load_teacher
 
@@ -169,7 +170,7 @@ def test_one_step_of_distillation(
     handle = student.register_forward_hook(lambda network, args, output: seen.append(output))
     guide = taught[teacher_family]
 
-    terms = distiller(IMAGES, TARGET, distiller.select(guide, {}), 0.9)
+    terms = distiller(IMAGES, TARGET, distiller.select(guide, {}), Step(0.9))
     loss = torch.stack(list(terms.values())).sum()
     optimizer.zero_grad()
     loss.backward()
@@ -188,7 +189,7 @@ def test_one_step_of_distillation(
 
     def value(output: SegOutput) -> Tensor:
         with torch.no_grad():
-            return torch.stack(list(module(seen[0].detach(), module.select(output), TARGET, 0.9).values())).sum()
+            return torch.stack(list(module(seen[0].detach(), module.select(output), TARGET, Step(0.9)).values())).sum()
 
     doubled = guide.map(lambda tensor: tensor)
     doubled.logits = 2 * doubled.logits

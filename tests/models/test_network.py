@@ -13,8 +13,8 @@ from segtailor.config import DataConfig
 from segtailor.data import create_dataset
 from segtailor.engine.module import Distiller
 from segtailor.evaluation import evaluate_model
-from segtailor.jobs.build import align
-from segtailor.losses import to_grid
+from segtailor.jobs.alignment import align
+from segtailor.losses import Step, to_grid
 from segtailor.methods import create_method
 from segtailor.models import Network, Preprocess, SegOutput, Teacher, create_model
 from tiny import TINY_DATA
@@ -84,7 +84,7 @@ def test_both_see_the_same_raw_batch_each_in_its_own_way() -> None:
     method = create_method("kd", 3, student.tap_channels, teacher.tap_channels)
     learner, raw = Distiller(student, {"kd": method}), IMAGES.clone()
     target = torch.zeros(2, 48, 80, dtype=torch.uint8)
-    terms = learner(raw, target, learner.select(teacher(raw, target), {}), 0.5)
+    terms = learner(raw, target, learner.select(teacher(raw, target), {}), Step(0.5))
     assert torch.stack(list(terms.values())).isfinite().all()
     assert torch.equal(raw, IMAGES)
     torch.testing.assert_close(teacher.model.seen[0], by_hand(IMAGES, PUBLISHED["mean"], PUBLISHED["std"], 1.0, True))
@@ -144,7 +144,7 @@ def test_a_fixed_size_is_no_skew(size: tuple[int, int]) -> None:
     assert lines[0].startswith(f"kt, logits: student 3 x 6 x 10, teacher 3 x {size[0] // 4} x {size[1] // 4}: teacher ")
     learner = Distiller(student, {"kt": method})
     target = torch.randint(0, 3, (2, 48, 80), dtype=torch.uint8)
-    terms = learner(IMAGES, target, learner.select(teacher(IMAGES, target), {}), 0.5)
+    terms = learner(IMAGES, target, learner.select(teacher(IMAGES, target), {}), Step(0.5))
     torch.stack(list(terms.values())).sum().backward()
     gradient = student.backbone.net.conv_stem.weight.grad
     assert gradient is not None

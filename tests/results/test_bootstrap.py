@@ -8,8 +8,7 @@ import torch
 
 from segtailor.evaluation import EvaluationResult
 from segtailor.results import statistics
-from segtailor.results.model import ImageCounts
-from segtailor.results.statistics import bootstrap_difference, image_draws, resampled_miou
+from segtailor.results.statistics import ImageCounts, bootstrap_difference, image_draws, resampled_miou
 
 from .folders import invented_confusions
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from segtailor.engine.pseudo_labels import BatchTarget, TargetKind, target_kind
 from segtailor.losses import Step, cross_entropy
 from segtailor.methods.base import Adversary, Method, PretrainObjective
 from segtailor.models.network import Network, SegOutput
@@ -17,6 +16,36 @@ from segtailor.models.teacher import Teacher
 
 TeacherOutputs = Mapping[str, SegOutput]
 """What each method reads of its teacher, by the method's name."""
+TargetKind = Literal["supervised", "pseudo", "pseudo_confident"]
+"""The labelled images alone; with the teacher's class at every pixel of the others; or only where it is sure."""
+
+
+def target_kind(method: Method) -> TargetKind:
+    """Return which targets ``method`` reads in batches with unlabelled images.
+
+    Its own teacher sees the labels, so it has no answer for images without any. A method that reads classes takes the
+    teacher's only where it is sure; one that reads them as an ignore mask, if at all, learns from every pixel.
+    """
+    if method.teacher != "recipe":
+        return "supervised"
+    return "pseudo_confident" if method.labels == "classes" else "pseudo"
+
+
+class BatchTarget:
+    """A micro-batch's target of one kind: of which ``rows`` it is (None: all), and the ``step`` that counts it."""
+
+    # No tuple or dataclass: data parallelism and precision plugins take those apart.
+    def __init__(self, target: Tensor, step: Step, rows: Tensor | None = None) -> None:
+        self.target, self.step, self.rows = target, step, rows
+
+    def rows_of(self, output: SegOutput) -> SegOutput:
+        """Return the rows of ``output`` that the target is of; tensors that were left out may be empty."""
+        rows = self.rows
+        if rows is None:
+            return output
+        return output.map(lambda tensor: tensor if tensor.numel() == 0 else tensor.index_select(0, rows))
+
+
 Targets = Mapping[TargetKind, BatchTarget]
 """A micro-batch's targets where some of its images are unlabelled."""
 

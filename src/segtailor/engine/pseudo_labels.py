@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,15 +18,13 @@ from segtailor.data.loader import Batch
 from segtailor.data.pseudo import UnlabelledImages, check_apart, check_unlabelled, mix_of, open_unlabelled
 from segtailor.engine.launch import on_first_process
 from segtailor.engine.logging import read_metrics
+from segtailor.engine.module import BatchTarget, TargetKind, target_kind
 from segtailor.errors import SegtailorError
 from segtailor.files import VOID
 from segtailor.losses import Step, full_precision
 from segtailor.methods.base import Method
 from segtailor.models.network import SegOutput
 from segtailor.models.teacher import Teacher
-
-TargetKind = Literal["supervised", "pseudo", "pseudo_confident"]
-"""The labelled images alone; with the teacher's class at every pixel of the others; or only where it is sure."""
 
 USES: dict[TargetKind, tuple[str, str]] = {
     "supervised": ("labelled images", "passes them over"),
@@ -37,43 +35,6 @@ USES: dict[TargetKind, tuple[str, str]] = {
     ),
 }
 """Where a method learns by its kind of target: in results, and in a printed line."""
-
-
-def target_kind(method: Method) -> TargetKind:
-    """Return which targets ``method`` reads in batches with unlabelled images.
-
-    Its own teacher sees the labels, so it has no answer for images without any. A method that reads classes takes the
-    teacher's only where it is sure; one that reads them as an ignore mask, if at all, learns from every pixel.
-    """
-    if method.teacher != "recipe":
-        return "supervised"
-    return "pseudo_confident" if method.labels == "classes" else "pseudo"
-
-
-class BatchTarget:
-    """A micro-batch's target of one kind: of which ``rows`` it is (None: all), and the ``step`` that counts it."""
-
-    # No tuple or dataclass: data parallelism and precision plugins take those apart.
-    def __init__(self, target: Tensor, step: Step, rows: Tensor | None = None) -> None:
-        self.target, self.step, self.rows = target, step, rows
-
-    def rows_of(self, output: SegOutput) -> SegOutput:
-        """Return the rows of ``output`` that the target is of; tensors that were left out may be empty."""
-        rows = self.rows
-        if rows is None:
-            return output
-
-        def chosen(tensor: Tensor | None) -> Any:
-            return tensor if tensor is None or tensor.numel() == 0 else tensor.index_select(0, rows)
-
-        return SegOutput(
-            logits=chosen(output.logits),
-            aux_logits=chosen(output.aux_logits),
-            feature=chosen(output.feature),
-            classifier_input=chosen(output.classifier_input),
-            stages=tuple(chosen(stage) for stage in output.stages),
-            taps={name: chosen(value) for name, value in output.taps.items()},
-        )
 
 
 class PseudoLabels:

@@ -6,12 +6,10 @@ A job opens one :class:`Context` and builds an :class:`Arm` for each student. `t
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,26 +38,24 @@ from segtailor.engine.launch import on_first_process
 from segtailor.engine.loop import RunSpec, Trained, fit_together, split_batch
 from segtailor.engine.module import Distiller
 from segtailor.engine.pseudo_labels import add_unlabelled, check_rows, refuse_unlabelled, unlabelled_facts, use_lines
-from segtailor.errors import SegtailorError, reason
+from segtailor.errors import SegtailorError
 from segtailor.evaluation import EvaluationResult, evaluate_model, inference_settings
 from segtailor.files import Size
+from segtailor.jobs.alignment import Shapes, align, shapes_of
 from segtailor.jobs.objects import Objects
 from segtailor.jobs.pretrain import run_pretraining
-from segtailor.losses import is_much_finer
 from segtailor.methods import check_options, create_method, find_method
 from segtailor.methods.base import Method, MissingTapError
 from segtailor.models.adapters.python_module import OBJECT
 from segtailor.models.class_map import read_class_map
-from segtailor.models.inspect import count_parameters, run_and_count
+from segtailor.models.inspect import count_parameters
 from segtailor.models.licenses import Policy, check_licenses
-from segtailor.models.network import Network, SegOutput
+from segtailor.models.network import Network
 from segtailor.models.store import build_network, load_teacher
 from segtailor.models.teacher import Teacher
 from segtailor.results.model import Row
 
 SCORED_BEFORE_START = 16
-MOST_SKEW = 1.5
-"""How much the two grids' proportions may differ; more means that the tensors do not show the same image."""
 
 
 @dataclass
@@ -77,7 +73,7 @@ class Context:
     unlabelled: UnlabelledImages | None = None
     objects: Objects = field(default_factory=Objects)
     noted: set[str] = field(default_factory=set)
-    shapes: dict[Any, tuple[SegOutput, int]] = field(default_factory=dict)
+    shapes: Shapes = field(default_factory=dict)
 
     @property
     def data_name(self) -> str:
@@ -104,11 +100,12 @@ class Context:
         if self.first and new:
             print("\n".join(new), file=sys.stderr)
 
-    def score(self, model: nn.Module, **measures: Any) -> EvaluationResult:
-        """Score ``model`` on the validation data as the recipe says."""
+    def score(self, model: nn.Module, together: bool = True, **measures: Any) -> EvaluationResult:
+        """Score ``model`` on the validation data as the recipe says; ``together``: all processes do, each a share."""
+        rank, world = (self.fabric.global_rank, self.fabric.world_size) if together else (0, 1)
         return evaluate_model(
             model, self.val_data, device=self.fabric.device, batch=self.evaluate.batch, workers=self.data.workers,
-            rank=self.fabric.global_rank, world=self.fabric.world_size, **measures,
+            rank=rank, world=world, **measures,
             **inference_settings(self.evaluate, self.data),
         )  # fmt: skip
 
@@ -183,7 +180,7 @@ def open_context(fabric: Any, recipe: TrainRecipe | DistillRecipe | CompareRecip
     ):
         dataset = create_dataset(config, split, training) if given is None else objects.dataset(given, split, config)
         if config.check:
-            on_first_process(fabric, partial(check_files, dataset))
+            on_first_process(fabric, partial(check_files, dataset, config))
         splits.append(dataset)
     data, val = splits
     more = add_unlabelled(config, recipe.train.batch, data, val, fabric)
@@ -191,9 +188,23 @@ def open_context(fabric: Any, recipe: TrainRecipe | DistillRecipe | CompareRecip
     context = Context(
         fabric, config, recipe.evaluate, data, val, size, recipe.run.license_policy, unlabelled=more, objects=objects
     )
+    context.note(_data_line(context))
     if not isinstance(recipe, TrainRecipe):
         context.teacher = _open_teacher(context, recipe.teacher)
     return context
+
+
+def _data_line(context: Context) -> str:
+    """Return what is trained on, and how its images are resized, in one line."""
+    train, val = context.train_data, context.val_data
+    height, width = val[0].target.shape[-2:]  # at the masks' own size
+    seen = f"{height} x {width}"
+    if (height, width) != context.size:
+        new_height, new_width = context.size
+        seen += f" resized to {new_height} x {new_width}"
+        if not 0.95 < (height * new_width) / (width * new_height) < 1.05:
+            seen += ", which changes their proportions (set data.size)"
+    return f"data: {context.data_name}, {len(train)} + {len(val)} images, {train.num_classes} classes, {seen}"
 
 
 def _open_teacher(context: Context, config: TeacherConfig | None) -> Teacher | None:
@@ -382,99 +393,3 @@ def card_with_metrics(card: dict[str, Any], scores: EvaluationResult, step: int)
     """Return ``card`` with the scores of the weights beside it."""
     metrics = {"miou": scores.miou, "miou_all": scores.miou_all, "pixel_accuracy": scores.pixel_accuracy, "step": step}
     return {**card, "metrics": metrics}
-
-
-def align(
-    student: Network,
-    teacher: Teacher | None,
-    methods: Mapping[str, Method],
-    size: Size,
-    shapes: dict[Any, tuple[SegOutput, int]] | None = None,
-) -> list[str]:
-    """Return one line for each tensor that a method compares, for training windows of ``size``.
-
-    ``shapes`` keeps what was found of an architecture for the next arm. Raises :class:`SegtailorError` when a method
-    needs what a network does not return, or when two grids cannot be aligned.
-    """
-    shapes = {} if shapes is None else shapes
-    own = _run_student(student, size, shapes)
-    lines = []
-    for name, method in methods.items():
-        guide = method.own_teacher or (teacher if method.teacher == "recipe" else None)
-        if guide is None:
-            continue
-        output, _ = shapes_of(guide.model, guide.preprocess.input_size(size), shapes)
-        mapped = guide.class_map
-        output = output if mapped is None else deepcopy(mapped).to("meta").map_output(output)
-        stretched = student.preprocess.size is not None or guide.preprocess.size is not None
-        lines += align_method(name, method, own, output, stretched)
-    return lines
-
-
-def shapes_of(model: Network, size: Size, known: dict[Any, tuple[SegOutput, int]]) -> tuple[SegOutput, int]:
-    """Return the shapes of the output for an image of exactly ``size``, and the multiply-adds; ``known`` is reused.
-
-    Networks of one description and as many parameters are the same.
-    """
-    key = (json.dumps(model.spec(), sort_keys=True, default=str), count_parameters(model), size)
-    if key not in known:
-        known[key] = run_and_count(model, size, exact=True)
-    return known[key]
-
-
-def _run_student(student: Network, size: Size, known: dict[Any, tuple[SegOutput, int]]) -> SegOutput:
-    try:
-        return shapes_of(student, size, known)[0]
-    except Exception as error:  # networks of other libraries refuse a size in their own ways
-        better = student.preprocess.input_size(size)
-        hint = "choose another data.crop" if better == size else f"set data.crop [{better[0]}, {better[1]}]"
-        raise SegtailorError(
-            f"{student.name} does not run on training windows of {size[0]} x {size[1]} ({reason(error)[:160]}); {hint}"
-        ) from error
-
-
-def align_method(
-    name: str, method: Method, student: SegOutput, teacher: SegOutput, stretched: bool = False
-) -> list[str]:
-    """Return the lines of one method for two outputs; see :func:`align`.
-
-    ``stretched``: a network sees every image at one fixed size, so that proportions say nothing.
-    """
-    lines = []
-    maps = [tap for tap in ("logits", "aux_logits") if tap in method.inputs]
-    taps = [*maps, *sorted(method.inputs - set(maps))]
-    if {"feature", "classifier_input"} <= set(taps):
-        taps.remove("feature")  # it replaces the other where a network has no dropout
-    for tap in taps:
-        own, guide = student.tap(tap), teacher.tap(tap)
-        own, guide = (
-            output.feature if value is None and tap == "classifier_input" else value
-            for value, output in ((own, student), (guide, teacher))
-        )
-        if tap == "aux_logits" and (own is None or guide is None):
-            lines.append(f"{name}, aux_logits: left out, the {'student' if own is None else 'teacher'} has none")
-            continue
-        if own is None or guide is None:
-            continue  # stages.N may belong to one network alone
-        how = _grids(name, tap, own.shape[-2:], guide.shape[-2:], stretched)
-        if own.shape[1] != guide.shape[1]:
-            how += f"; {method.channel_alignment}"
-        lines.append(f"{name}, {tap}: student {_shape(own)}, teacher {_shape(guide)}: {how}")
-    return lines
-
-
-def _grids(name: str, tap: str, own: tuple[int, ...], guide: tuple[int, ...], stretched: bool) -> str:
-    if own == guide:
-        return "equal grids"
-    skew = (own[0] / own[1]) / (guide[0] / guide[1])
-    if not stretched and not 1 / MOST_SKEW <= skew <= MOST_SKEW:
-        raise SegtailorError(
-            f"method {name} cannot align {tap}: the student's grid is {own[0]} x {own[1]}, the teacher's {guide[0]} x "
-            f"{guide[1]}; they do not show the same image, choose a larger data.crop or another tap"
-        )
-    how = "averaged" if is_much_finer(guide, own) else "resized"
-    return f"teacher {how} to {own[0]} x {own[1]}" + (", bilinear" if how == "resized" else "")
-
-
-def _shape(tensor: torch.Tensor) -> str:
-    return " x ".join(str(side) for side in tensor.shape[1:])

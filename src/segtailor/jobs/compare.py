@@ -50,6 +50,7 @@ from segtailor.models import save_model
 from segtailor.recipes import load_recipe
 from segtailor.report import write_report
 from segtailor.report.samples import write_tailored
+from segtailor.report.summary import html_board
 from segtailor.results.leaderboard import Leaderboard
 from segtailor.results.model import Outcome, Plan, Row, State, arm_folder, arm_status, read_comparison
 from segtailor.results.tables import text_table, write_tables
@@ -58,7 +59,7 @@ ALONE = "none"
 LAUNCHER = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-@dataclass
+@dataclass(repr=False)
 class ComparisonResult:
     """A comparison that ended: its folder, its report, and its leaderboard. Shows itself as a table."""
 
@@ -66,13 +67,11 @@ class ComparisonResult:
     report: Path
     board: Leaderboard
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Return the table that the command prints."""
         return f"{text_table(self.board)}\nreport: {self.report}"
 
     def _repr_html_(self) -> str:
-        from segtailor.report.summary import html_board
-
         return html_board(self.board, self.report)
 
 
@@ -134,6 +133,7 @@ def train_seeds(
                 if seed == recipe.seeds[0] and (folder / "comparison.json").exists():
                     _illustrate(context, recipe, folder, names)
                 write_report(folder)
+    context.fabric.barrier()  # the first process has written the last outcome
     return folder
 
 
@@ -176,7 +176,7 @@ def _conclude(context: Context, recipe: CompareRecipe, arm: Arm, trained: Traine
     outcome = Outcome(
         arm=arm.label, seed=seed, miou=scored.miou, miou_all=scored.miou_all, best_miou=trained.best_miou,
         best_step=trained.best_step, iou=scored.iou, steps=arm.train.steps,
-        seconds=trained.seconds - trained.teacher_seconds, teacher_seconds=trained.teacher_seconds,
+        seconds=max(0.0, trained.seconds - trained.teacher_seconds), teacher_seconds=trained.teacher_seconds,
         teacher_seconds_alone=trained.teacher_seconds_alone,
         stage_seconds=sum(stage["seconds"] or 0.0 for stage in arm.stages), peak_bytes=trained.peak_bytes,
         **context.costs(trained.student), model=trained.student.name, method="+".join(arm.methods),
@@ -212,7 +212,7 @@ def _plan(context: Context, recipe: CompareRecipe, name: str) -> Plan:
 def _teacher_row(context: Context, recipe: CompareRecipe) -> Row | None:
     if context.teacher is None:
         return None
-    scored = context.score(context.teacher, **_measures(recipe))
+    scored = context.score(context.teacher, together=False, **_measures(recipe))
     return context.row("teacher", "Teacher", context.teacher.model, scored, **_measured(scored))
 
 

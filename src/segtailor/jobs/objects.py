@@ -47,11 +47,13 @@ class Objects:
                     f"{role} is a {type(given).__name__}, not a torch.nn.Module; names go in the recipe"
                 )
 
-    def overrides(self, student: str = "student") -> dict[str, str]:
+    def overrides(self, student: str = "student") -> dict[str, Any]:
         """Return the settings that name these objects in a recipe, by dotted key; ``student`` is its section."""
-        named = {"teacher": self.teacher, student: self.student, "data": self.train_data}
-        keys = {"data": "data.name"}
-        return {keys.get(key, f"{key}.model"): name_of(value) for key, value in named.items() if value is not None}
+        found: dict[str, Any] = {}
+        for section, network in (("teacher", self.teacher), (student, self.student)):
+            if network is not None:
+                found |= {f"{section}.model": name_of(network), f"{section}.weights": None}
+        return found if self.train_data is None else {**found, "data.name": name_of(self.train_data)}
 
     def student_for(self, config: ModelConfig, num_classes: int) -> Network | None:
         """Return a copy of the student object where the recipe's section means it, else None."""

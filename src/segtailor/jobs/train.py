@@ -35,7 +35,7 @@ from segtailor.results.model import Row, RunResults, read_results
 ROLES = {"model": "Model", "alone": "Student alone"}
 
 
-@dataclass
+@dataclass(repr=False)
 class RunResult:
     """A finished run: its folder, its report, and what is in ``results.json``. Shows itself as a table."""
 
@@ -43,7 +43,7 @@ class RunResult:
     report: Path
     results: RunResults
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Return the table that the command prints."""
         return f"{format_results(self.results)}\nreport: {self.report}"
 

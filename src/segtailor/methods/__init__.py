@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import Any, overload
 
 from pydantic import ValidationError
+from torch import nn
 
 from segtailor.errors import SegtailorError, unknown
 from segtailor.methods.adversarial import Adversarial
@@ -27,6 +29,7 @@ from segtailor.methods.kt import KnowledgeTailoring
 from segtailor.methods.lad import LabelAssistedDistillation
 from segtailor.methods.maskd import MaskedDistillation
 from segtailor.methods.none import NoDistillation
+from segtailor.methods.own_loop import LOOP_ARGUMENTS, DistillationLoss
 from segtailor.methods.skd import Pairwise
 from segtailor.plugins import PREFIX, entry_point_names, find_entry_point, load_entry_point, load_object
 
@@ -56,7 +59,8 @@ GROUP = "segtailor.methods"
 """The entry points by which an installed package brings methods: ``name = "package.module:Class"``."""
 
 __all__ = [
-    "METHODS", "Method", "MethodOptions", "check_options", "create_method", "find_method", "list_methods",
+    "METHODS", "DistillationLoss", "Method", "MethodOptions",
+    "check_options", "create_method", "find_method", "list_methods",
 ]  # fmt: skip
 
 
@@ -124,21 +128,45 @@ def check_options(name: str, options: Mapping[str, Any]) -> MethodOptions:
         raise SegtailorError(f"method '{name}', option '{where}': {wrong}; see `segtailor methods {name}`") from None
 
 
+@overload
+def create_method(
+    name: str, num_classes: int, student_channels: int | Channels, teacher_channels: int | Channels, **options: Any
+) -> Method[Any]: ...
+
+
+@overload
+def create_method(
+    name: str, num_classes: int, *, student: nn.Module, teacher: nn.Module | None = None, **options: Any
+) -> DistillationLoss: ...
+
+
 def create_method(
     name: str,
     num_classes: int,
-    student_channels: int | Channels,
-    teacher_channels: int | Channels,
+    student_channels: int | Channels | None = None,
+    teacher_channels: int | Channels | None = None,
+    *,
+    student: nn.Module | None = None,
     **options: Any,
-) -> Method[Any]:
-    """Return the method ``name`` for two networks of the given widths.
+) -> Method[Any] | DistillationLoss:
+    """Return the method ``name`` for two networks of the given widths, or for two given networks.
 
     Channels are a dict tap -> width (``model.tap_channels``), or an int, the width of the feature in front of the
-    classifier. Raises :class:`SegtailorError` for unknown names, options and taps.
+    classifier; then the result takes two :class:`SegOutput`. With ``student`` and ``teacher``, which may be any modules
+    that give class maps, it is a :class:`DistillationLoss` for a training loop of yours; the keywords of that class
+    (``total_steps``, ``student_taps``, ...) go beside the options. Raises :class:`SegtailorError` for unknown names,
+    options and taps.
 
     >>> create_method("kt", 19, student_channels=128, teacher_channels=256, variant="published").options.ft
     1.0
     """
+    if student is not None:
+        own = {key: options.pop(key) for key in LOOP_ARGUMENTS if key in options}
+        kind, build = find_method(name), partial(create_method, name, num_classes, **options)
+        check_options(name, options)
+        return DistillationLoss(kind, build, num_classes, student, **own)
+    if student_channels is None or teacher_channels is None:
+        raise SegtailorError("create_method needs student_channels and teacher_channels, or student and teacher")
     checked = check_options(name, options)
     widths = [
         {"feature": channels} if isinstance(channels, int) else dict(channels)

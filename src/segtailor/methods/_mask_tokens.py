@@ -184,10 +184,10 @@ def read_tokens(path: Path, layout: TokenLayout, fingerprint: str | None) -> tup
     if not isinstance(found, dict) or any(found.get(key) != value for key, value in wanted.items()):
         raise SegtailorError(
             f"{path} holds tokens of another layout ({_differences(found, wanted)}); "
-            "change the method's options, or learn the tokens anew"
+            "change the method's options, or train new tokens"
         )
     if {name: tensor.shape for name, tensor in tensors.items()} != layout.shapes():
-        raise SegtailorError(f"{path} is damaged: its tensors are not what its card says; learn the tokens anew")
+        raise SegtailorError(f"{path} is damaged: its tensors are not what its card says; train new ones")
     if fingerprint is not None and card.get("teacher") != fingerprint:
         learnt = str(card.get("teacher"))[:12]
         raise SegtailorError(
@@ -205,7 +205,7 @@ def _card(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     except ValueError:
         card = None
     if not isinstance(card, dict) or card.get("format") != FORMAT or card.get("version") != VERSION:
-        raise SegtailorError(f"{path} is not a file of tokens that this version of segtailor wrote; learn them anew")
+        raise SegtailorError(f"{path} is not a file of tokens that this version of segtailor wrote; train new ones")
     return card
 
 

@@ -305,7 +305,7 @@ class VectorQueue(nn.Module):
     def sample(self, number: int, shared: bool = False) -> tuple[Tensor, Tensor]:
         """Draw ``number`` vectors of each class, (K * number, C), and say which of them exist (K * number).
 
-        Drawn with replacement from the slots that hold a vector, for each class anew; ``shared`` draws the same slots
+        Drawn with replacement from the slots that hold a vector, each class apart; ``shared`` draws the same slots
         for all classes, without replacement and from the whole queue, hence at most ``size``.
         """
         device = self.queue.device

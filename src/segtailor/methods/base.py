@@ -38,7 +38,7 @@ class MethodOptions(BaseModel):
 
     @classmethod
     def extra(cls, name: str) -> dict[str, Any]:
-        """Return what :func:`option` said of the option ``name``: ``source``, and ``published`` where it differs."""
+        """Return what :func:`option` was given for ``name``: ``source``, and ``published`` where it differs."""
         found = cls.model_fields[name].json_schema_extra
         return found if isinstance(found, dict) else {}
 

@@ -54,7 +54,7 @@ class BoundaryPrivileged(Method[BoundaryPrivilegedOptions]):
 
     Reconstructed: the authors' training code is not public, the formula is a third party's reading. A label pixel is an
     edge pixel of class c where dilation minus erosion of c's mask is 1: its window holds both c and another class. Void
-    pixels, and what lies beyond the image, are neither. ``m`` is the share of edge pixels among a cell's valid ones.
+    pixels, and those beyond the image, are neither. ``m`` is the share of edge pixels among a cell's valid ones.
 
     Term ``body`` is the channel-wise KL on ``(1 - m) logits``. Term ``edge`` takes at each cell the KL over classes on
     ``m logits``, all K of them; each class averages it, weighed by its ``m``, over the cells that its edges touch; the

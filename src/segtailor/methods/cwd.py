@@ -40,7 +40,7 @@ class ChannelWise(Method[ChannelWiseOptions]):
     - Published figures: Cityscapes val: DeepLabV3-R18 75.55, DeepLabV3-MobileNetV2 74.66, PSPNet-R18 74.36,
       SegFormer-B0 74.80, run with kd and adversarial; VOC 74.02, CamVid 67.71 (CIRKD benchmark)
     - Limitations: pairs of a CNN and a transformer, whose features are active in other places (the published SegFormer
-      figure lies below the student alone); teachers without a feature, with which `feature: 0` leaves the logit term
+      figure is below the student alone); teachers without a feature, with which `feature: 0` leaves the logit term
     - Source: Shu et al., ICCV 2021 (arXiv 2011.13256), as run in the CIRKD benchmark
     """
 

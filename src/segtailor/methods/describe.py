@@ -98,7 +98,7 @@ def cost(name: str) -> str:
     costs = json.loads(stored.read_text(encoding="utf-8"))
     found = costs["methods"].get(name)
     if found is None:
-        return "nothing" if name == "none" else "not measured"
+        return "nothing" if find_method(name).teacher == "none" else "not measured"
     text = f"{100 * found['time']:.1f} % of the networks' time and {found['memory'] / 1e6:.0f} MB above their peak"
     extra = f"; {found['note']}" if found.get("note") else ""
     return f"{text} ({costs['setting']}){extra}"

@@ -158,7 +158,7 @@ class DiffKD(Method[DiffKDOptions]):
             to_grid(teacher, size),
             None if counted is None else valid_counts(counted, size),
             train_denoiser=options.ddim > 0,
-            train_encoder=step.progress <= options.freeze_encoder_after,
+            train_encoder=options.freeze_encoder_after == 1 or step.progress <= options.freeze_encoder_after,
         )
         distance = DISTANCES["mse" if key == "feature" else options.distance]
         terms = {f"kd{suffix}": getattr(options, key) * distance(result.refined, result.goal, counted, step)}

@@ -217,7 +217,7 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
         """Return the terms whose weight is not 0."""
         terms = self._kd(student, teacher, target) | self._logit_tailoring(student, teacher, target)
         for tap in self.tap_names:
-            terms |= self._feature_tailoring(student, teacher, target, tap, step.progress)
+            terms |= self._feature_tailoring(student, teacher, target, tap, step)
         return terms
 
     def _kd(self, student: SegOutput, teacher: SegOutput, target: Tensor) -> dict[str, Tensor]:
@@ -246,13 +246,13 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
         return {name: weight * value for (name, weight), value in zip(weights.items(), values, strict=True) if weight}
 
     def _feature_tailoring(
-        self, student: SegOutput, teacher: SegOutput, target: Tensor, tap: str, progress: float
+        self, student: SegOutput, teacher: SegOutput, target: Tensor, tap: str, step: Step
     ) -> dict[str, Tensor]:
         options, name = self.options, self.tap_names[tap]
         own, guide = read_tap(student, name, "student"), read_tap(teacher, name, "teacher")
         size = (own.shape[-2], own.shape[-1])
         # The last step's progress is 1, too: at 1 there is no late phase.
-        module, early = self.tailoring[_key(tap)], progress < options.tuning_point or options.tuning_point == 1
+        module, early = self.tailoring[_key(tap)], options.tuning_point == 1 or step.progress < options.tuning_point
         assert isinstance(module, FeatureTailoring)
         if guide.shape[-2:] != own.shape[-2:]:
             guide = to_grid(guide, size)

@@ -154,7 +154,7 @@ class LabelAssistedOptions(VariantOptions):
     )
     codes: Codes = option(
         "random",
-        "the labels' codes while the student learns: drawn anew, or fixed",
+        "the labels' codes while the student learns: drawn at random, or fixed",
         published="fixed",
         source="our choice; published: fixed",
     )
@@ -204,7 +204,7 @@ class LabelAssistedDistillation(Method[LabelAssistedOptions]):
         teacher: CE(z1) + CE(z2) + 5 [chKL_4(z1, z2) + chKL_4(z2, z1)], z = network(image, code(label) + noise)
         student: the base method's terms; by default 3 chKL_4(student, teacher)
 
-    - Extra modules: the label-assisted teacher, trained by a stage of its own before the student
+    - Extra modules: the label-assisted teacher, trained before the student
     - Published figures: VOC val: DeepLabV3-R18 75.0 (alone 73.21), PSPNet-R18 75.4 (73.33), by LAD's authors;
       Cityscapes val, DeepLabV3-R18: LAD 75.60, LAD* 77.70 in KT's README, which does not say what LAD* is
     - Limitations: data without labels; a good big teacher at hand, whose mistakes are more telling than the labels'

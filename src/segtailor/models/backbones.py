@@ -129,8 +129,16 @@ def _feature_network(name: str, arguments: dict[str, Any], pretrained: bool) -> 
     return timm.create_model(name, pretrained=True, features_only=True, **arguments) if pretrained else net
 
 
+_seen_at_any_size: set[tuple[str, int]] = set()
+
+
 def _check_takes_any_size(net: nn.Module, name: str, multiple: int) -> None:
-    """Raise SegtailorError when ``net`` is tied to the image size it was trained at, as some transformers are."""
+    """Raise SegtailorError when ``net`` is tied to the image size it was trained at, as some transformers are.
+
+    A name is tried once a process: that takes longer than building the network.
+    """
+    if (name, multiple) in _seen_at_any_size:
+        return
     size = (3 * multiple, 4 * multiple)
     net.eval()
     try:
@@ -144,6 +152,7 @@ def _check_takes_any_size(net: nn.Module, name: str, multiple: int) -> None:
                 f"timm's {name} works at one image size only ({_first_line(error)}); choose another backbone"
             ) from error
     net.train()
+    _seen_at_any_size.add((name, multiple))
 
 
 def run_without_values(module: nn.Module, inputs: Tensor) -> Any:

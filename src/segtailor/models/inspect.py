@@ -254,8 +254,8 @@ class PathList(NamedTuple):
         )
         path = example.path if example is not None else next(row.path for row in self.paths if row.stride is not None)
         lines.append(
-            "Proposed as taps are those named on the right; methods know them without more. Any other map of the image "
-            f"gets a name in the recipe, as in taps: {{mine: {path}}}."
+            "The taps on the right are built in. Any other map of the image can be named in the recipe, as in "
+            f"taps: {{mine: {path}}}."
         )
         return "\n".join(line for index, line in enumerate(lines) if line or lines[index - 1])
 

@@ -39,8 +39,8 @@ class Preprocess(nn.Module):
         super().__init__()
         # Kept as numbers too, so that the spec is exact whatever the module's precision and device.
         self._mean, self._std = [float(value) for value in mean], [float(value) for value in std]
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(self._mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self._std).view(1, 3, 1, 1), persistent=False)
         self.scale = scale
         self.channel_order: ChannelOrder = channel_order
         self.size_multiple = size_multiple

@@ -253,7 +253,9 @@ def _explain(kind: type[BaseModel], item: Any) -> str:
     if item["type"] == "missing":
         return f"'{dotted}' is missing"
     message = item["msg"].removeprefix("Value error, ")
-    return f"'{dotted}': {message[0].lower()}{message[1:]} (given: {item['input']!r})"
+    given = " ".join(repr(item["input"]).split())
+    given = given if len(given) <= 120 else f"{given[:120]}..."
+    return f"'{dotted}': {message[0].lower()}{message[1:]} (given: {given})"
 
 
 def _field_lines(kind: type[BaseModel], prefix: str) -> list[str]:

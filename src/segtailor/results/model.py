@@ -9,7 +9,6 @@ out: nobody can tell which figure is right.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 import zlib
@@ -25,11 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segtailor.errors import SegtailorError, reason
 from segtailor.files import Color, Size, write_atomically
+from segtailor.results.statistics import Counts, ImageCounts
 
 VERSION = 1
 
-Counts = NDArray[np.int64]
-Floats = NDArray[np.float64]
 Score = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
 """A share, from 0 to 1."""
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
@@ -247,55 +245,6 @@ class Comparison(Plan):
         return [run for seed in self.seeds if (run := self.runs[arm, seed]).status in statuses]
 
 
-@dataclass(frozen=True, eq=False)
-class ImageCounts:
-    """All that mIoU needs of each image: ``hits`` and ``unions`` in pixels, int64 (N,K), images in data set order.
-
-    ``targets`` is a digest of each image's target pixels by class: equal for runs that scored the same images in the
-    same order. 2K numbers an image instead of K*K make the bootstrap cheap with many classes.
-    """
-
-    hits: Counts
-    unions: Counts
-    targets: str = ""
-
-    @classmethod
-    def from_confusions(cls, confusions: NDArray[np.integer]) -> ImageCounts:
-        """Count from confusion matrices, any integer type (N,K,K), rows target, columns prediction.
-
-        >>> ImageCounts.from_confusions(np.array([[[3, 1], [0, 2]]])).unions.tolist()
-        [[4, 3]]
-        """
-        hits = np.einsum("nkk->nk", confusions).astype(np.int64)
-        target = confusions.sum(2, dtype=np.int64)
-        unions = target + confusions.sum(1, dtype=np.int64) - hits
-        digest = hashlib.sha256(repr(target.shape).encode() + np.ascontiguousarray(target).tobytes()).hexdigest()
-        return cls(hits, unions, digest)
-
-    @property
-    def images(self) -> int:
-        """The number of images."""
-        return len(self.hits)
-
-    @property
-    def miou(self) -> float:
-        """MIoU of all images counted together."""
-        return float(mean_iou(self.hits.sum(0), self.unions.sum(0)))
-
-
-def mean_iou(hits: NDArray[np.number], unions: NDArray[np.number]) -> Floats:
-    """Return mIoU over the last axis (K), a class without union left out; 0 where no class is left.
-
-    >>> mean_iou(np.array([3, 2, 0]), np.array([4, 4, 0])).item()
-    0.625
-    """
-    present = unions > 0
-    ratios = np.divide(hits, unions, out=np.zeros(np.shape(hits)), where=present)
-    mean: Floats = ratios.sum(-1) / np.maximum(present.sum(-1), 1)
-    return mean
-
-
-Outcome.model_rebuild()
 R = TypeVar("R", bound=Record)
 
 

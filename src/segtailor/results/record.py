@@ -23,7 +23,6 @@ from segtailor.files import write_atomically
 from segtailor.results.model import (
     ArmRun,
     Comparison,
-    ImageCounts,
     arm_folder,
     plan_of,
     read_arrays,
@@ -31,6 +30,7 @@ from segtailor.results.model import (
     read_json,
     run_of,
 )
+from segtailor.results.statistics import ImageCounts
 
 FOLDER = Path("benchmarks/results")
 """Where records are looked up by name."""
@@ -93,7 +93,16 @@ def read_record(path: str | Path) -> Comparison:
         raise SegtailorError(f"{plan_path} is damaged ({found.problems[0]}); {RESTORE}")
     rows, images = read_rows(path), _read_images(images_path)
     for key in [(arm, seed) for arm in found.arms for seed in found.seeds]:
-        found.runs[key] = _run(key, rows.get(key), images.get(key), found, rows_path)
+        if key not in rows:
+            found.runs[key] = ArmRun(*key, "missing")
+            continue
+        try:
+            found.runs[key] = run = run_of(rows[key], *key, len(found.classes))
+            if run.outcome is not None and key in images:
+                run.outcome.add_images(images[key], images_path.name)
+        except ValueError as error:
+            where = f"{rows_path}: {key[0]}, seed {key[1]}"
+            raise SegtailorError(f"{where} is damaged ({reason(error)}); {RESTORE}") from error
     return found
 
 
@@ -210,18 +219,6 @@ def _row_recipe(recipe: Mapping[str, Any], arm: str) -> dict[str, Any]:
     train = {key: own[key] for key in ("optimizer", "schedule", "aux_weight", "clip") if key in own}
     row = {**recipe, **{key: own[key] for key in ("method", "student") if key in own}}
     return {**row, "train": {**recipe.get("train", {}), **train}}
-
-
-def _run(key: Key, row: Row | None, images: ImageCounts | None, found: Comparison, path: Path) -> ArmRun:
-    if row is None:
-        return ArmRun(*key, "missing")
-    try:
-        run = run_of(row, *key, len(found.classes))
-        if run.outcome is not None and images is not None:
-            run.outcome.add_images(images, Path(f"{path}".replace(".rows.jsonl", ".images.npz")).name)
-    except ValueError as error:
-        raise SegtailorError(f"{path}: {key[0]}, seed {key[1]} is damaged ({reason(error)}); {RESTORE}") from error
-    return run
 
 
 def _read_images(path: Path) -> dict[Key, ImageCounts]:

@@ -6,15 +6,18 @@ same batches and the same starting student, so that its chance cancels in the di
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-from segtailor.results.model import Counts, Floats, ImageCounts, mean_iou
+from numpy.typing import NDArray
 
 # SciPy's statistics take more than a second to import, and a single run needs none of them: imported where used.
+
+Counts = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 MIN_SEEDS = 5
 ALPHA = 0.05
@@ -159,6 +162,54 @@ def verdict(pairs: int, p: float | None) -> str:
     if p is None:
         return "seeds change nothing"
     return "differs" if p < ALPHA else "no difference shown"
+
+
+@dataclass(frozen=True, eq=False)
+class ImageCounts:
+    """All that mIoU needs of each image: ``hits`` and ``unions`` in pixels, int64 (N,K), images in data set order.
+
+    ``targets`` is a digest of each image's target pixels by class: equal for runs that scored the same images in the
+    same order. 2K numbers an image instead of K*K make the bootstrap cheap with many classes.
+    """
+
+    hits: Counts
+    unions: Counts
+    targets: str = ""
+
+    @classmethod
+    def from_confusions(cls, confusions: NDArray[np.integer]) -> ImageCounts:
+        """Count from confusion matrices, any integer type (N,K,K), rows target, columns prediction.
+
+        >>> ImageCounts.from_confusions(np.array([[[3, 1], [0, 2]]])).unions.tolist()
+        [[4, 3]]
+        """
+        hits = np.einsum("nkk->nk", confusions).astype(np.int64)
+        target = confusions.sum(2, dtype=np.int64)
+        unions = target + confusions.sum(1, dtype=np.int64) - hits
+        digest = hashlib.sha256(repr(target.shape).encode() + np.ascontiguousarray(target).tobytes()).hexdigest()
+        return cls(hits, unions, digest)
+
+    @property
+    def images(self) -> int:
+        """The number of images."""
+        return len(self.hits)
+
+    @property
+    def miou(self) -> float:
+        """MIoU of all images counted together."""
+        return float(mean_iou(self.hits.sum(0), self.unions.sum(0)))
+
+
+def mean_iou(hits: NDArray[np.number], unions: NDArray[np.number]) -> Floats:
+    """Return mIoU over the last axis (K), a class without union left out; 0 where no class is left.
+
+    >>> mean_iou(np.array([3, 2, 0]), np.array([4, 4, 0])).item()
+    0.625
+    """
+    present = unions > 0
+    ratios = np.divide(hits, unions, out=np.zeros(np.shape(hits)), where=present)
+    mean: Floats = ratios.sum(-1) / np.maximum(present.sum(-1), 1)
+    return mean
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 from segtailor.config import DataConfig
 from segtailor.data.base import SegmentationDataset, some
 from segtailor.data.check.files import (
+    find_dark,
     find_duplicates,
     find_limits,
     find_missing,
@@ -21,11 +22,13 @@ from segtailor.data.check.files import (
     unreadable_files,
 )
 from segtailor.data.check.findings import SEVERITIES, Count, Finding
-from segtailor.data.check.offset import OWN, Encoding, encoding_of
+from segtailor.data.check.offset import HIGH, LOW, OWN, ZERO, Encoding, encoding_of
 from segtailor.data.check.report import CheckReport
 from segtailor.data.check.scan import UNLABELLED, Opened, SampleStats, in_threads, open_splits, scan
 from segtailor.data.check.values import (
     count_classes,
+    count_unknown,
+    find_binary,
     find_classes,
     find_palettes,
     find_stored_colors,
@@ -40,16 +43,7 @@ from segtailor.files import VOID
 __all__ = ["CheckReport", "check_data", "check_files"]
 
 # Kinds of findings that change the classes of every mask they name.
-MISREAD = frozenset(
-    {
-        "binary-mask",
-        "colors-read-as-grey",
-        "labels-one-too-high",
-        "labels-one-too-low",
-        "wrong-palette",
-        "zero-label-not-reduced",
-    }
-)
+MISREAD = {"binary-mask", "colors-read-as-grey", "wrong-palette", HIGH, LOW, ZERO}
 
 
 def check_data(
@@ -110,6 +104,7 @@ def _find(config: DataConfig, opened: Opened, by_split: dict[str, list[SampleSta
         *find_unreadable(samples),
         *find_sizes(samples),
         *find_rotated(samples),
+        *find_dark(samples),
     ]
     for encoding, masks in _by_encoding(config, datasets, by_split):
         findings += find_stored_colors(encoding, masks)
@@ -156,16 +151,16 @@ def _label(config: DataConfig) -> str:
     return re.sub(r"[^\w.-]+", "-", str(place or config.name)).strip("-.") or config.name
 
 
-def check_files(dataset: SegmentationDataset, threads: int | None = None) -> None:
+def check_files(dataset: SegmentationDataset, config: DataConfig | None = None, threads: int | None = None) -> None:
     """Read every image and mask of ``dataset`` in ``threads`` (default: one a core, at most 16) and report once.
 
     Raises one SegtailorError, on one line, that counts and names unreadable or truncated files, masks of another size
-    than their image, and mask values that are neither class nor void. Rows of a table of images are checked one by one;
-    drawn scenes pass.
+    than their image, and mask values that are neither class nor void; with ``config`` also a split whose masks hold
+    nothing but 0 and 255 where 255 is no class. Rows of a table of images are checked one by one; drawn scenes pass.
     """
     if isinstance(dataset, FileDataset):
         unit, advice = "pairs", "; fix or remove these files and run again; `segtailor data check` lists all of them"
-        problems = list(_file_problems(dataset, scan({dataset.split: dataset}, threads, pictures=False)))
+        problems = list(_file_problems(dataset, scan({dataset.split: dataset}, threads, pictures=False), config))
     elif isinstance(getattr(dataset, "whole", dataset), MaskDataset):
         unit, advice = "rows", ""
         bad = list(filter(None, in_threads(partial(_row_problem, dataset), len(dataset), threads)))
@@ -186,23 +181,22 @@ def _row_problem(dataset: SegmentationDataset, index: int) -> str:
     return ""
 
 
-def _file_problems(dataset: FileDataset, samples: Sequence[SampleStats]) -> Iterator[str]:
-    pixels: Counter[int] = Counter()
-    files: Counter[int] = Counter()
-    first: dict[int, str] = {}
-    for sample in samples:
-        for value, count in sample.values.items():
-            if not (0 <= value <= VOID and dataset.values.known[value]):
-                pixels[value] += count
-                files[value] += 1
-                first.setdefault(value, sample.mask)
+def _file_problems(dataset: FileDataset, samples: Sequence[SampleStats], config: DataConfig | None) -> Iterator[str]:
     if unreadable := unreadable_files(samples):
         yield f"{Count(len(unreadable)):file} cannot be read: {some(list(map(str, unreadable)))}"
     for finding in find_sizes(samples):
         yield f"{finding.text}: {some(list(map(str, finding.locations)))}"
-    if pixels:
-        texts = [
-            f"{dataset.values.describe(value)} ({pixels[value]} pixels in {Count(files[value]):file}, first {path})"
-            for value, path in sorted(first.items())
-        ]
+    known = dataset.values.known
+    _, pixels, files, first = count_unknown(samples, lambda value: 0 <= value <= VOID and bool(known[value]))
+    texts = [
+        f"{dataset.values.describe(value)} ({pixels[value]} pixels in {Count(files[value]):file}, first {first[value]})"
+        for value in sorted(pixels)
+    ]
+    if texts:
         yield f"masks hold {Count(len(texts)):value that is|values that are} neither class nor void: {some(texts)}"
+    encoding = encoding_of(dataset, config) if config is not None else None
+    masks = [sample for sample in samples if sample.values]
+    no_others = all(mask.values.keys() <= {0, VOID} for mask in masks)
+    if encoding is not None and not encoding.expects_void and no_others:
+        for finding in find_binary(encoding, masks):
+            yield f"{finding.text} (fix: {'; '.join(finding.fix())})"

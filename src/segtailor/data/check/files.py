@@ -35,6 +35,8 @@ MISSING = {
 }
 # Kinds of files that cannot be read by their reason; other reasons are given file by file.
 REASONS = {"the file is empty": "empty", "truncated": "truncated", "not a readable image": "undecodable"}
+# Images without a brighter spot are nearly black: 12 bits in 16 end here.
+DARK = 16
 # Of the 63 bits of a hash so many may differ.
 HASH_DISTANCE = 8
 # Mean absolute difference of the small copies, in 255ths, for pictures with the contrast of photos.
@@ -123,6 +125,14 @@ def find_rotated(samples: Iterable[SampleStats]) -> list[Finding]:
             fits = sample.orientation in SIDEWAYS and sample.mask_size and sample.image_size == sample.mask_size
             stored.append(Location(sample.image, text + (", the mask fits the stored pixels" if fits else "")))
     return [*found("exif-turned", turned), *found("exif-rotated", stored)]
+
+
+def find_dark(samples: Iterable[SampleStats]) -> list[Finding]:
+    """Return the images that are nearly black, as those of 10 or 12 bits in 16 are."""
+    return found(
+        "nearly-black-image",
+        (Location(sample.image) for sample in samples if sample.small is not None and sample.small.max() < DARK),
+    )
 
 
 def _relation(image: Size, mask: Size) -> str:

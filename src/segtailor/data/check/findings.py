@@ -29,165 +29,144 @@ class Count(int):
         return f"{int(self)} {one if self == 1 else many or one + 's'}"
 
 
-class Rule(NamedTuple):
-    """How a kind of finding is reported: ``n`` in ``text`` is the number of its locations.
-
-    An ``error`` stops a run or spoils it, a ``warning`` may be intended, a ``note`` is worth knowing. ``advice`` says
-    what to do where no field of a recipe fixes it.
-    """
-
-    severity: Severity
-    text: str
-    advice: str = ""
-
-
-SPREAD = ", also where saved again in another format, quality or size"
 REWRITE = "rewrite them with class indices"
-# By kind; what follows a slash is a variant of that kind.
-RULES: dict[str, Rule] = {
-    # splits and files
-    "split-not-opened": Rule("error", "the split {split} cannot be checked: {problem}"),
-    "limit": Rule("error", "{field} asks for {asked} images, but there are {size}"),
-    "other-count": Rule("note", "the split {split} has {found} images, {published} are published"),
-    "image-without-mask": Rule(
-        "error",
+# Text and advice by kind: ``n`` in a text is the number of locations; what follows a slash is a variant of the kind.
+# An error stops a run or spoils it.
+ERRORS = {
+    "split-not-opened": ("the split {split} cannot be checked: {problem}", ""),
+    "limit": ("{field} asks for {asked} images, but there are {size}", ""),
+    "image-without-mask": (
         "{n:image without a mask|images without a mask}",
         "add the masks, or move these images to a folder for data.unlabelled",
     ),
-    "mask-without-image": Rule(
-        "error", "{n:mask without an image|masks without an image}", "add the images, or remove these masks"
+    "mask-without-image": ("{n:mask without an image|masks without an image}", "add the images, or remove these masks"),
+    "several-files-of-one-name": (
+        "{n:file that shares its|files that share their} name with another",
+        "keep one of each",
     ),
-    "several-files-of-one-name": Rule(
-        "error", "{n:file that shares its|files that share their} name with another", "keep one of each"
-    ),
-    "mask-of-no-class": Rule(
-        "error",
+    "mask-of-no-class": (
         "{n:mask whose name holds|masks whose names hold} no class",
         "rename them, or name the class in classes.yaml",
     ),
-    "missing-image": Rule(
-        "error", "{n:image that is|images that are} listed but not there", "add them, or take them out of the list"
+    "missing-image": (
+        "{n:image that is|images that are} listed but not there",
+        "add them, or take them out of the list",
     ),
-    "missing-mask": Rule(
-        "error", "{n:mask that is|masks that are} listed but not there", "add them, or take them out of the list"
-    ),
-    "not-an-image": Rule(
-        "warning",
-        "{n:file among the images that is|files among the images that are} not read",
-        f"images end in {', '.join(sorted(IMAGE_SUFFIXES))}: convert or remove these",
-    ),
-    **{
-        f"{kind}-{role}": Rule(
-            "error",
-            f"{{n:{role} that is|{role}s that are}} {words}",
-            "copy or export them again, or remove them with their partners",
-        )
-        for kind, words in {
-            "empty": "empty",
-            "truncated": "truncated",
-            "undecodable": "no readable picture",
-            "unreadable": "unreadable",
-        }.items()
-        for role in ("image", "mask")
-    },
-    "size-mismatch": Rule(
-        "error",
+    "missing-mask": ("{n:mask that is|masks that are} listed but not there", "add them, or take them out of the list"),
+    "size-mismatch": (
         "{n:mask} not of the image's size",
         "export them at the images' size, or check that they belong to these images",
     ),
-    "exif-turned": Rule("note", "{n:EXIF-rotated image}, turned upright on reading, as the masks are upright"),
-    "exif-rotated": Rule(
-        "warning",
-        "{n:EXIF-rotated image}, read as stored, which is not how a viewer shows them",
-        "check whether the masks were drawn on the turned view; save such photos upright, without the note",
-    ),
-    "duplicate-across-splits": Rule(
-        "error",
-        "{n:image} in two splits" + SPREAD,
+    "duplicate-across-splits": (
+        "{n:image} in two splits, also where saved again in another format, quality or size",
         "remove them from one split: the score is of images that the student learned from ({train})",
     ),
-    "nearly-the-same-across-splits": Rule(
-        "warning",
-        "{n:image} nearly the same as one of another split: neighbouring frames of a film?",
-        "split films by recording, not frame by frame, or the score says little of new places",
-    ),
-    # numbers in masks
-    "16-bit-values": Rule("error", "{n:mask} with values that no byte holds{origin}", f"{REWRITE} in 8 bits"),
-    "16-bit-mask": Rule(
-        "warning",
-        "{n:mask} stored with more than 8 bits a pixel; all values fit into a byte and are read",
-        "rewrite them with 8 bits: other tools clip or scale such masks",
-    ),
-    "binary-mask": Rule(
-        "error",
+    "16-bit-values": ("{n:mask} with values that no byte holds{origin}", f"{REWRITE} in 8 bits"),
+    "binary-mask": (
         "{n:mask} of 0 and 255 only, though 255 is no class: the object is read as void",
         f"{REWRITE}: 255 is void, so the object in them is ignored",
     ),
-    "values-outside-classes": Rule(
-        "error",
+    "values-outside-classes": (
         "{n:mask} with {kinds:value} outside the classes: {named}; the classes have {expected}",
         "so many are hardly forgotten classes: are these masks of instances, of colors turned grey, or photos?",
     ),
-    "255-not-declared": Rule(
-        "warning", "255 is ignored, but not declared void: in {n:mask}, {percent:.2g} % of all pixels{most}"
+    "labels-one-too-high": ("the labels are one too high: {n:mask} hold {seen}, the classes have {expected}", ""),
+    "labels-one-too-low": (
+        "the labels are one too low: {top} never occurs: {n:mask} hold {seen}, the classes have {expected}",
+        "",
     ),
-    "labels-one-too-high": Rule(
-        "error", "the labels are one too high: {n:mask} hold {seen}, the classes have {expected}"
+    "zero-label-not-reduced": (
+        "0 seems to mean unlabelled and 1 the first class: {n:mask} hold {seen}, the classes have {expected}",
+        "",
     ),
-    "labels-one-too-low": Rule(
-        "error", "the labels are one too low: {top} never occurs: {n:mask} hold {seen}, the classes have {expected}"
+    "labels-one-too-high/some": (
+        "{n:mask} with labels one too high, by their values and by what is common in the other masks",
+        "",
     ),
-    "zero-label-not-reduced": Rule(
-        "error", "0 seems to mean unlabelled and 1 the first class: {n:mask} hold {seen}, the classes have {expected}"
+    "labels-one-too-low/some": (
+        "{n:mask} with labels one too low and 255 for the first class, by what is common in the others",
+        "",
     ),
-    "labels-one-too-high/some": Rule(
-        "error", "{n:mask} with labels one too high, by their values and by what is common in the other masks"
+    "zero-label-not-reduced/some": (
+        "{n:mask} with 0 for unlabelled and 1 for the first class, by what is common in the other masks",
+        "",
     ),
-    "labels-one-too-low/some": Rule(
-        "error", "{n:mask} with labels one too low and 255 for the first class, by what is common in the others"
-    ),
-    "zero-label-not-reduced/some": Rule(
-        "error", "{n:mask} with 0 for unlabelled and 1 for the first class, by what is common in the other masks"
-    ),
-    # colors in masks
-    "colors-read-as-grey": Rule(
-        "error",
+    "colors-read-as-grey": (
         "{n:mask} whose values are the classes' colors turned grey, not the classes ({expected})",
         "these are not class indices: write the masks again from the colored ones",
     ),
-    "wrong-palette": Rule(
-        "error",
+    "wrong-palette": (
         "{n:mask} with a palette in which values have the colors of other classes",
         "numbers and colors contradict each other: find out which are right, and rewrite these masks",
     ),
-    "grey-stored-as-color": Rule(
-        "error", "{n:mask} with three equal channels instead of one number a pixel", "rewrite them with one channel"
+    "grey-stored-as-color": (
+        "{n:mask} with three equal channels instead of one number a pixel",
+        "rewrite them with one channel",
     ),
-    "color-masks": Rule(
-        "error", "{n:mask} of colors, though numbers are expected", "rewrite them with one class index a pixel"
-    ),
-    "unknown-colors": Rule(
-        "error",
+    "color-masks": ("{n:mask} of colors, though numbers are expected", "rewrite them with one class index a pixel"),
+    "unknown-colors": (
         "{n:mask} with {kinds:color} that no class has: {named}",
         "name them in classes.yaml, as classes or as void_colors: {listed}",
     ),
-    # classes
-    "all-void": Rule(
-        "warning", "{n:mask} void throughout: nothing there is learned or scored", "label them, or remove them"
+    **{
+        f"{kind}-{role}": (
+            f"{{n:{role} that is|{role}s that are}} {words}",
+            "copy or export them again, or remove them with their partners",
+        )
+        for kind, words in (
+            ("empty", "empty"),
+            ("truncated", "truncated"),
+            ("undecodable", "no readable picture"),
+            ("unreadable", "unreadable"),
+        )
+        for role in ("image", "mask")
+    },
+}
+# A warning may be intended.
+WARNINGS = {
+    "not-an-image": (
+        "{n:file among the images that is|files among the images that are} not read",
+        f"images end in {', '.join(sorted(IMAGE_SUFFIXES))}: convert or remove these",
     ),
-    "split-without-labels": Rule("warning", "the split {split} has no labels: all its {n:mask} are void throughout"),
-    "mostly-void": Rule("warning", "{percent:.0f} % of the pixels of {split} are void"),
-    "class-in-no-split": Rule(
-        "warning",
+    "exif-rotated": (
+        "{n:EXIF-rotated image}, read as stored, which is not how a viewer shows them",
+        "check whether the masks were drawn on the turned view; save such photos upright, without the note",
+    ),
+    "nearly-black-image": (
+        "{n:image} nearly black: nothing is brighter than 15 of 255",
+        "if 10 or 12 bits are stored in 16, scale them to the whole range",
+    ),
+    "nearly-the-same-across-splits": (
+        "{n:image} nearly the same as one of another split: neighbouring frames of a film?",
+        "split films by recording, not frame by frame, or the score says little of new places",
+    ),
+    "16-bit-mask": (
+        "{n:mask} stored with more than 8 bits a pixel; all values fit into a byte and are read",
+        "rewrite them with 8 bits: other tools clip or scale such masks",
+    ),
+    "255-not-declared": ("255 is ignored, but not declared void: in {n:mask}, {percent:.2g} % of all pixels{most}", ""),
+    "all-void": ("{n:mask} void throughout: nothing there is learned or scored", "label them, or remove them"),
+    "split-without-labels": ("the split {split} has no labels: all its {n:mask} are void throughout", ""),
+    "mostly-void": ("{percent:.0f} % of the pixels of {split} are void", ""),
+    "class-in-no-split": (
         "{names} in no mask of {splits}",
         "nothing can be learned of them; check whether the class file fits the masks",
     ),
-    "class-not-in-train": Rule(
-        "warning",
+    "class-not-in-train": (
         "{names} in {split}, but never in {train}",
         "the student cannot learn them: move some of these images to {train}",
     ),
-    "class-not-scored": Rule("note", "{names} in {train}, but never in {split}: not scored there"),
+}
+# A note is worth knowing.
+NOTES = {
+    "other-count": ("the split {split} has {found} images, {published} are published", ""),
+    "exif-turned": ("{n:EXIF-rotated image}, turned upright on reading, as the masks are upright", ""),
+    "class-not-scored": ("{names} in {train}, but never in {split}: not scored there", ""),
+}
+RULES: dict[str, tuple[Severity, str, str]] = {
+    **{kind: ("error", *texts) for kind, texts in ERRORS.items()},
+    **{kind: ("warning", *texts) for kind, texts in WARNINGS.items()},
+    **{kind: ("note", *texts) for kind, texts in NOTES.items()},
 }
 
 

@@ -95,8 +95,8 @@ class CheckReport:
 
     def write(self) -> None:
         """Write classes.png, report.json and report.txt; raises ``SegtailorError`` where they cannot be written."""
-        draw_histogram(self.folder / HISTOGRAM, self.name, self.classes, self.palette, self.tallies)
         try:
+            draw_histogram(self.folder / HISTOGRAM, self.name, self.classes, self.palette, self.tallies)
             content = json.dumps(self.to_json(), indent=1, ensure_ascii=False)
             (self.folder / REPORT).write_text(content + "\n", encoding="utf-8")
             (self.folder / TEXT).write_text(self.text() + "\n", encoding="utf-8")

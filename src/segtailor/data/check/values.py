@@ -7,9 +7,9 @@ what is wrong with a few of them is not.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ def find_values(encoding: Encoding, masks: Sequence[SampleStats]) -> list[Findin
     rest = [mask for mask in masks if mask.values]
     findings: list[Finding] = []
     # each takes the masks that it explains from the rest
-    for find in (_find_wide, _find_binary, _find_grey):
+    for find in (_find_wide, find_binary, _find_grey):
         findings += find(encoding, rest)
     offset = find_label_offset(encoding, rest)
     rest = [mask for mask in rest if id(mask) not in offset.explained]
@@ -69,7 +69,7 @@ def _find_wide(encoding: Encoding, masks: list[SampleStats]) -> list[Finding]:
     return [*found("16-bit-values", up_to, advice=advice, origin=origin), *found("16-bit-mask", with_values(stored))]
 
 
-def _find_binary(encoding: Encoding, masks: list[SampleStats]) -> list[Finding]:
+def find_binary(encoding: Encoding, masks: list[SampleStats]) -> list[Finding]:
     """Take the masks of 0 and 255 only in which 255 is void but should be a class."""
     classes, both = len(encoding.classes), {0, VOID}
     if VOID in encoding.values or (classes < 2 and VOID in encoding.void):
@@ -141,16 +141,31 @@ def _grey_values(palette: Sequence[Color], masks: Sequence[SampleStats]) -> list
     return values if len(set(values)) == len(values) else []
 
 
+class UnknownValues(NamedTuple):
+    """Values without a meaning: masks with such values (value -> pixels); pixels, files and the first file of each."""
+
+    masks: list[tuple[SampleStats, dict[int, int]]]
+    pixels: Counter[int]
+    files: Counter[int]
+    first: dict[int, str]
+
+
+def count_unknown(masks: Iterable[SampleStats], means: Callable[[int], bool]) -> UnknownValues:
+    """Count the values in ``masks`` of which ``means`` is false."""
+    counts = UnknownValues([], Counter(), Counter(), {})
+    for mask in masks:
+        if unknown := {value: number for value, number in mask.values.items() if not means(value)}:
+            counts.masks.append((mask, unknown))
+            counts.pixels.update(unknown)
+            counts.files.update(unknown.keys())
+            for value in unknown:
+                counts.first.setdefault(value, mask.mask)
+    return counts
+
+
 def _find_unknown(encoding: Encoding, masks: Sequence[SampleStats], offset: LabelOffset) -> list[Finding]:
     known = encoding.declared | {VOID}
-    pixels: Counter[int] = Counter()
-    files: Counter[int] = Counter()
-    wrong = []
-    for mask in masks:
-        if unknown := {value: number for value, number in mask.values.items() if value not in known}:
-            pixels.update(unknown)
-            files.update(unknown.keys())
-            wrong.append(Location(mask.mask, f"values {spans(unknown)}"))
+    wrong, pixels, files, _ = count_unknown(masks, lambda value: value in known)
     recipe, advice = {}, None
     if len(pixels) <= MANY_VALUES:
         recipe = encoding.recipe(encoding.values, encoding.void | set(pixels))
@@ -164,7 +179,8 @@ def _find_unknown(encoding: Encoding, masks: Sequence[SampleStats], offset: Labe
         for value, number in pixels.most_common()
     ]
     kinds, expected = Count(len(pixels)), spans(encoding.values)
-    return found("values-outside-classes", wrong, recipe, advice, kinds=kinds, named=some(described), expected=expected)
+    at = [Location(mask.mask, f"values {spans(unknown)}") for mask, unknown in wrong]
+    return found("values-outside-classes", at, recipe, advice, kinds=kinds, named=some(described), expected=expected)
 
 
 def _find_undeclared(encoding: Encoding, masks: Sequence[SampleStats]) -> list[Finding]:
@@ -227,12 +243,7 @@ def find_stored_colors(encoding: Encoding, masks: Sequence[SampleStats]) -> list
 
 def find_unknown_colors(palette: Sequence[Color], masks: Sequence[SampleStats]) -> list[Finding]:
     """Return the masks of colors that hold colors without a meaning."""
-    pixels: Counter[int] = Counter()
-    wrong = []
-    for mask in masks:
-        if unknown := {value: number for value, number in mask.values.items() if value >= UNKNOWN_COLOR}:
-            pixels.update(unknown)
-            wrong.append(Location(mask.mask, f"{Count(sum(unknown.values())):pixel}"))
+    wrong, pixels, *_ = count_unknown(masks, lambda value: value < UNKNOWN_COLOR)
     if not wrong:
         return []
     colors = {tuple((value - UNKNOWN_COLOR).to_bytes(3, "big")): number for value, number in pixels.most_common()}
@@ -242,7 +253,7 @@ def find_unknown_colors(palette: Sequence[Color], masks: Sequence[SampleStats]) 
         advice = "most are nearly a class's color: the masks were smoothed or saved with loss; export them again as PNG"
     return found(
         "unknown-colors",
-        wrong,
+        (Location(mask.mask, f"{Count(sum(unknown.values())):pixel}") for mask, unknown in wrong),
         advice=advice,
         kinds=Count(len(colors)),
         named=some([f"{color} ({Count(number):pixel})" for color, number in colors.items()]),

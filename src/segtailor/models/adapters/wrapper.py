@@ -197,7 +197,10 @@ class Adapted(Network):
             raise refusal(error, self.name, inputs.shape[-2:]) from error
         finally:
             seen = self._store.take()
-        size = inputs.shape[-2:]
+        return self.assemble(ran, seen, inputs.shape[-2:])
+
+    def assemble(self, ran: Ran, seen: dict[str, Tensor], size: torch.Size) -> SegOutput:
+        """Return the output of a forward on inputs of ``size``, from what it gave and which taps were ``seen``."""
         found = {name: to_map(value, self._layouts[name], size, name) for name, value in seen.items()}
         if torch.is_grad_enabled() and ran.logits.requires_grad and not torch.compiler.is_compiling():
             check_gradients(found, self._sources, self.net, self.name)
