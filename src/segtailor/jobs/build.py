@@ -100,11 +100,12 @@ class Context:
         if self.first and new:
             print("\n".join(new), file=sys.stderr)
 
-    def score(self, model: nn.Module, **measures: Any) -> EvaluationResult:
-        """Score ``model`` on the validation data as the recipe says."""
+    def score(self, model: nn.Module, together: bool = True, **measures: Any) -> EvaluationResult:
+        """Score ``model`` on the validation data as the recipe says; ``together``: all processes do, each a share."""
+        rank, world = (self.fabric.global_rank, self.fabric.world_size) if together else (0, 1)
         return evaluate_model(
             model, self.val_data, device=self.fabric.device, batch=self.evaluate.batch, workers=self.data.workers,
-            rank=self.fabric.global_rank, world=self.fabric.world_size, **measures,
+            rank=rank, world=world, **measures,
             **inference_settings(self.evaluate, self.data),
         )  # fmt: skip
 

@@ -133,6 +133,7 @@ def train_seeds(
                 if seed == recipe.seeds[0] and (folder / "comparison.json").exists():
                     _illustrate(context, recipe, folder, names)
                 write_report(folder)
+    context.fabric.barrier()  # the first process has written the last outcome
     return folder
 
 
@@ -211,7 +212,7 @@ def _plan(context: Context, recipe: CompareRecipe, name: str) -> Plan:
 def _teacher_row(context: Context, recipe: CompareRecipe) -> Row | None:
     if context.teacher is None:
         return None
-    scored = context.score(context.teacher, **_measures(recipe))
+    scored = context.score(context.teacher, together=False, **_measures(recipe))
     return context.row("teacher", "Teacher", context.teacher.model, scored, **_measured(scored))
 
 
