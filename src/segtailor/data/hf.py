@@ -18,7 +18,7 @@ from segtailor.data.classes_file import ClassesFile, read_classes
 from segtailor.data.image_io import UnreadableFile, narrow, read_image, read_mask, turn_upright
 from segtailor.data.masks import ColorMasks, color_masks, index_values
 from segtailor.data.paired import MaskDataset, MaskValues, Raw
-from segtailor.errors import SegtailorError, unknown
+from segtailor.errors import SegtailorError, install, unknown
 from segtailor.recipes import validate
 
 PART = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<first>\d+%?)?:(?P<last>\d+%?)?\])?")
@@ -104,7 +104,7 @@ def create_hf(config: DataConfig, split: str, training: bool) -> HubDataset:
     try:
         import datasets
     except ImportError:
-        raise SegtailorError('reading Hugging Face data sets needs the extra hf: pip install "segtailor[hf]"') from None
+        raise SegtailorError(f"reading Hugging Face data sets needs datasets: {install('hf')}") from None
     if config.source is None:
         raise SegtailorError("the data set 'hf' needs data.source: the id of a Hugging Face data set, or a folder")
     if config.masks == "binary":

@@ -22,7 +22,7 @@ from segtailor.data.base import Sample, check_classes, some
 from segtailor.data.classes_file import ClassesFile
 from segtailor.data.image_io import UnreadableFile, read_image, read_mask, turn_upright
 from segtailor.data.paired import MaskDataset, MaskValues, Raw
-from segtailor.errors import SegtailorError, reason, unknown
+from segtailor.errors import SegtailorError, install, reason, unknown
 from segtailor.files import Color
 
 MANIFEST = "manifest.json"
@@ -79,7 +79,7 @@ def import_litdata() -> Any:
         import litdata
         import litdata.streaming
     except ImportError as error:
-        raise SegtailorError('packs need the extra pack: pip install "segtailor[pack]"') from error
+        raise SegtailorError(f"packs need litdata: {install('pack')}") from error
     # its tensors are views of a chunk's bytes, which nothing here writes to
     warnings.filterwarnings("ignore", message="The given buffer is not writable")
     return litdata
