@@ -5,9 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+EXTRAS = {
+    "export": "onnx onnxruntime",
+    "hf": "transformers datasets",
+    "pack": "litdata",
+    "smp": "segmentation-models-pytorch",
+}
+"""The packages of each extra in pyproject.toml."""
+
 
 class SegtailorError(Exception):
-    """A mistake that the user can mend: one line that says what is wrong, where, and what to do.
+    """A mistake that the user can fix: one line that says what is wrong, where, and what to do.
 
     The command line prints the message without a traceback and exits with code 2.
     """
@@ -31,7 +39,16 @@ def unknown(kind: str, name: str, choices: Iterable[str], hint: str = "") -> Seg
     return SegtailorError(f"unknown {kind} '{name}'{listed}{'. ' + hint if hint else ''}")
 
 
+def install(extra: str) -> str:
+    """Return the command that installs the packages of ``extra``, for a message.
+
+    >>> install("hf")
+    'pip install transformers datasets'
+    """
+    return f"pip install {EXTRAS[extra]}"
+
+
 def reason(error: BaseException) -> str:
     """Return the first line of ``error``'s message, or its type's name when it has none."""
-    lines = str(error).splitlines()
+    lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

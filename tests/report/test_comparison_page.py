@@ -12,11 +12,11 @@ from segtailor.errors import SegtailorError
 from segtailor.report import pictures, write_report
 from segtailor.report.comparison_plots import (
     arm_series,
+    arm_terms,
     cost_plots,
     rank_plot,
     score_curves,
     scores,
-    tailoring_terms,
     term,
 )
 from segtailor.report.read import read_source
@@ -298,12 +298,12 @@ def test_memory_that_was_not_measured_has_neither_column_nor_plot(three):
     assert "memory" not in _text(html).lower()
 
 
-def test_only_arms_with_tailoring_terms_have_plots_of_them(three):
+def test_every_arm_with_a_method_has_plots_of_its_terms(three):
     source = read_source(three)
-    found = tailoring_terms(source)
-    assert [arm.arm for arm in found] == ["kt-clean", "kt-published"]
-    assert [plot.title for plot in found[0].plots] == [f"kt.{name}" for name in KT_TERMS]
-    assert found[0].method == "kt, clean"
+    found = {arm: (method, [plot.title for plot in plots]) for arm, method, plots in arm_terms(source)}
+    assert list(found) == [result.arm for result in source.board.arms if result.arm != "none"]
+    assert found["kt-clean"] == ("kt, clean", [f"kt.{name}" for name in KT_TERMS])
+    assert found["cwd"] == ("", ["cwd.cwd"])
     values = arm_series(source, "kt-clean", term("kt.kd")).points
     first = [dict(term("kt.kd")(source.records["kt-clean"][seed]))[20] for seed in SEEDS]
     assert values[0] == pytest.approx((20, np.mean(first), min(first), max(first)))
@@ -322,7 +322,7 @@ def test_pictures_are_offered_in_the_order_of_the_leaderboard(three):
     assert sorted(shown) == sorted(["arm:none", f"arm:{order[0]}"])
     assert f"val-0000: classes predicted by {order[0]}" in grid
     assert "12.0 % wrong" in grid
-    assert html.count("the tailored logits, class car") == 4  # two images, each named twice
+    assert html.count("the altered logits, class car") == 4  # two images, each named twice
 
 
 def test_samples_that_do_not_fit_are_left_out_and_said(three, monkeypatch):

@@ -181,7 +181,7 @@ def test_without_confusions_the_score_counts_but_no_images(folder: Path, damage:
 
 def test_files_that_contradict_each_other_leave_the_run_out(folder: Path) -> None:
     change(folder, miou=0.5)
-    assert "outcome.json says mIoU 0.500000, confusions.npz gives" in only_problem(folder)
+    assert "the outcome says mIoU 0.500000, confusions.npz gives" in only_problem(folder)
     comparison = read_comparison(folder)
     assert comparison.runs["kd", 0].status == "damaged"
     assert rest_is_there(comparison)

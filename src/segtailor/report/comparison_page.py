@@ -1,4 +1,4 @@
-"""The page of a comparison: what it allows one to claim, and no more, and all that the page shows below."""
+"""The page of a comparison: the headline, which claims only what the seeds support, and every section below it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import yaml
 
 from segtailor._version import __version__
-from segtailor.report.comparison_plots import boundary_gains, cost_plots, rank_plot, score_curves, tailoring_terms
+from segtailor.report.comparison_plots import arm_terms, boundary_gains, cost_plots, rank_plot, score_curves
 from segtailor.report.comparison_tables import class_gains, leaderboard
 from segtailor.report.pictures import sample_grid, tailored_images
-from segtailor.report.read import Source, palette
+from segtailor.report.read import Source, class_colors
 from segtailor.report.run_page import Card
-from segtailor.results.formatting import count, css_color, percent, points
+from segtailor.results.formatting import count, percent, points
 from segtailor.results.leaderboard import ArmResult
 from segtailor.results.statistics import MIN_SEEDS, Spread
 from segtailor.results.tables import header, remarks
@@ -27,7 +27,7 @@ READING = (
 )
 SECTIONS = {
     "leaderboard": "Leaderboard", "ranks": "Ranks", "curves": "Curves", "classes": "Classes", "boundary": "Boundaries",
-    "costs": "Cost", "terms": "KT's terms", "tailored": "Tailoring", "grid": "Images",
+    "costs": "Cost", "terms": "Terms", "tailored": "Altered logits", "grid": "Images",
 }  # fmt: skip
 
 
@@ -41,13 +41,11 @@ def page(source: Source) -> dict[str, Any]:
         "classes": class_gains(source),
         "boundary": boundary_gains(source),
         "costs": cost_plots(source),
-        "terms": tailoring_terms(source),
+        "terms": arm_terms(source),
         "tailored": tailored_images(source),
         "grid": sample_grid(source),
     }
     sections = [(key, name) for key, name in SECTIONS.items() if parts[key]]
-    student = comparison.recipe.get("student")
-    colors = [css_color(color) for color in palette(comparison.palette, len(comparison.classes))]
     return {
         **parts,
         "sections": [*sections, ("problems", "Problems"), ("reading", "How to read"), ("again", "Recipe")],
@@ -55,26 +53,26 @@ def page(source: Source) -> dict[str, Any]:
         "name": comparison.name,
         "baseline": source.baseline or "none",
         "tested": source.tested,
-        "data": str(comparison.data or ""),
+        "data": comparison.data,
         "size": comparison.size,
-        "student": str(student.get("model") or "") if isinstance(student, dict) else "",
+        "student": comparison.recipe.get("student", {}).get("model", ""),
         "description": str(comparison.recipe.get("description") or "").strip(),
         "arms": comparison.arms,
         "seeds": comparison.seeds,
-        "class_map": [row for row in comparison.class_map if isinstance(row, dict)],
+        "class_map": comparison.class_map,
         "progress": _progress(source),
         "headline": _headline(source),
         "cards": _cards(source),
-        "legend": list(zip(comparison.classes, colors, strict=True)),
+        "legend": class_colors(comparison.classes, comparison.palette),
         "problems": [*remarks(source.board), *source.problems],
-        "reading": [*(_renamed(line, source.baseline) for line in header(source.board)), *READING],
+        "reading": [*header(source.board), *READING],
         "recipe": _recipe(source),
-        "environment": {str(key): str(value) for key, value in comparison.environment.items()},
+        "environment": comparison.environment,
     }
 
 
 def _progress(source: Source) -> dict[str, Any]:
-    """Count the runs by what became of them; the text has the counts that are not 0."""
+    """Count the runs by status; the text has the counts that are not 0."""
     found = [run.status for run in source.comparison.runs.values()]
     finished, going = found.count("finished"), found.count("running") + found.count("missing")
     parts = [f"{finished} of {len(found)} runs are finished"]
@@ -165,11 +163,6 @@ def _cards(source: Source) -> list[Card]:
 
 def _spread(found: Spread) -> str:
     return "mIoU, one seed" if found.std is None else f"mIoU, ± {percent(found.std)} over {found.count} seeds"
-
-
-def _renamed(line: str, baseline: str | None) -> str:
-    """Return a line with the name that the page's column of differences has."""
-    return line.replace("Difference:", f"Against {baseline}:", 1) if line.startswith("Difference:") else line
 
 
 def _recipe(source: Source) -> str:

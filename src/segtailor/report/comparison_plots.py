@@ -31,16 +31,8 @@ from segtailor.results.statistics import ranks
 
 CLIMB = 0.2
 """Share of the steps whose steep climb may leave the plots at the bottom: what follows would be a flat line."""
-PREFIX = "kt."
-MEANINGS = {
-    "kt.kd": "channel-wise KL on the logits",
-    "kt.kd_aux": "the same on auxiliary logits",
-    "kt.lt_all": "tailored logits, all pixels",
-    "kt.lt_class": "tailored logits, inside each class",
-    "kt.lt_nonclass": "tailored logits, outside each class",
-    "kt.ft": "tailored features",
-    "kt.contrastive": "triplet on tailored features",
-}
+TERM_POINTS = 100
+"""Points of a term's curve; every arm has several."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +44,8 @@ class Series:
     points: list[Point]
 
 
-def arm_series(source: Source, arm: str, value: Callable[[Records], list[Range]]) -> Series | None:
-    """Return what ``value`` finds in the arm's finished runs; None when it finds nothing.
+def arm_series(source: Source, arm: str, value: Callable[[Records], list[Range]], most: int = 300) -> Series | None:
+    """Return what ``value`` finds in the arm's finished runs, at ``most`` points; None when it finds nothing.
 
     An arm without a finished run is shown by the one that came furthest: a mean over runs of different length would
     jump where one ends.
@@ -64,7 +56,7 @@ def arm_series(source: Source, arm: str, value: Callable[[Records], list[Range]]
         furthest = max(found, key=lambda seed: found[seed][-1][0])
         finished = {furthest: found[furthest]}
     means = over_seeds(finished)
-    return Series(arm, tuple(finished), thinned(means)) if means else None
+    return Series(arm, tuple(finished), thinned(means, most)) if means else None
 
 
 def scores(records: Records) -> list[Range]:
@@ -205,21 +197,13 @@ def boundary_gains(source: Source) -> BoundaryGains | None:
     )
 
 
-def _by_band(boundary: object) -> dict[Band, dict[str, Any]]:
-    """Return the scores by band of what an evaluation measured; empty where it measured none."""
-    rows = boundary.get("distance") if isinstance(boundary, dict) else None
-    if not isinstance(rows, list):
-        return {}
-    return {
-        (int(row["above"]), row.get("up_to")): row
-        for row in rows
-        if isinstance(row, dict) and isinstance(row.get("above"), int)
-    }
+def _by_band(boundary: dict[str, Any] | None) -> dict[Band, dict[str, Any]]:
+    """Return an evaluation's scores by band; empty where it measured none."""
+    return {(row["above"], row["up_to"]): row for row in (boundary or {}).get("distance", [])}
 
 
 def _miou(rows: dict[Band, dict[str, Any]], band: Band) -> float | None:
-    value = rows.get(band, {}).get("miou")
-    return float(value) if isinstance(value, (int, float)) else None
+    return rows.get(band, {}).get("miou")
 
 
 def _band_name(band: Band) -> str:
@@ -336,29 +320,20 @@ def rank_plot(source: Source) -> Ranks | None:
     return Ranks(rows, seeds, [(100 * share(number, span), number) for number in numbers], round(2 * deepest))
 
 
-@dataclass
-class ArmTerms:
-    """One arm and a plot for each of its terms."""
-
-    arm: str
-    method: str
-    plots: list[Plot]
-
-
-def tailoring_terms(source: Source) -> list[ArmTerms]:
-    """Return each arm's plots of the terms that start with ``kt.``, all with one axis of steps."""
+def arm_terms(source: Source) -> list[tuple[str, str, list[Plot]]]:
+    """Return each arm, its method, and a plot of each of the method's terms, all with one axis of steps."""
     found: dict[str, dict[str, Series]] = {}
     for result in source.board.arms:
         records = [record for run in source.records[result.arm].values() for record in run]
         names = dict.fromkeys(name for record in records for name in record.get("terms") or {})
-        for name in (name for name in names if name.startswith(PREFIX)):
-            if (series := arm_series(source, result.arm, term(name))) is not None:
-                found.setdefault(result.arm, {})[name] = series
+        terms = {name: arm_series(source, result.arm, term(name), TERM_POINTS) for name in names if "." in name}
+        found[result.arm] = {name: series for name, series in terms.items() if series is not None}
     ends = [series.points[-1][0] for terms in found.values() for series in terms.values()]
     x_range = (0.0, float(max(ends, default=1)))
     return [
-        ArmTerms(arm, source.method(arm), [_term_plot(name, series, x_range) for name, series in terms.items()])
+        (arm, source.method(arm), [_term_plot(name, series, x_range) for name, series in terms.items()])
         for arm, terms in found.items()
+        if terms
     ]
 
 
@@ -366,4 +341,4 @@ def _term_plot(name: str, series: Series, x_range: Range) -> Plot:
     first, last = series.points[0], series.points[-1]
     summary = f"{series.arm}: {first[1]:.3g} at step {first[0]:,.0f}, {last[1]:.3g} at step {last[0]:,.0f}"
     line = Line(series.arm, name, "distilled", series.points)
-    return draw(Plot(name, MEANINGS.get(name, ""), [line], summary), x_range, smooth=True, steps=3)
+    return draw(Plot(name, "", [line], summary), x_range, smooth=True, steps=3)

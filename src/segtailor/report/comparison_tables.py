@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from segtailor.report.read import Source, palette
+from segtailor.report.read import Source, class_colors
 from segtailor.report.svg import nice_ticks, share
 from segtailor.results.formatting import (
     MISSING,
-    css_color,
     duration,
     interval,
     mean_and_std,
@@ -220,8 +219,7 @@ def class_gains(source: Source) -> ClassGains | None:
         ])  # fmt: skip
         level = mean_gain({seed: run.iou[place] for seed, run in alone.items()}, dict.fromkeys(alone, 0.0))
         levels.append((percent(level, 1), _number(level)))
-    colors = [css_color(color) for color in palette(comparison.palette, len(comparison.classes))]
-    classes = list(zip(comparison.classes, colors, strict=True))
+    classes = class_colors(comparison.classes, comparison.palette)
     return ClassGains(classes, levels, [result.arm for result in arms], heat(gains))
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from segtailor.report.read import ROLES, Run, Source
 from segtailor.results.formatting import percent
+from segtailor.results.model import Drawing
 
 WIDTHS = (640, 480, 360, 280, 200)
 BUDGET = 3_600_000  # bytes of data URIs; with all else the page stays below 5 MB
@@ -21,7 +22,7 @@ TAILORING_BUDGET = 700_000
 TAILORING = (
     ("image", "Image", "photograph"),
     ("before", "Before", "the teacher's logits as they are"),
-    ("after", "After", "the tailored logits"),
+    ("after", "After", "the altered logits"),
     ("difference", "Difference", "after minus before"),
 )
 
@@ -71,19 +72,16 @@ class Sample:
 
 
 def read_picture(
-    folder: Path, entry: Mapping[str, Any], key: str, title: str, alt: str, width: int, photo: bool = False
+    folder: Path, entry: Drawing, key: str, title: str, alt: str, width: int, photo: bool = False
 ) -> list[Picture]:
     """Return the entry's picture ``key``, at most ``width`` wide, in a list; an empty one without a sound file.
 
     A ``photo`` is stored with loss, anything else with its exact colors.
     """
-    path = (entry.get("pictures") or {}).get(key)
-    if not isinstance(path, str) or not (folder / path).is_file():
-        return []
     try:
-        with Image.open(folder / path) as opened:
+        with Image.open(folder / entry.pictures[key]) as opened:
             image = opened.convert("RGB")
-    except OSError:
+    except (KeyError, OSError):
         return []
     own = image.size
     if image.width > width:
@@ -97,32 +95,28 @@ def read_picture(
         (image.quantize(len(colors), dither=Image.Dither.NONE) if colors else image).save(buffer, "PNG", optimize=True)
     kind = "webp" if photo else "png"
     uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-    return [Picture(key, title, f"{entry.get('name', '')}: {alt}", uri, *own, flat=not photo)]
+    return [Picture(key, title, f"{entry.name}: {alt}", uri, *own, flat=not photo)]
 
 
 def sample_rows(run: Run) -> tuple[list[Sample], int]:
     """Return the samples to show, and how many were left out to keep the page small; missing files are passed over."""
-    samples: list[Sample] = []
-    for width in WIDTHS:
-        samples = [_sample(run, entry, width) for entry in run.results.samples]
-        if sum(sample.bytes for sample in samples) <= BUDGET:
-            break
-    kept = _within(BUDGET, samples)
-    return [sample for sample in kept if sample.pictures], len(samples) - len(kept)
+    entries = run.results.samples
+    kept = _fitted(entries, lambda entry, width: _sample(run, entry, width), BUDGET)
+    return [sample for sample in kept if sample.pictures], len(entries) - len(kept)
 
 
-def _sample(run: Run, entry: dict[str, Any], width: int) -> Sample:
+def _sample(run: Run, entry: Drawing, width: int) -> Sample:
     pictures = read_picture(run.folder, entry, "image", "Image", "photograph", width, photo=True)
     pictures += read_picture(run.folder, entry, "target", "Target", "target classes", width)
     for role in ROLES:
-        label, share = run.label(role), (entry.get("wrong") or {}).get(role)
+        label, share = run.label(role), entry.wrong.get(role)
         note = f"{percent(share, 1)} %" if share is not None else ""
         pictures += read_picture(run.folder, entry, role, label, f"classes predicted by {label}", width)
         alt = f"where {label} is wrong" + (f", {note} of scored pixels" if note else "")
         for wrong in read_picture(run.folder, entry, f"{role}-wrong", "Wrong pixels", alt, width, photo=True):
             wrong.note = note
             pictures.append(wrong)
-    return Sample(str(entry.get("name", "")), pictures)
+    return Sample(entry.name, pictures)
 
 
 @dataclass
@@ -138,13 +132,9 @@ class SampleGrid:
 
 def sample_grid(source: Source) -> SampleGrid | None:
     """Return the samples with everything that was drawn of them; None when there is no pair to compare."""
-    entries = _entries(source.comparison.samples)
-    samples: list[Sample] = []
-    for width in WIDTHS:
-        samples = [_layers(source, entry, width) for entry in entries]
-        if sum(sample.bytes for sample in samples) <= SAMPLE_BUDGET:
-            break
-    kept = [sample for sample in _within(SAMPLE_BUDGET, samples) if len(sample.pictures) > 1]
+    entries = source.comparison.samples
+    fitted = _fitted(entries, lambda entry, width: _layers(source, entry, width), SAMPLE_BUDGET)
+    kept = [sample for sample in fitted if len(sample.pictures) > 1]
     if not kept:
         return None
     labels = {picture.key: picture.title for sample in kept for picture in sample.pictures}
@@ -157,16 +147,16 @@ def sample_grid(source: Source) -> SampleGrid | None:
     return SampleGrid(kept, choices, left, right, len(entries) - len(kept))
 
 
-def _layers(source: Source, entry: dict[str, Any], width: int) -> Sample:
+def _layers(source: Source, entry: Drawing, width: int) -> Sample:
     pictures = []
     for key in _keys(source):
         label = {"image": "Image", "target": "Target", "teacher": "Teacher"}.get(key) or key.removeprefix("arm:")
         alt = {"image": "photograph", "target": "target classes"}.get(key, f"classes predicted by {label}")
-        share = (entry.get("wrong") or {}).get(key)
+        share = entry.wrong.get(key)
         for picture in read_picture(source.comparison.folder, entry, key, label, alt, width, photo=key == "image"):
-            picture.note = f"{percent(share, 1)} % wrong" if isinstance(share, float) else ""
+            picture.note = f"{percent(share, 1)} % wrong" if share is not None else ""
             pictures.append(picture)
-    return Sample(str(entry.get("name", "")), pictures)
+    return Sample(entry.name, pictures)
 
 
 def _keys(source: Source) -> list[str]:
@@ -181,28 +171,27 @@ def _first_pair(source: Source, keys: list[str]) -> tuple[str, str]:
 
 
 def tailored_images(source: Source) -> list[Sample]:
-    """Return the images that show what tailoring does to the logits of one class, as many as the page can hold."""
-    found = []
-    for entry in _entries(source.comparison.tailoring):
-        label, pictures = str(entry.get("class", "")), list[Picture]()
+    """Return the images that show how a method alters the logits of one class, as many as the page can hold."""
+
+    def drawn(entry: Drawing, width: int) -> Sample:
+        sample = Sample(entry.name, [], label=entry.label, arm=entry.arm)
         for key, title, meaning in TAILORING:
-            alt = meaning if key == "image" else f"{meaning}, class {label}"
-            pictures += read_picture(source.comparison.folder, entry, key, title, alt, 360, photo=True)
-        found.append(Sample(str(entry.get("name", "")), pictures, label=label, arm=str(entry.get("arm", ""))))
-    return [sample for sample in _within(TAILORING_BUDGET, found) if sample.pictures]
+            alt = meaning if key == "image" else f"{meaning}, class {entry.label}"
+            sample.pictures += read_picture(source.comparison.folder, entry, key, title, alt, width, photo=True)
+        return sample
+
+    fitted = _fitted(source.comparison.tailoring, drawn, TAILORING_BUDGET, (360,))
+    return [sample for sample in fitted if sample.pictures]
 
 
-def _within(budget: int, samples: list[Sample]) -> list[Sample]:
-    """Return the first samples that the budget has room for."""
-    total, kept = 0, []
-    for sample in samples:
-        total += sample.bytes
-        if total > budget:
+def _fitted(
+    entries: list[Drawing], draw: Callable[[Drawing, int], Sample], budget: int, widths: tuple[int, ...] = WIDTHS
+) -> list[Sample]:
+    """Return the samples at the largest width at which all fit into ``budget``, else the first ones that do."""
+    samples: list[Sample] = []
+    for width in widths:
+        samples = [draw(entry, width) for entry in entries]
+        if sum(sample.bytes for sample in samples) <= budget:
             break
-        kept.append(sample)
-    return kept
-
-
-def _entries(listed: list[Any]) -> list[dict[str, Any]]:
-    """Return the entries of a list of a plan that have pictures."""
-    return [entry for entry in listed if isinstance(entry, dict) and isinstance(entry.get("pictures"), dict)]
+    sizes = accumulate(sample.bytes for sample in samples)
+    return [sample for sample, size in zip(samples, sizes, strict=True) if size <= budget]

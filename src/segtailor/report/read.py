@@ -1,4 +1,4 @@
-"""What the folder of a run or of a comparison holds, finished or still going."""
+"""Reading the folder of a run or of a comparison, finished or still running."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from segtailor.data.classes_file import distinct_colors
 from segtailor.engine.logging import read_metrics
 from segtailor.errors import SegtailorError
 from segtailor.files import Color
+from segtailor.results.formatting import css_color
 from segtailor.results.leaderboard import ArmResult, Leaderboard, summarise
 from segtailor.results.model import Comparison, Row, RunResults, arm_folder, read_comparison, read_results
 from segtailor.results.statistics import MIN_SEEDS
@@ -32,7 +33,7 @@ LABELS = {
 
 @dataclass
 class Run:
-    """A run folder as read: ``results`` is empty until the run has ``finished``."""
+    """A run folder's content: ``results`` is empty until the run has ``finished``."""
 
     folder: Path
     finished: bool = False
@@ -167,11 +168,10 @@ def logged(records: Records, value: Callable[[dict[str, Any]], object]) -> list[
     return [(step, y) for step, y in found if isinstance(y, (int, float)) and math.isfinite(y)]
 
 
-def palette(given: Sequence[Sequence[int]], count: int) -> list[Color]:
-    """Return one color a class: the ``given`` ones, or distinct ones where there are too few."""
-    if len(given) >= count:
-        return [(int(red), int(green), int(blue)) for red, green, blue in given[:count]]
-    return list(distinct_colors(count))
+def class_colors(classes: Sequence[str], palette: Sequence[Color]) -> list[tuple[str, str]]:
+    """Return each class with its color in CSS; where the palette has too few, distinct colors."""
+    colors = palette if len(palette) >= len(classes) else distinct_colors(len(classes))
+    return list(zip(classes, map(css_color, colors), strict=False))
 
 
 def _yaml_mapping(text: str) -> dict[str, Any]:

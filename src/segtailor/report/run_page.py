@@ -7,9 +7,9 @@ from typing import Any
 
 from segtailor._version import __version__
 from segtailor.report.pictures import sample_rows
-from segtailor.report.read import Records, Run, logged, palette
+from segtailor.report.read import Records, Run, class_colors, logged
 from segtailor.report.svg import Line, Plot, draw, thinned
-from segtailor.results.formatting import MISSING, css_color, duration, percent, points, ratio, scaled, tone, unit_of
+from segtailor.results.formatting import MISSING, duration, percent, points, ratio, scaled, tone, unit_of
 from segtailor.results.model import Row
 
 TERM_NAMES = {"task": "task: cross-entropy", "task_aux": "task_aux: auxiliary cross-entropy"}
@@ -36,7 +36,7 @@ class Card:
 def page(run: Run) -> dict[str, Any]:
     """Return everything that the template needs."""
     rows, results = run.rows, run.results
-    colors = [css_color(color) for color in palette(results.palette, len(run.classes))]
+    classes = class_colors(run.classes, results.palette)
     samples, left_out = sample_rows(run)
     return {
         "version": __version__,
@@ -50,14 +50,14 @@ def page(run: Run) -> dict[str, Any]:
         "cards": _cards(run),
         "scale": _scale(run),
         "models": _model_table(run),
-        "classes": _class_table(run, colors),
+        "classes": _class_table(run, classes),
         "class_map": results.class_map,
         "scores": score_chart(run),
         "score_table": _score_table(run),
         "losses": loss_charts(run),
         "samples": samples,
         "samples_left_out": left_out,
-        "legend": list(zip(run.classes, colors, strict=True)),
+        "legend": classes,
         "recipe": run.recipe_text,
         "environment": results.environment,
         "notes": _notes(run),
@@ -200,11 +200,11 @@ def _times(whole: float | None, part: float | None, word: str) -> str:
     return f"{ratio(whole, part)} {word}" if whole and part and part < whole else ""
 
 
-def _class_table(run: Run, colors: list[str]) -> dict[str, Any]:
+def _class_table(run: Run, classes: list[tuple[str, str]]) -> dict[str, Any]:
     rows = {role: row.iou for role, row in run.rows.items() if row.iou}
     compared = {"alone", "distilled"} <= set(rows)
     body: list[dict[str, Any]] = []
-    for index, name in enumerate(run.classes if rows else []):
+    for index, (name, color) in enumerate(classes if rows else []):
         cells = [
             {"role": role, "text": percent(iou[index], 1), "bar": 100 * (iou[index] or 0.0),
              "sort": -1 if iou[index] is None else iou[index]}
@@ -212,7 +212,7 @@ def _class_table(run: Run, colors: list[str]) -> dict[str, Any]:
         ]  # fmt: skip
         alone, distilled = (rows[role][index] if compared else None for role in ("alone", "distilled"))
         difference = None if alone is None or distilled is None else distilled - alone
-        body.append({"name": name, "color": colors[index], "cells": cells, "difference": difference})
+        body.append({"name": name, "color": color, "cells": cells, "difference": difference})
     most = max((abs(row["difference"] or 0.0) for row in body), default=0.0) or 1.0
     for row in body:
         row["difference_text"] = points(row["difference"], 1)

@@ -97,10 +97,18 @@ def summarise(comparison: Comparison, resamples: int = RESAMPLES, seed: int = 0)
 
 
 def _arm(comparison: Comparison, arm: str, runs: dict[str, dict[int, Outcome]], resamples: int, seed: int) -> ArmResult:
-    own = list(runs[arm].values())
-    scores = _scores(runs[arm])
-    baseline = comparison.baseline
-    result = ArmResult(
+    own, scores = list(runs[arm].values()), _scores(runs[arm])
+    baseline, best_other = comparison.baseline, _best_other(arm, runs)
+    alone = runs[baseline] if baseline is not None and arm != baseline and own else {}
+    differences = paired_differences(scores, _scores(alone))
+    values, teacher = list(differences.values()), comparison.teacher_miou
+    if not own:
+        outcome = "no result"
+    elif baseline is None:
+        outcome = "no baseline"
+    else:
+        outcome = "baseline" if arm == baseline else verdict(len(values), None)
+    return ArmResult(
         arm=arm,
         scores=scores,
         last=spread(list(scores.values())),
@@ -108,33 +116,21 @@ def _arm(comparison: Comparison, arm: str, runs: dict[str, dict[int, Outcome]], 
         failed={run.seed: run.reason for run in comparison.with_status(arm, "failed")},
         unfinished=tuple(run.seed for run in comparison.with_status(arm, "running", "missing")),
         damaged=tuple(run.seed for run in comparison.with_status(arm, "damaged")),
-        verdict="no result" if not own else "baseline" if arm == baseline else "no baseline",
+        differences=differences,
+        difference=spread(values),
+        over_seeds=t_interval(values),
+        over_images=_over_images(runs[arm], alone, resamples, seed),
+        p=t_test(values) if len(values) >= MIN_SEEDS else None,
+        verdict=outcome,
+        gap_closed=gap_closed(scores, _scores(alone), teacher) if teacher is not None else None,
+        best_other=best_other,
+        to_best_other=paired_differences(scores, _scores(runs[best_other])) if best_other is not None else {},
         seconds_shared=_mean([run.seconds_shared for run in own]),
         seconds_alone=_mean([run.seconds_alone for run in own]),
         stage_seconds=_mean([run.stage_seconds for run in own]),
         peak_bytes=max((run.peak_bytes for run in own if run.peak_bytes is not None), default=None),
         parameters=own[0].parameters if own else None,
         multiply_adds=own[0].multiply_adds if own else None,
-    )
-    best_other = _best_other(arm, runs)
-    if best_other is not None:
-        differences = paired_differences(scores, _scores(runs[best_other]))
-        result = replace(result, best_other=best_other, to_best_other=differences)
-    if baseline is None or arm == baseline or not own:
-        return result
-    alone, teacher = _scores(runs[baseline]), comparison.teacher_miou
-    differences = paired_differences(scores, alone)
-    values = list(differences.values())
-    enough = len(values) >= MIN_SEEDS
-    return replace(
-        result,
-        differences=differences,
-        difference=spread(values),
-        over_seeds=t_interval(values),
-        over_images=_over_images(runs[arm], runs[baseline], resamples, seed),
-        p=t_test(values) if enough else None,
-        verdict=verdict(len(values), None),
-        gap_closed=gap_closed(scores, alone, teacher) if teacher is not None else None,
     )
 
 
@@ -154,11 +150,12 @@ def _best_other(arm: str, runs: dict[str, dict[int, Outcome]]) -> str | None:
 def _over_images(
     arm: dict[int, Outcome], alone: dict[int, Outcome], resamples: int, seed: int
 ) -> ImageBootstrap | None:
-    """Bootstrap over all paired seeds; None when one of their runs has no counts of single images, or one image."""
-    pairs = [(arm[key].images, alone[key].images) for key in sorted(arm.keys() & alone.keys())]
-    ours = [mine for mine, _ in pairs if mine is not None]
-    theirs = [other for _, other in pairs if other is not None]
-    if not pairs or len(ours) < len(pairs) or len(theirs) < len(pairs) or ours[0].images < 2:
+    """Bootstrap over all paired seeds; None when a run has no counts of each image, or only one image."""
+    seeds = sorted(arm.keys() & alone.keys())
+    ours, theirs = (
+        [run.images for run in map(runs.__getitem__, seeds) if run.images is not None] for runs in (arm, alone)
+    )
+    if not seeds or len(ours) < len(seeds) or len(theirs) < len(seeds) or ours[0].images < 2:
         return None
     return bootstrap_difference(ours, theirs, resamples, seed)
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segtailor.errors import SegtailorError, reason
 from segtailor.files import Color, Size, write_atomically
@@ -32,18 +33,6 @@ Score = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Whole = Annotated[int, Field(ge=0)]
 Status = Literal["finished", "failed", "running", "missing", "damaged"]
-
-
-def _mapping_or_empty(value: Any) -> Any:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _list_or_empty(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else []
-
-
-Table = Annotated[dict[str, Any], BeforeValidator(_mapping_or_empty)]
-Entries = Annotated[list[Any], BeforeValidator(_list_or_empty)]
 
 
 class Record(BaseModel):
@@ -64,7 +53,7 @@ class Record(BaseModel):
 
     def write(self, path: Path) -> None:
         """Write the record as JSON to ``path``, atomically."""
-        text = self.model_dump_json(indent=1) + "\n"
+        text = self.model_dump_json(indent=1, by_alias=True) + "\n"
         write_atomically(path, lambda file: file.write(text.encode("utf-8")))
 
 
@@ -94,8 +83,21 @@ class Row(Record):
     calibration: dict[str, Any] | None = None
 
 
+class Drawing(Record):
+    """One image's pictures: what each shows -> its path below the folder, and the share of wrong pixels by role.
+
+    Pictures of altered logits name the ``arm`` and the class (``label``).
+    """
+
+    name: str = ""
+    pictures: dict[str, str] = {}
+    wrong: dict[str, float | None] = {}
+    arm: str = ""
+    label: str = Field("", alias="class")
+
+
 class RunResults(Record):
-    """What stands in ``results.json`` when a run has finished."""
+    """The content of a finished run's ``results.json``."""
 
     version: Literal[1] = 1
     name: str = ""
@@ -113,7 +115,7 @@ class RunResults(Record):
     stages: list[dict[str, Any]] = []
     unlabelled: dict[str, Any] | None = None
     curves: dict[str, str] = {}
-    samples: list[dict[str, Any]] = []
+    samples: list[Drawing] = []
     environment: dict[str, str] = {}
 
     def row(self, role: str) -> Row:
@@ -125,7 +127,7 @@ class RunResults(Record):
 
 
 class State(Record):
-    """``outcome.json`` of one arm with one seed, whatever has become of it; ``reason`` says why it failed."""
+    """``outcome.json`` of one arm with one seed, in any state; ``reason`` says why it failed."""
 
     version: Literal[1] = 1
     arm: str
@@ -135,7 +137,7 @@ class State(Record):
 
 
 class Outcome(State):
-    """A finished run of one arm with one seed. Scores lie in [0, 1], times in seconds; None is "not measured".
+    """A finished run of one arm with one seed. Scores are from 0 to 1, times in seconds; None is "not measured".
 
     ``miou`` and ``iou`` are of the last checkpoint. ``seconds`` is the student's own training, ``stage_seconds`` the
     method's own pre-training; ``teacher_seconds`` is this arm's share of the teacher's passes, which the arms have in
@@ -177,9 +179,15 @@ class Outcome(State):
         """What the arm alone would take: training, own pre-training and the whole of the teacher's passes."""
         return _sum(self.seconds, self.stage_seconds, self.teacher_seconds_alone)
 
+    def add_images(self, images: ImageCounts, source: str) -> None:
+        """Keep each image's counts; raises ValueError when they, read from ``source``, give another mIoU."""
+        if abs(images.miou - self.miou) > 1e-5:
+            raise ValueError(f"the outcome says mIoU {self.miou:.6f}, {source} gives {images.miou:.6f}")
+        self.images = images
+
 
 class Plan(Record):
-    """What stands in ``comparison.json``: what is compared, and the teacher's score.
+    """The content of ``comparison.json``: what is compared, and the teacher's score.
 
     ``baseline`` names the arm that is the student alone; ``samples`` and ``tailoring`` are pictures for the report.
     """
@@ -190,15 +198,15 @@ class Plan(Record):
     baseline: str | None = None
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
-    palette: Entries = []
-    data: Any = None
-    size: Any = None
+    palette: tuple[Color, ...] = ()
+    data: str = ""
+    size: Size | None = None
     teacher: Row | None = None
-    recipe: Table = {}
-    class_map: Entries = []
-    environment: Table = {}
-    samples: Entries = []
-    tailoring: Entries = []
+    recipe: dict[str, Any] = {}
+    class_map: list[dict[str, Any]] = []
+    environment: dict[str, str] = {}
+    samples: list[Drawing] = []
+    tailoring: list[Drawing] = []
 
 
 @dataclass(frozen=True)
@@ -251,16 +259,19 @@ def read_results(folder: str | Path) -> RunResults:
     Runs of segtailor 0.1 are read as well: they have the same version.
     """
     path, again = Path(folder) / "results.json", "run the recipe again to write it"
-    return _checked(RunResults, _of_our_version(_read_json(path, again), str(path), again), str(path), again)
+    return _checked(RunResults, _of_our_version(read_json(path, again), str(path), again), str(path), again)
 
 
 def read_comparison(folder: str | Path) -> Comparison:
-    """Read a comparison's folder, finished or still going.
+    """Read a comparison's folder, finished or still running.
 
     Raises SegtailorError when ``comparison.json`` is missing, damaged or of another version; anything wrong with a
     single run is named in ``problems`` instead.
     """
-    comparison = _read_plan(Path(folder))
+    path = Path(folder) / "comparison.json"
+    if not path.exists():
+        raise SegtailorError(f"no comparison in {folder}: it holds no comparison.json; give the folder of a compare")
+    comparison = plan_of(read_json(path, _AGAIN), str(path), Path(folder))
     for arm in comparison.arms:
         for seed in comparison.seeds:
             run, trouble = _read_run(comparison, arm, seed)
@@ -294,17 +305,30 @@ def read_images(path: Path, num_classes: int) -> tuple[Counts, ImageCounts]:
     """
     if not path.exists():
         raise ValueError(f"no {path.name}")
-    try:
-        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
-            confusions = archive["confusions"]
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path.name} is damaged ({reason(error)})") from error
+    (confusions,) = read_arrays(path, "confusions")
     shape = confusions.shape
     if len(shape) != 3 or shape[0] == 0 or shape[1:] != (num_classes, num_classes):
         raise ValueError(f"{path.name} has shape {shape}, not (images, {num_classes}, {num_classes})")
     if not np.issubdtype(confusions.dtype, np.integer) or confusions.min() < 0:
         raise ValueError(f"{path.name} holds values that are no pixel counts")
     return confusions.sum(0, dtype=np.int64), ImageCounts.from_confusions(confusions)
+
+
+def read_arrays(path: Path, *names: str) -> list[NDArray[Any]]:
+    """Return the named arrays of an ``.npz`` file; raises ValueError when it is damaged."""
+    try:
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
+            return [archive[name] for name in names]
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path.name} is damaged ({reason(error)})") from error
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """Return the content of a JSON file; raises SegtailorError, which ends with the ``remedy``, when it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SegtailorError(f"{path} is damaged ({reason(error)}); {remedy}") from error
 
 
 def plan_of(values: Mapping[str, Any], where: str, folder: Path) -> Comparison:
@@ -356,13 +380,6 @@ def run_of(values: Any, arm: str, seed: int, classes: int) -> ArmRun:
 _AGAIN = "run the comparison again to write it"
 
 
-def _read_json(path: Path, again: str) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SegtailorError(f"{path} is damaged ({reason(error)}); {again}") from error
-
-
 def _of_our_version(values: Any, where: str, again: str) -> dict[str, Any]:
     version = values.get("version") if isinstance(values, Mapping) else None
     if version != VERSION:
@@ -377,13 +394,6 @@ def _checked(kind: type[R], values: Mapping[str, Any], where: str, again: str) -
         raise SegtailorError(f"{where} is damaged ({_first(error)}); {again}") from None
 
 
-def _read_plan(folder: Path) -> Comparison:
-    path = folder / "comparison.json"
-    if not path.exists():
-        raise SegtailorError(f"no comparison in {folder}: it holds no comparison.json; give the folder of a compare")
-    return plan_of(_read_json(path, _AGAIN), str(path), folder)
-
-
 def _read_run(comparison: Comparison, arm: str, seed: int) -> tuple[ArmRun, list[str]]:
     """Return one run, and what is wrong with it."""
     folder, classes = arm_folder(comparison.folder, arm, seed), len(comparison.classes)
@@ -395,18 +405,17 @@ def _read_run(comparison: Comparison, arm: str, seed: int) -> tuple[ArmRun, list
     except (OSError, ValueError, OverflowError) as error:
         why = reason(error)
         return ArmRun(arm, seed, "damaged", why), [f"outcome.json is damaged ({why}); left out"]
-    outcome = run.outcome
-    if outcome is None:
+    if run.outcome is None:
         return run, []
-    trouble: list[str] = []
     try:
-        outcome.confusion, outcome.images = read_images(folder / "confusions.npz", classes)
+        run.outcome.confusion, images = read_images(folder / "confusions.npz", classes)
     except ValueError as error:
-        trouble.append(f"{reason(error)}; its mIoU counts, but there is no interval over images")
-    if outcome.images is not None and abs(outcome.images.miou - outcome.miou) > 1e-5:
-        why = f"outcome.json says mIoU {outcome.miou:.6f}, confusions.npz gives {outcome.images.miou:.6f}"
-        return ArmRun(arm, seed, "damaged", why), [f"{why}; left out"]
-    return run, trouble
+        return run, [f"{reason(error)}; its mIoU counts, but there is no interval over images"]
+    try:
+        run.outcome.add_images(images, "confusions.npz")
+    except ValueError as error:
+        return ArmRun(arm, seed, "damaged", reason(error)), [f"{reason(error)}; left out"]
+    return run, []
 
 
 def _leave_out_other_images(comparison: Comparison) -> None:

@@ -8,9 +8,7 @@ JSON line a row, that is one arm with one seed: its scores and times, and the co
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,15 +20,25 @@ from segtailor.config import CompareRecipe
 from segtailor.engine.runs import FREE_TO_CHANGE
 from segtailor.errors import SegtailorError, reason, unknown
 from segtailor.files import write_atomically
-from segtailor.results.model import ArmRun, Comparison, arm_folder, plan_of, read_comparison, run_of
+from segtailor.results.model import (
+    ArmRun,
+    Comparison,
+    arm_folder,
+    plan_of,
+    read_arrays,
+    read_comparison,
+    read_json,
+    run_of,
+)
 from segtailor.results.statistics import ImageCounts
 
 FOLDER = Path("benchmarks/results")
-"""Where a record that is given by its name alone is looked for."""
+"""Where records are looked up by name."""
 VERSIONS = ("segtailor", "torch", "commit")
-"""What a row says of the code that made it."""
+"""What a row records of the code that made it."""
 SAME_TEACHER = 5e-4
 """How far the scores of one teacher may differ between machines."""
+RESTORE = "restore it"
 Key = tuple[str, int]
 Row = dict[str, Any]
 
@@ -47,7 +55,7 @@ def write_record(folder: str | Path, out: str | Path, commit: str = "", **about:
     """
     plan_path, rows_path, images_path = _paths(out)
     found = read_comparison(folder)
-    plan = _read_json(plan_path) if plan_path.exists() else _plan(found, plan_path.stem)
+    plan = read_json(plan_path, RESTORE) if plan_path.exists() else _plan(found, plan_path.stem)
     rows, images = (read_rows(rows_path), _read_images(images_path)) if rows_path.exists() else ({}, {})
     if plan["classes"] != list(found.classes) or not _same_teacher(plan["teacher"], found.teacher_miou):
         raise SegtailorError(f"{found.folder} has other classes or another teacher than {plan_path}; use another name")
@@ -60,7 +68,7 @@ def write_record(folder: str | Path, out: str | Path, commit: str = "", **about:
         if arm in found.recipe["arms"]:
             plan["recipe"]["arms"].setdefault(arm, found.recipe["arms"][arm])
         changes = changed(_row_recipe(plan["recipe"], arm), _row_recipe(found.recipe, arm))
-        rows[arm, seed] = slim(_read_json(path)) | {
+        rows[arm, seed] = slim(read_json(path, RESTORE)) | {
             "alone_seconds": alone[seed].seconds_shared if seed in alone else None,
             **{key: {**found.environment, "commit": commit}.get(key) for key in VERSIONS},
             **({"changes": changes} if changes else {}),
@@ -75,17 +83,26 @@ def write_record(folder: str | Path, out: str | Path, commit: str = "", **about:
 
 
 def read_record(path: str | Path) -> Comparison:
-    """Read a record as the comparison that it was, for tables and statistics; ``path`` as in `write_record`.
+    """Read a record as a comparison, for tables and statistics; ``path`` as in `write_record`.
 
-    Raises SegtailorError where a file cannot be read or a row is damaged: what a repository keeps is whole.
+    Raises SegtailorError where a file cannot be read or a row is damaged: records in a repository must be intact.
     """
     plan_path, rows_path, images_path = _paths(path)
-    found = plan_of(_read_json(plan_path), str(plan_path), plan_path.parent)
+    found = plan_of(read_json(plan_path, RESTORE), str(plan_path), plan_path.parent)
     if found.problems:
-        raise SegtailorError(f"{plan_path} is damaged ({found.problems[0]}); restore it")
+        raise SegtailorError(f"{plan_path} is damaged ({found.problems[0]}); {RESTORE}")
     rows, images = read_rows(path), _read_images(images_path)
     for key in [(arm, seed) for arm in found.arms for seed in found.seeds]:
-        found.runs[key] = _run(key, rows.get(key), images.get(key), found, rows_path)
+        if key not in rows:
+            found.runs[key] = ArmRun(*key, "missing")
+            continue
+        try:
+            found.runs[key] = run = run_of(rows[key], *key, len(found.classes))
+            if run.outcome is not None and key in images:
+                run.outcome.add_images(images[key], images_path.name)
+        except ValueError as error:
+            where = f"{rows_path}: {key[0]}, seed {key[1]}"
+            raise SegtailorError(f"{where} is damaged ({reason(error)}); {RESTORE}") from error
     return found
 
 
@@ -93,12 +110,16 @@ def read_rows(path: str | Path) -> dict[Key, Row]:
     """Return a record's rows as they are written, by arm and seed."""
     rows_path = _paths(path)[1]
     rows = {}
-    for number, line in enumerate(_read_text(rows_path).splitlines(), 1):
+    try:
+        lines = rows_path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SegtailorError(f"{rows_path} cannot be read ({reason(error)})") from error
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             rows[str(row["arm"]), int(row["seed"])] = row
         except (ValueError, KeyError, TypeError) as error:
-            raise SegtailorError(f"{rows_path}, line {number} is damaged ({reason(error)}); restore it") from error
+            raise SegtailorError(f"{rows_path}, line {number} is damaged ({reason(error)}); {RESTORE}") from error
     return rows
 
 
@@ -125,7 +146,7 @@ def slim(facts: Mapping[str, Any]) -> Row:
 
 
 def given(recipe: Any) -> Any:
-    """Return ``recipe`` without settings that are null, which a later version need not know; arms stay as they are.
+    """Return ``recipe`` without null settings, which a later version may not know; arms stay unchanged.
 
     >>> given({"train": {"steps": 2, "clip": None}})
     {'train': {'steps': 2}}
@@ -136,7 +157,7 @@ def given(recipe: Any) -> Any:
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return by dotted key what ``now`` computes with otherwise than ``before``, whatever its arms and seeds.
+    """Return by dotted key the settings of ``now`` that differ from ``before`` and matter, arms and seeds aside.
 
     >>> changed({"train": {"steps": 1, "batch": 8}}, {"train": {"steps": 2, "batch": 8}})
     {'train.steps': 2}
@@ -186,9 +207,9 @@ def _same_teacher(recorded: Mapping[str, Any] | None, miou: float | None) -> boo
 
 
 def _row_recipe(recipe: Mapping[str, Any], arm: str) -> dict[str, Any]:
-    """Return ``recipe`` with what the arm sets, in the places of a recipe of `distill`.
+    """Return ``recipe`` with the arm's settings, as a recipe of `distill` has them.
 
-    Settings that an earlier version did not know get their defaults, so that they are no change.
+    Settings that an earlier version did not know get their defaults, so that they do not count as changes.
     """
     with suppress(ValidationError):
         whole = CompareRecipe.model_validate(recipe).model_dump(mode="json")
@@ -200,36 +221,18 @@ def _row_recipe(recipe: Mapping[str, Any], arm: str) -> dict[str, Any]:
     return {**row, "train": {**recipe.get("train", {}), **train}}
 
 
-def _run(key: Key, row: Row | None, images: ImageCounts | None, found: Comparison, path: Path) -> ArmRun:
-    if row is None:
-        return ArmRun(*key, "missing")
-    try:
-        run = run_of(row, *key, len(found.classes))
-    except ValueError as error:
-        raise SegtailorError(f"{path}: {key[0]}, seed {key[1]} is damaged ({reason(error)}); restore it") from error
-    if run.outcome is not None and images is not None:
-        scores = (run.outcome.miou, images.miou)
-        if abs(scores[0] - scores[1]) > 1e-5:
-            where = f"{path}: {key[0]}, seed {key[1]}"
-            raise SegtailorError(f"{where} has mIoU {scores[0]:.6f}, its images {scores[1]:.6f}; restore it")
-        run.outcome.images = images
-    return run
-
-
 def _read_images(path: Path) -> dict[Key, ImageCounts]:
     if not path.exists():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            return dict(_counts({name: stored[name] for name in stored.files}))
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise SegtailorError(f"{path} is damaged ({reason(error)}); restore it") from error
-
-
-def _counts(stored: Mapping[str, Any]) -> Iterator[tuple[Key, ImageCounts]]:
-    for index, (arm, seed) in enumerate(zip(stored["arms"], stored["seeds"], strict=True)):
-        hits, unions = (stored[name][index].astype(np.int64) for name in ("hits", "unions"))
-        yield (str(arm), int(seed)), ImageCounts(hits, unions, str(stored["targets"][index]))
+        arrays = read_arrays(path, "arms", "seeds", "hits", "unions", "targets")
+        rows = list(zip(*arrays, strict=True))
+    except ValueError as error:
+        raise SegtailorError(f"{path}: {reason(error)}; {RESTORE}") from error
+    return {
+        (str(arm), int(seed)): ImageCounts(hits.astype(np.int64), unions.astype(np.int64), str(targets))
+        for arm, seed, hits, unions, targets in rows
+    }
 
 
 def _paths(name: str | Path) -> tuple[Path, Path, Path]:
@@ -238,20 +241,3 @@ def _paths(name: str | Path) -> tuple[Path, Path, Path]:
     for suffix in (".rows.jsonl", ".images.npz", ".json"):
         text = text.removesuffix(suffix)
     return Path(f"{text}.json"), Path(f"{text}.rows.jsonl"), Path(f"{text}.images.npz")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_text(path))
-    except ValueError as error:
-        raise SegtailorError(f"{path} is damaged ({reason(error)}); restore it") from error
-    if not isinstance(value, dict):
-        raise SegtailorError(f"{path} is damaged (no JSON object); restore it")
-    return value
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SegtailorError(f"{path} cannot be read ({reason(error)})") from error
