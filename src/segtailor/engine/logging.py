@@ -24,10 +24,12 @@ from segtailor.files import write_atomically
 
 @dataclass
 class RunState:
-    """How far a training has come: what a checkpoint holds beside tensors.
+    """The progress of a training: what a checkpoint holds beside tensors.
 
-    ``seconds`` is the training time; ``teacher_seconds`` the share of it that the common teacher's passes took,
-    ``teacher_seconds_alone`` the whole of these passes. ``peak_bytes`` is measured on a GPU alone.
+    ``seconds`` is the training time: the arm's own, and its share of reading data and of the common teacher's passes.
+    ``teacher_seconds`` is that last share, ``teacher_seconds_alone`` the whole of these passes. ``peak_bytes`` is the
+    GPU memory that the arm took at most, with all it keeps between steps and without the teacher and other arms; 0 on
+    a CPU.
     """
 
     step: int = 0

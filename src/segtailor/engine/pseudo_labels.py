@@ -151,14 +151,6 @@ def add_unlabelled(
     return images
 
 
-def refuse_unlabelled(config: DataConfig) -> None:
-    """Raise ``SegtailorError`` where a training without a teacher is given unlabelled images."""
-    if config.unlabelled is not None:
-        raise SegtailorError(
-            "data.unlabelled needs a teacher, and `segtailor train` has none; remove it, or use `segtailor distill`"
-        )
-
-
 def use_lines(config: DataConfig, methods: Mapping[str, Method]) -> list[str]:
     """Return one line for each method: how it uses unlabelled images; none where there are no such images."""
     if config.unlabelled is None:
@@ -168,35 +160,6 @@ def use_lines(config: DataConfig, methods: Mapping[str, Method]) -> list[str]:
         f"{name}, unlabelled images: {USES[target_kind(method)][1].format(threshold=threshold)}"
         for name, method in methods.items()
     ]
-
-
-def unlabelled_facts(
-    config: DataConfig,
-    batch: int,
-    data: SegmentationDataset,
-    images: UnlabelledImages | None,
-    kinds: Mapping[str, TargetKind],
-    folder: Path,
-) -> dict[str, Any]:
-    """Return what results hold of unlabelled images for a run in ``folder``; nothing without any.
-
-    ``kinds`` are the methods' kinds of targets. ``confident`` is the share of pixels of which the teacher was at least
-    ``threshold`` sure, over the run; None where no method learns from them.
-    """
-    if images is None or config.unlabelled is None:
-        return {}
-    mix = mix_of(config.unlabelled, batch)
-    return {
-        "unlabelled": {
-            "images": len(images),
-            "labelled_images": len(data),
-            "rows": mix.unlabelled,
-            "labelled_rows": mix.labelled,
-            "threshold": config.unlabelled.threshold,
-            "confident": confident_share(folder),
-            "methods": {name: USES[kind][0] for name, kind in kinds.items()},
-        }
-    }
 
 
 def confident_share(folder: Path) -> float | None:
