@@ -36,7 +36,7 @@ FEW_IMAGES = 8
 
 @dataclass
 class RunSpec:
-    """What one objective is trained on: data, settings, and the folder that takes its files.
+    """The training of one objective: data, settings, and the folder for its files.
 
     ``unlabelled`` images are read beside the training data, in the share that ``data.unlabelled`` gives.
     """
@@ -85,9 +85,9 @@ def fit_together(
 ) -> list[Trained]:
     """Train several objectives in lockstep: on the same batches, with one pass of ``teacher`` for all.
 
-    Data, batch, steps and seed are the first spec's; each arm has its optimizer, draws and files, and learns what it
-    would alone. With ``keep_going`` an arm whose loss is not finite, or for which memory is short, is dropped with its
-    ``problem``, and the others continue. Arms that resume from different steps wait for each other.
+    Data, batch, steps and seed are the first spec's; each arm has its optimizer, draws and files, and learns exactly
+    what it would alone. With ``keep_going`` an arm whose loss is not finite, or that runs out of memory, is dropped with
+    its ``problem``, and the others continue. Arms that resume from different steps wait for each other.
     """
     first = entries[0][1]
     train, device, rank, world = first.train, fabric.device, fabric.global_rank, fabric.world_size
@@ -154,10 +154,10 @@ def fit_together(
 
 
 class ArmTrainer:
-    """Trains one objective step by step on what the loop hands it: its optimizer, records and files.
+    """Trains one objective step by step: its optimizer, records and files.
 
     A step is :meth:`begin`, :meth:`accumulate` for each micro-batch, :meth:`finish`; then :meth:`close_step`, which
-    writes, scores and saves where it is time. Only work inside :meth:`timed` counts as training time.
+    writes, scores and saves where that is due. Only work inside :meth:`timed` counts as training time.
     """
 
     def __init__(self, fabric: Any, objective: Objective, spec: RunSpec, quiet: bool = False) -> None:
@@ -236,7 +236,7 @@ class ArmTrainer:
         self.recorder.step(n, self._sums, self._images, self._confident)
 
     def close_step(self, n: int, stopping: bool, wait: bool = False) -> None:
-        """Write the losses, score and save after step ``n`` where it is time to.
+        """Write the losses, score and save after step ``n`` where these are due.
 
         Raises ``SegtailorError`` when a loss or a weight is not finite.
         """
@@ -277,9 +277,9 @@ class ArmTrainer:
 
     @contextmanager
     def surviving(self, keep_going: bool) -> Iterator[None]:
-        """With ``keep_going``, note a failure inside as the arm's ``problem`` and free what the arm holds.
+        """With ``keep_going``, record a failure as the arm's ``problem`` and free the arm's memory.
 
-        What fails in one of several processes alone (memory, a disk) ends them all: the others would wait for it.
+        A failure in one of several processes alone (memory, a disk) ends them all: the others would wait for it.
         """
         try:
             yield
@@ -296,7 +296,7 @@ class ArmTrainer:
 
     @contextmanager
     def timed(self, wait: bool = False) -> Iterator[None]:
-        """Count the time inside as this arm's training; with ``wait`` until the device has done the work, too."""
+        """Count the time inside as this arm's training; with ``wait`` until the device has finished."""
         began = time.perf_counter()
         yield
         if wait and self.fabric.device.type == "cuda":

@@ -34,7 +34,7 @@ USES: dict[TargetKind, tuple[str, str]] = {
         "takes the teacher's class where it is at least {threshold:g} sure",
     ),
 }
-"""Where a method learns by its kind of target: in results, and in a printed line."""
+"""Where a method learns, by its kind of target: for results, and for a printed line."""
 
 
 class PseudoLabels:
@@ -101,7 +101,7 @@ def _filled(batch: Batch, classes: Tensor | None, sure: Tensor | None) -> Tensor
 
 @torch.no_grad()
 def teacher_classes(teacher: Teacher, logits: Tensor, size: tuple[int, int], threshold: float) -> tuple[Tensor, Tensor]:
-    """Return the class of each pixel by the teacher's ``logits`` (B,K,h,w), and whether it is at least so sure of it.
+    """Return each pixel's class by the teacher's ``logits`` (B,K,h,w), and whether it is at least ``threshold`` sure.
 
     Upsampled to ``size`` by the teacher's own rule, one image at a time: classes uint8 (B,H,W) and bool (B,H,W).
     """
@@ -116,7 +116,7 @@ def teacher_classes(teacher: Teacher, logits: Tensor, size: tuple[int, int], thr
 
 
 def check_rows(data: DataConfig, batch: int, micro_batch: int) -> None:
-    """Raise ``SegtailorError`` where a micro-batch holds no labelled image: for students that need one in each."""
+    """Raise ``SegtailorError`` where a micro-batch holds no labelled image, for students that need one in each."""
     mix = mix_of(data.unlabelled, batch)
     if mix.fewest_labelled(micro_batch) == 0:
         raise SegtailorError(

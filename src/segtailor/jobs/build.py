@@ -1,4 +1,4 @@
-"""From a recipe, or from Python objects, to what is trained: data, networks, methods, and how they are aligned.
+"""From a recipe, or from Python objects, to a training: data, networks, methods, and their alignment.
 
 A job opens one :class:`Context` and builds an :class:`Arm` for each student. `train` has one arm, the student alone;
 `distill` one, or two with its baseline; `compare` one for every arm and seed. All go through :func:`train_arms`.
@@ -59,7 +59,7 @@ SCORED_BEFORE_START = 16
 
 @dataclass
 class Context:
-    """What all arms of a job share."""
+    """The parts that all arms of a job share."""
 
     fabric: Any
     data: DataConfig
@@ -76,7 +76,7 @@ class Context:
 
     @property
     def data_name(self) -> str:
-        """What the data set is called."""
+        """The name of the data set."""
         return self.data.name.removeprefix(OBJECT)
 
     @property
@@ -184,7 +184,7 @@ def open_context(fabric: Any, recipe: TrainRecipe | DistillRecipe | CompareRecip
 
 
 def _data_line(context: Context) -> str:
-    """Return what is trained on, and how its images are resized, in one line."""
+    """Return one line on the training data, and how its images are resized."""
     train, val = context.train_data, context.val_data
     height, width = val[0].target.shape[-2:]  # at the masks' own size
     seen = f"{height} x {width}"
@@ -370,7 +370,7 @@ def run_name(*parts: str) -> str:
 
 
 def model_card(data: SegmentationDataset, recipe: dict[str, Any], teacher: Teacher | None = None) -> dict[str, Any]:
-    """Return what a weights file says of its data and origin; the licenses are those of a ``teacher``'s weights."""
+    """Return the card of a weights file: its data and origin, and the licenses of a ``teacher``'s weights."""
     known = {} if teacher is None else teacher.model.licenses
     return {
         "licenses": {f"teacher's {part}": text for part, text in known.items()},

@@ -218,7 +218,7 @@ def _teacher_row(context: Context, recipe: CompareRecipe) -> Row | None:
 
 
 def _illustrate(context: Context, recipe: CompareRecipe, folder: Path, names: Sequence[str]) -> None:
-    """Draw the sample images of the first seed's arms, and what a method makes of the teacher's logits."""
+    """Draw the sample images of the first seed's arms, and the teacher's logits as a method alters them."""
     seed, path = recipe.seeds[0], folder / "comparison.json"
     models: dict[str, nn.Module] = {} if context.teacher is None else {"teacher": context.teacher}
     for name in names:
@@ -251,7 +251,7 @@ def _wait_for(path: Path, seconds: float = 900.0) -> None:
 def _this_process(recipe: CompareRecipe) -> tuple[TrainConfig, int, int]:
     """Return the settings of this process, its number and how many share the seeds.
 
-    Where seeds are dealt to processes, each trains by itself: what the launcher says of a common group is taken away.
+    Where seeds are dealt to processes, each trains by itself: the launcher's variables for a common group are removed.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if recipe.spread == "data" or world == 1:

@@ -67,7 +67,7 @@ def predict(
     returned: ``out/index/NAME.png`` holds class indices (8 bit, no palette), ``out/color`` the same in the classes'
     colors and ``out/overlay`` those over the image.
 
-    ``size`` is what an image is resized to before the network; by default the size that the model was trained at (the
+    Images are resized to ``size`` before the network; by default to the size that the model was trained at (the
     recipe on its card), else the image's own. ``mode`` ``slide`` uses a ``window`` and a ``stride``. Colors are
     ``palette``, else the card's, else a default; ``alpha`` is their strength in overlays. Files that are no images are
     named through ``note``. A module that is no network of segtailor gets raw pixels, see `adapt`.
