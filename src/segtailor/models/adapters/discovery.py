@@ -23,10 +23,8 @@ class Classifier(NamedTuple):
     """Where the logits are computed, and how the network enlarges them; where its feature is."""
 
     path: str
-    layout: str
     align_corners: bool
     feature: Source
-    feature_layout: str
 
 
 class Stage(NamedTuple):
@@ -50,8 +48,8 @@ def find_classifier(
         leaf = isinstance(step.module, CLASSIFIERS) if wanted is None else step.path == wanted
         if not leaf or step.output is None or step.input is None:
             continue
-        found, before = layout_of(step.output, size), layout_of(step.input, size)
-        if found is None or before is None or found[1] != num_classes:
+        found = layout_of(step.output, size)
+        if found is None or found[1] != num_classes or layout_of(step.input, size) is None:
             continue
         corners = _enlarged_by(to_map(step.output, found[0], size, "logits"), logits)
         if corners is None:
@@ -61,7 +59,7 @@ def find_classifier(
             if isinstance(earlier.module, DROPOUTS) and _same(earlier.output, step.input):
                 source = Source(earlier.path, "input")
                 break
-        return Classifier(step.path, found[0], corners, source, before[0])
+        return Classifier(step.path, corners, source)
     return None
 
 
@@ -93,7 +91,7 @@ def are_probabilities(logits: Tensor) -> bool:
     return shares and logits.shape[1] > 1
 
 
-def find_encoder(net: nn.Module, steps: list[Step], classifier: str | None, size: tuple[int, int]) -> str:
+def find_encoder(net: nn.Module, classifier: str | None) -> str:
     """Return the path of the part that makes the maps: the first child that is well known, else the first deep one."""
     children = [name for name, _ in net.named_children()]
     for known in ("backbone", "encoder", "pretrained", "features"):
