@@ -236,7 +236,7 @@ def test_methods_read_the_tap_that_both_recipes_name(tmp_path: Path, teacher_run
     assert sum("mine" in line for line in result.results["alignment"]) == 2
 
 
-def test_a_tap_that_one_network_does_not_name_is_told() -> None:
+def test_a_tap_that_one_network_does_not_name_is_named() -> None:
     channels = create_model(TINY_MODEL, 3).tap_channels
     with pytest.raises(SegtailorError, match="'mine'"):
         create_method("at", num_classes=3, student_channels=channels, teacher_channels=channels, taps="mine")

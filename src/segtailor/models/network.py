@@ -1,4 +1,4 @@
-"""What every network is: how it prepares its images, what it returns, and what it says of itself."""
+"""The interface of every network: preprocessing, output, and the facts that a recipe or card needs."""
 
 from __future__ import annotations
 

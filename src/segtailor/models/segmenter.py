@@ -195,13 +195,16 @@ def create_segmenter(
     """Build a network of our own; see `create_model`."""
     head_name, _, backbone_name = name.partition("-")
     head_type = HEADS.get(head_name)
-    if head_type is None or not _is_backbone(backbone_name):
+    known = backbone_name in MIT_SIZES or backbone_name == "mobilenetv2" or is_timm_name(backbone_name)
+    if head_type is None or not known:
         raise unknown("model", name, _choices(head_name, backbone_name))
     stride = output_stride or head_type.output_stride
     backbone = _backbone(name, backbone_name, stride, output_stride is not None, pretrained, head_type.fine_maps)
     channels, strides = backbone.channels, backbone.strides
-    width = head_width or _width(head_name, backbone_name, channels)
-    head = head_type(channels, strides, num_classes, width)
+    width = head_type.default_width(channels)
+    if head_name == "segformer" and backbone_name in MIT_SIZES:
+        width = MIT_SIZES[backbone_name].decoder_width
+    head = head_type(channels, strides, num_classes, head_width or width)
     aux_head = None
     if head_type.has_aux and len(channels) > 1 and not (is_published(name) and backbone_name == "mobilenetv2"):
         aux_head = FCN(channels[:-1], strides[:-1], num_classes, FCN.default_width(channels[:-1]))
@@ -224,22 +227,12 @@ def _refuse(name: str, **given: Any) -> None:
             raise SegtailorError(f"{name} has no option {option}; leave it out")
 
 
-def _is_backbone(name: str) -> bool:
-    return bool(name) and (name in MIT_SIZES or name == "mobilenetv2" or is_timm_name(name))
-
-
 def _choices(head_name: str, backbone_name: str) -> list[str]:
     if head_name not in HEADS or not backbone_name:
         return list_models()
     import timm
 
     return [*list_models(), *(f"{head_name}-{backbone}" for backbone in timm.list_models())]
-
-
-def _width(head_name: str, backbone_name: str, channels: tuple[int, ...]) -> int:
-    if head_name == "segformer" and backbone_name in MIT_SIZES:
-        return MIT_SIZES[backbone_name].decoder_width
-    return HEADS[head_name].default_width(channels)
 
 
 def _backbone(

@@ -89,7 +89,7 @@ def test_mask_classification_gives_the_log_of_its_semantic_scores(family: str, t
     assert "teacher only" in network.note
 
 
-def test_oneformers_task_tells_semantic_from_other_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oneformers_task_separates_semantic_from_other_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_scipy(monkeypatch, "oneformer")
     save("oneformer", tmp_path)
     network = load_model(f"hf:{tmp_path}")

@@ -1,4 +1,4 @@
-"""Where a foreign network's classifier, encoder and stages are, found by running it on a small image."""
+"""Finds the classifier, encoder and stages of a foreign network by running it on a small image."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ class Classifier(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A backbone's map: where, its tensor's layout, its channels and its stride."""
+    """A backbone's map: where, its channels and its stride."""
 
     path: str
-    layout: str
     channels: int
     stride: int
 
@@ -86,7 +85,7 @@ def _enlarged_by(small: Tensor, logits: Tensor) -> bool | None:
 
 
 def are_probabilities(logits: Tensor) -> bool:
-    """Tell whether ``logits`` (1,K,h,w), K above 1, are none, but shares that sum to 1."""
+    """Return whether ``logits`` (1,K,h,w), K above 1, are probabilities that sum to 1."""
     shares = bool(logits.min() >= 0) and bool((logits.sum(1) - 1).abs().max() < 1e-3)
     return shares and logits.shape[1] > 1
 
@@ -127,7 +126,7 @@ def find_stages(steps: list[Step], encoder: str, size: tuple[int, int]) -> list[
             if layout is None or layout[2] < FINEST_STRIDE or layout[2] < coarsest:
                 continue
             coarsest = layout[2]
-            found.setdefault(coarsest, []).append(Stage(step.path, *layout))
+            found.setdefault(coarsest, []).append(Stage(step.path, *layout[1:]))
         stages = [group[-1] for group in found.values()]
         if len(found) == 1:
             stages = _evenly(next(iter(found.values())))

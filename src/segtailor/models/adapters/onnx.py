@@ -53,7 +53,7 @@ class OnnxFile(nn.Module):
 
     On the CPU, or on a GPU where both PyTorch and ONNX Runtime have one. ``batch`` is the number of images that it
     takes at a time (None: any), ``size`` the one size that it takes (None: any), ``raw`` says that it takes bytes, and
-    ``stored_parameters`` counts what PyTorch does not see. Its only tensor is the hash of the file and of the files
+    ``stored_parameters`` counts the file's weights. Its only tensor is the hash of the file and of the files
     beside it that hold its weights, which makes a teacher's fingerprint meaningful.
     """
 
@@ -241,7 +241,7 @@ def _find_logits(
 
 
 def _are_indices(value: Tensor, size: tuple[int, int]) -> bool:
-    """Tell whether ``value`` is one whole number for each place of an image of ``size``."""
+    """Return whether ``value`` is one whole number for each place of an image of ``size``."""
     planes = value.squeeze()
     return (
         planes.ndim == 2 and layout_of(planes[None, None], size) is not None and bool((planes == planes.round()).all())

@@ -14,7 +14,7 @@ from torch import Tensor
 from segtailor.errors import SegtailorError, reason, unknown
 from segtailor.models.adapters import Choices
 from segtailor.models.adapters.discovery import find_maps
-from segtailor.models.adapters.hf_files import fetch, front_matter, library
+from segtailor.models.adapters.hf_files import fetch, front_matter, library, read_readme
 from segtailor.models.adapters.weights import fill_from, read_weights, widened, with_fresh_classifier
 from segtailor.models.adapters.wrapper import PROBES, Adapted, make_preprocess
 from segtailor.models.backbones import timm_license
@@ -93,11 +93,7 @@ def encoder_license(smp: Any, encoder: str, weights: str | None) -> dict[str, st
 
 def card_license(repository: str) -> str:
     """Return the license that the card of ``repository``, a folder or a hub name, states; ``unknown`` where none."""
-    try:
-        text = _file(repository, Path(repository), "README.md").read_text(encoding="utf-8", errors="replace")
-        return str(front_matter(text).get("license") or "unknown")
-    except (SegtailorError, OSError):
-        return "unknown"
+    return str(front_matter(read_readme(repository)).get("license") or "unknown")
 
 
 def _arguments(settings: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +147,7 @@ ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img
 """How an encoder of timm's is asked to take images of any size, best first."""
 DPT_STRIDE = 32
 OWN = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
-"""What is decided here: a card's configuration does not repeat it."""
+"""Arguments set here, which a card's configuration leaves out."""
 
 
 class SmpNetwork(Adapted):
@@ -211,7 +207,7 @@ def _load(smp: Any, rest: str, choices: Choices, num_classes: int | None) -> Smp
     fitting = widened(network.fitting(tensors), network)
     fill_from(network, with_fresh_classifier(fitting, network) if num_classes else fitting, f"smp:{rest}")
     local = Path(rest).expanduser().is_dir()
-    if not local:  # what smp writes into a folder's card is its own license, not the weights'
+    if not local:  # smp writes its code's license into a folder's card, not the weights'
         network.licenses = {"model": f"{card_license(rest)} ({rest}'s card)", **network.licenses}
     if count > 2 and trained_with == "sigmoid":
         network.note = "it was trained with a sigmoid for each class; its logits are taken as a softmax's"
@@ -298,7 +294,7 @@ def _stages(net: Any, preprocess: Preprocess) -> list[str] | None:
     try:
         with evaluated(net):
             steps, maps = trace(net, lambda: net.encoder(noise))
-    except Exception:  # what is wrong is reported where the whole network is tried
+    except Exception:  # the error is reported where the whole network is tried
         return None
     maps = maps[0] if isinstance(maps, tuple) else maps  # DPT's come with their prefix tokens
     coarse = [each for each in maps if each.shape[1] and 4 * each.shape[-1] <= size[-1]]

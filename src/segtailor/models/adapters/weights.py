@@ -72,7 +72,7 @@ OTHER_ARGUMENTS = {
     "segmentation_models_pytorch": "; was it built with other arguments? Then save it with its save_pretrained and "
     "give the folder as weights: smp:FOLDER"
 }
-"""What to do with weights of the right project that do not fit."""
+"""Advice for weights of the right project that do not fit."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -28,14 +28,14 @@ the network's multiple."""
 LOGITS_NAMES, AUX_NAMES = ("out", "logits", "masks", "pred", "preds"), ("aux", "aux_logits")
 """Names under which networks give their logits."""
 REFUSALS = (AssertionError, RuntimeError, ValueError)
-"""What networks raise, these types themselves, at a size that they do not take."""
+"""Types, subclasses excluded, that networks raise at a size that they do not take."""
 
 
 T = TypeVar("T")
 
 
 class Ran(NamedTuple):
-    """What a foreign network gives: logits (B,K,h,w) at any size, auxiliary logits, and what it taps itself."""
+    """The result of a foreign network: logits (B,K,h,w) at any size, auxiliary logits, and a feature."""
 
     logits: Tensor
     aux_logits: Tensor | None = None
@@ -208,7 +208,7 @@ class Adapted(Network):
     def upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Return ``logits`` (B,K,h,w) at ``size``, bilinear, with the corner rule that the network itself has.
 
-        A network of one size that enlarges its logits itself does so to that size; what is left is done from there.
+        A network of one size that enlarges its logits itself does so to that size; the rest is enlarged from there.
         """
         own = self.preprocess.size
         if own is not None and self._enlarges and tuple(size) != own:
