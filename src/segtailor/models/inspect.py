@@ -19,7 +19,7 @@ from segtailor.models.adapters.wrapper import Adapted, run_on_noise
 from segtailor.models.backbones import run_without_values
 from segtailor.models.network import Network, SegOutput
 from segtailor.models.segmenter import Segmenter, is_published
-from segtailor.models.taps import Step, evaluated, layout_of, trace
+from segtailor.models.taps import evaluated, layout_of, to_map, trace
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -271,10 +271,9 @@ def list_paths(model: Network, size: tuple[int, int] = (512, 1024)) -> PathList:
             names.setdefault(path, []).append(tap)
         else:
             hidden[tap] = "no one module's output" if source is None else f"the input of {source.path}"
-    rows = {step.path: step for step in steps if step.output is not None}
-    return PathList(
-        model.name, padded, [_row(step, padded, names.get(path, [])) for path, step in rows.items()], hidden
-    )
+    outputs = {step.path: step.output for step in steps if step.output is not None}
+    rows = [_row(path, output, padded, names.get(path, [])) for path, output in outputs.items()]
+    return PathList(model.name, padded, rows, hidden)
 
 
 def _root(model: Network) -> nn.Module:
@@ -304,13 +303,8 @@ def _find(original: Network) -> dict[str, str | None]:
     return dict(zip(tensors, find_maps(steps, list(tensors.values()), size), strict=True))
 
 
-def _row(step: Step, size: tuple[int, int], taps: list[str]) -> PathInfo:
-    assert step.output is not None
-    layout = layout_of(step.output, size)
-    if layout is None:
-        return PathInfo(step.path, tuple(step.output.shape[1:]), None, tuple(taps))
-    name, channels, stride = layout
-    if name.startswith("tokens"):
-        return PathInfo(step.path, (channels, -(-size[0] // stride), -(-size[1] // stride)), stride, tuple(taps))
-    height, width = step.output.shape[-2:] if name == "map" else step.output.shape[1:3]
-    return PathInfo(step.path, (channels, height, width), stride, tuple(taps))
+def _row(path: str, output: Tensor, size: tuple[int, int], taps: list[str]) -> PathInfo:
+    layout = layout_of(output, size)
+    if layout is not None:
+        output = to_map(output, layout[0], size, path)
+    return PathInfo(path, tuple(output.shape[1:]), None if layout is None else layout[2], tuple(taps))
