@@ -333,7 +333,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, source):
     out = tmp_path / "out"
     pack(source, out)
     before = {path: path.read_bytes() for path in out.rglob("*.*")}
-    with pytest.raises(SegtailorError, match="is a whole pack already"):
+    with pytest.raises(SegtailorError, match="is a complete pack already"):
         pack(source, out, encoding="png")
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
     with pytest.raises(SegtailorError, match="holds other files"):
