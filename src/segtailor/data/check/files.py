@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
 from segtailor.data import pairing
-from segtailor.data.check.findings import Finding, Location, found
+from segtailor.data.check.report import Finding, Location, found
 from segtailor.data.check.scan import SMALL, UNLABELLED, Opened, SampleStats
 from segtailor.data.image_io import IMAGE_SUFFIXES, SIDEWAYS
 from segtailor.data.paired import FileDataset, shape

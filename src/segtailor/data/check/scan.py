@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ from segtailor.data.paired import FileDataset, MaskDataset, read_index_mask
 from segtailor.data.pairing import MissingFiles, collect_missing
 from segtailor.data.pseudo import UnlabelledImages, open_unlabelled
 from segtailor.errors import SegtailorError
-from segtailor.files import Color, Size
+from segtailor.files import VOID, Color, Size
 
 T = TypeVar("T")
 TEST, UNLABELLED = "test", "unlabelled"
@@ -301,3 +301,55 @@ def _stored_colors(path: Path) -> list[Color]:
     numbers, counts = np.unique(pixels @ np.array([1 << 16, 1 << 8, 1], np.int32), return_counts=True)
     common = numbers[np.argsort(-counts, kind="stable")[:MOST_VALUES]].tolist()
     return [(number >> 16, number >> 8 & 255, number & 255) for number in common]
+
+
+@dataclass
+class Tally:
+    """Counts of one split: ``pixels`` and ``masks`` (K) of each class, pixels of void and of values without a meaning.
+
+    ``empty`` are the masks that are void throughout, ``first`` a few masks of each class that occurs.
+    """
+
+    split: str
+    samples: int
+    pixels: NDArray[np.int64]
+    masks: NDArray[np.int64]
+    void: int = 0
+    unknown: int = 0
+    empty: list[str] = field(default_factory=list)
+    first: dict[int, list[str]] = field(default_factory=dict)
+
+    @property
+    def labelled(self) -> int:
+        """The number of pixels that have a class."""
+        return int(self.pixels.sum())
+
+
+def count_classes(dataset: SegmentationDataset, split: str, samples: Iterable[SampleStats]) -> Tally:
+    """Count the classes in ``samples`` of ``dataset``, which is called ``split``."""
+    number = dataset.num_classes
+    tally = Tally(split, len(dataset), np.zeros(number, np.int64), np.zeros(number, np.int64))
+    if isinstance(dataset, MaskDataset):
+        target, known = dataset.values.target, dataset.values.known
+    else:
+        target, known = np.arange(256, dtype=np.uint8), np.arange(256) < number
+        known[VOID] = True
+    for sample in samples:
+        void = 0
+        seen = set()
+        for value, pixels in sample.values.items():
+            if not (0 <= value <= VOID and known[value]):
+                tally.unknown += pixels
+            elif target[value] == VOID:
+                void += pixels
+            else:
+                tally.pixels[target[value]] += pixels
+                seen.add(int(target[value]))
+        tally.void += void
+        for index in seen:
+            tally.masks[index] += 1
+            if len(first := tally.first.setdefault(index, [])) < 3:
+                first.append(sample.mask)
+        if sample.values and void == sample.pixels:
+            tally.empty.append(sample.mask)
+    return tally
