@@ -23,7 +23,9 @@ COLOR_MODES = frozenset({"RGB", "RGBA", "P", "L", "LA", "1"})
 UNKNOWN_COLOR = 256
 
 
-def index_values(config: DataConfig, described: ClassesFile, where: str) -> MaskValues:
+def index_values(
+    config: DataConfig, described: ClassesFile, where: str, correct: str = "correct it, or "
+) -> MaskValues:
     """Return the meaning of the numbers in masks: as in ``where``, unless the recipe sets it.
 
     Raises ``SegtailorError`` when ``data.values``, ``data.void`` and ``data.reduce_zero_label`` contradict each other
@@ -50,7 +52,7 @@ def index_values(config: DataConfig, described: ClassesFile, where: str) -> Mask
     return MaskValues(
         {value: index for index, value in enumerate(values)},
         void,
-        hint=f"{where} gives its classes the values {_ranges(values)}; correct it, or set data.values, data.void or "
+        hint=f"{where} gives its classes the values {_ranges(values)}; {correct}set data.values, data.void or "
         "data.reduce_zero_label",
     )
 

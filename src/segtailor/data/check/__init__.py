@@ -68,7 +68,7 @@ def check_data(
         raise SegtailorError(
             f"cannot write the report into {folder}: {error.strerror}; choose another --out"
         ) from error
-    datasets = {name: split.dataset for name, split in opened.splits.items()}
+    datasets = opened.splits
     unlabelled = {UNLABELLED: opened.unlabelled} if opened.unlabelled is not None else {}
     samples = scan({**datasets, **unlabelled}, threads, progress=progress)
     by_split: defaultdict[str, list[SampleStats]] = defaultdict(list)
@@ -93,7 +93,7 @@ def check_data(
 
 def _find(config: DataConfig, opened: Opened, by_split: dict[str, list[SampleStats]]) -> list[Finding]:
     samples = [sample for group in by_split.values() for sample in group]
-    datasets = {name: split.dataset for name, split in opened.splits.items()}
+    datasets = opened.splits
     findings = [
         *find_missing(opened),
         *find_limits(opened, config),

@@ -52,17 +52,11 @@ TIFF_STARTS = (b"II*\x00", b"MM\x00*")
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-class OpenedSplit(NamedTuple):
-    """One split, and the files that were left out of it."""
-
-    dataset: SegmentationDataset
-    missing: MissingFiles
-
-
 class Opened(NamedTuple):
-    """The splits by name, the errors of those that could not be opened, and the unlabelled images, if any."""
+    """The splits by name, the files left out of them, errors of splits that cannot be opened, and unlabelled images."""
 
-    splits: dict[str, OpenedSplit]
+    splits: dict[str, SegmentationDataset]
+    missing: MissingFiles
     failed: dict[str, str]
     unlabelled: UnlabelledImages | None
 
@@ -73,11 +67,12 @@ def open_splits(config: DataConfig, splits: Sequence[str] | None = None) -> Open
     Raises ``SegtailorError`` when none can be opened, or one that ``splits`` names.
     """
     whole = config.model_copy(update={"limit": None, "unlabelled": None})
-    opened: dict[str, OpenedSplit] = {}
+    opened: dict[str, SegmentationDataset] = {}
+    missing: MissingFiles = {}
     failed: dict[str, SegtailorError] = {}
     for name in dict.fromkeys(splits or (config.train_split, config.val_split)):
         try:
-            opened[name] = _open(whole, name)
+            opened[name] = _open(whole, name, missing)
         except SegtailorError as error:
             if splits is not None:
                 raise
@@ -87,25 +82,27 @@ def open_splits(config: DataConfig, splits: Sequence[str] | None = None) -> Open
     # the Hub is not asked for splits that the recipe does not name
     if splits is None and TEST not in opened and TEST not in failed and config.name != "hf":
         with suppress(SegtailorError):  # there is none
-            test = _open(whole, TEST)
+            missing_in_test: MissingFiles = {}
+            test = _open(whole, TEST, missing_in_test)
             # where a path does not depend on the split, every name opens the same files
-            files = _images(test.dataset)
-            if not files or all(files != _images(split.dataset) for split in opened.values()):
+            files = _images(test)
+            if not files or all(files != _images(split) for split in opened.values()):
                 opened[TEST] = test
+                for problem, paths in missing_in_test.items():
+                    missing.setdefault(problem, []).extend(paths)
     unlabelled = None
     if config.unlabelled is not None:
         everything = config.unlabelled.model_copy(update={"limit": None})
         try:
-            unlabelled = open_unlabelled(everything, config.size, next(iter(opened.values())).dataset.mean_color)
+            unlabelled = open_unlabelled(everything, config.size, next(iter(opened.values())).mean_color)
         except SegtailorError as error:
             failed[UNLABELLED] = error
-    return Opened(opened, {name: str(error) for name, error in failed.items()}, unlabelled)
+    return Opened(opened, missing, {name: str(error) for name, error in failed.items()}, unlabelled)
 
 
-def _open(config: DataConfig, split: str) -> OpenedSplit:
-    with collect_missing() as missing:
-        dataset = create_dataset(config, split, training=split == config.train_split)
-    return OpenedSplit(dataset, missing)
+def _open(config: DataConfig, split: str, missing: MissingFiles) -> SegmentationDataset:
+    with collect_missing(missing):
+        return create_dataset(config, split, training=split == config.train_split)
 
 
 def _images(dataset: SegmentationDataset) -> set[Path]:
