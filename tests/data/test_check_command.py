@@ -15,9 +15,8 @@ from data.street_trees import image, mask, write_street
 from data.trees import truncate
 from segtailor.config import DataConfig
 from segtailor.data.check import check_data
-from segtailor.data.check.findings import RULES
-from segtailor.data.check.report import SPLITS, draw_histogram
-from segtailor.data.check.values import Tally
+from segtailor.data.check.report import RULES, SPLITS, draw_histogram
+from segtailor.data.check.scan import Tally
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def test_a_bar_is_shown_on_a_terminal(run, tmp_path, monkeypatch):
     assert "checking" in run(*FOLDER)[2]
 
 
-def test_findings_are_counted_with_three_files_and_what_mends_them(run, tmp_path):
+def test_findings_are_counted_with_three_files_and_their_fix(run, tmp_path):
     root = write_street(tmp_path / "street")
     for path in street.all_masks(root):
         street.change(path, street.one_more)
@@ -73,7 +72,7 @@ def test_findings_are_counted_with_three_files_and_what_mends_them(run, tmp_path
     shifted = next(finding for finding in report["findings"] if finding["kind"] == "labels-one-too-high")
     assert shifted["recipe"] == {"data.values": [1, 2, 3, 4, 5, 6]}
     assert (shifted["severity"], shifted["count"], len(shifted["files"])) == ("error", 32, 32)
-    # the mended recipe passes, but for the truncated files
+    # the fixed recipe passes, but for the truncated files
     code, out, _ = run("my.yaml", "--data.root", "street", "--data.values", "[1, 2, 3, 4, 5, 6]")
     assert code == 1
     assert "1 error, 0 warnings" in out
