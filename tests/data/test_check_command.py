@@ -161,7 +161,7 @@ def test_histogram_has_a_bar_for_each_class_and_split(tmp_path):
         pixels = np.array(pixels)
         return Tally(split, 4, pixels, (pixels > 0) * 3, 10, 0, [], {})
 
-    names, palette = ("road", "a class whose name is far too long to stand beside its bar"), ((9, 9, 9), (1, 2, 3))
+    names, palette = ("road", "a class whose name is far too long to fit beside its bar"), ((9, 9, 9), (1, 2, 3))
     path = tmp_path / "classes.png"
     draw_histogram(path, "streets", names, palette, [tally("train", [900, 100]), tally("val", [1000, 0])])
     with Image.open(path) as file:

@@ -51,7 +51,6 @@ class Location(NamedTuple):
     detail: str = ""
 
     def __str__(self) -> str:
-        """Return the path, with the detail in brackets."""
         return f"{self.path} ({self.detail})" if self.detail else self.path
 
 
@@ -203,7 +202,9 @@ def _locations_json(locations: Sequence[Location]) -> list[dict[str, str]]:
 # The smallest share that the logarithmic scale shows.
 LEAST = 1e-5
 BAR, GAP, MARGIN, SWATCH = 14, 10, 24, 14
-AXIS_WIDTH, NUMBERS_WIDTH, MOST_NAME = 560, 150, 260
+AXIS_WIDTH, NUMBERS_WIDTH = 560, 150
+# Longer names of classes are cut.
+MOST_NAME = 40
 INK, FAINT, GRID, ABSENT = (30, 34, 40), (105, 112, 122), (226, 229, 233), (176, 42, 48)
 # Distinct with every kind of color vision (Okabe and Ito).
 SPLITS: tuple[Color, ...] = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167))
@@ -217,7 +218,7 @@ def draw_histogram(
     The scale is logarithmic, so that rare classes show. Each bar is followed by the share and the number of masks.
     """
     body, head = _font(13), _font(18)
-    names = [_fit(body, text) for text in classes]
+    names = [text if len(text) <= MOST_NAME else text[: MOST_NAME - 1] + "…" for text in classes]
     left = MARGIN + SWATCH + 8 + max((math.ceil(body.getlength(text)) for text in names), default=0) + 12
     top = 102
     block = BAR * max(1, len(tallies)) + GAP
@@ -285,11 +286,3 @@ def _scale(share: float) -> float:
 @lru_cache
 def _font(size: int) -> Any:
     return ImageFont.load_default(size)
-
-
-def _fit(font: Any, text: str) -> str:
-    while font.getlength(text) > MOST_NAME:
-        text = text[:-2] + "…" if len(text) > 2 else text[:1]
-        if len(text) < 3:
-            break
-    return text
