@@ -86,8 +86,8 @@ def fit_together(
     """Train several objectives in lockstep: on the same batches, with one pass of ``teacher`` for all.
 
     Data, batch, steps and seed are the first spec's; each arm has its optimizer, draws and files, and learns exactly
-    what it would alone. With ``keep_going`` an arm whose loss is not finite, or that runs out of memory, is dropped with
-    its ``problem``, and the others continue. Arms that resume from different steps wait for each other.
+    what it would alone. With ``keep_going`` an arm whose loss is not finite, or that runs out of memory, is dropped
+    with its ``problem``, and the others continue. Arms that resume from different steps wait for each other.
     """
     first = entries[0][1]
     train, device, rank, world = first.train, fabric.device, fabric.global_rank, fabric.world_size
