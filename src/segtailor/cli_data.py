@@ -1,4 +1,4 @@
-"""`segtailor data`: what lies in a data set, and what is wrong with it."""
+"""`segtailor data`: list, fetch, check and pack data sets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ data_app = typer.Typer(help="The data sets that segtailor reads.", **PLAIN)
 
 @data_app.command("ls")
 def data_ls() -> None:
-    """List the data sets that segtailor reads: variants, classes, splits with their images, and licences."""
+    """List the data sets that segtailor reads: variants, classes, splits with their images, and licenses."""
     from rich.console import Console
 
     from segtailor.data import datasets_table
@@ -33,7 +33,7 @@ def data_get(
     root: Annotated[Path | None, typer.Option(help="folder to put it in; default: where recipes look")] = None,
     variant: Annotated[str | None, typer.Option(help="as in 10k, of coco-stuff")] = None,
 ) -> None:
-    """Fetch a public data set (voc, ade20k, coco-stuff, loveda), or say what to fetch where.
+    """Fetch a public data set (voc, ade20k, coco-stuff, loveda), or print what to download and where to put it.
 
     Archives are checked and unpacked into the layout that recipes read. After an interruption give the same
     command again.
@@ -83,7 +83,7 @@ def data_check(
 )
 def data_pack(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="folder to write, new or empty; an interrupted pack there goes on")],
+    out: Annotated[Path, typer.Option(help="folder to write, new or empty; an interrupted pack there is continued")],
     format: Annotated[  # noqa: A002
         str, typer.Option(help="raw (fastest), png (smallest without loss), jpeg (states its loss), keep (own files)")
     ] = "raw",

@@ -82,7 +82,7 @@ def test_what_a_comparison_leaves(tmp_path: Path, teacher_run: Path) -> None:
         for seed in (3, 4):
             facts = outcome(result.folder, arm, seed)
             confusions = np.load(result.folder / "arms" / arm / f"seed{seed}" / "confusions.npz")["confusions"]
-            assert confusions.shape == (60, 9, 9)
+            assert confusions.shape == (12, 9, 9)
             hits = confusions.sum(0)
             unions = hits.sum(0) + hits.sum(1) - hits.diagonal()
             assert (hits.diagonal() / np.maximum(unions, 1))[unions > 0].mean() == pytest.approx(facts["miou"])
