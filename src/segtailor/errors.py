@@ -5,6 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+EXTRAS = {
+    "export": "onnx onnxruntime",
+    "hf": "transformers datasets",
+    "pack": "litdata",
+    "smp": "segmentation-models-pytorch",
+}
+"""The packages of each extra in pyproject.toml."""
+
 
 class SegtailorError(Exception):
     """A user's mistake: one line with the problem, its place, and the remedy.
@@ -31,7 +39,16 @@ def unknown(kind: str, name: str, choices: Iterable[str], hint: str = "") -> Seg
     return SegtailorError(f"unknown {kind} '{name}'{listed}{'. ' + hint if hint else ''}")
 
 
+def install(extra: str) -> str:
+    """Return the command that installs the packages of ``extra``, for a message.
+
+    >>> install("hf")
+    'pip install transformers datasets'
+    """
+    return f"pip install {EXTRAS[extra]}"
+
+
 def reason(error: BaseException) -> str:
     """Return the first line of ``error``'s message, or its type's name when it has none."""
-    lines = str(error).splitlines()
+    lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

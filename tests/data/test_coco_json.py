@@ -274,7 +274,7 @@ def test_images_that_are_missing_or_listed_twice_are_named(tmp_path):
 def test_fields_that_do_not_belong_are_refused(tmp_path):
     write_coco(tmp_path / "train.json", [])
     for options, message in (
-        ({"masks": "index"}, r"data\.masks says what mask files hold"),
+        ({"masks": "index"}, r"data\.masks describes mask files, but"),
         ({"values": [0, 1]}, r"data\.values explain index masks, but coco-json has outlines"),
         ({"annotations": "train.json"}, r"would be the split train and the split val alike"),
         ({"annotations": None}, r"needs data\.annotations"),

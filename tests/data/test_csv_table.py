@@ -108,7 +108,7 @@ def test_values_from_the_recipe(tmp_path):
         ("image,mask,split\n", "has a header but no rows"),
         ("image,mask,split\nphotos/a.jpg,,train\nphotos/b.jpg\n", "2 rows without image or mask or split: line 2, 3"),
         ("image,mask,split\nphotos/a.jpg,labels/a.png,vall\n", "unknown split of .* 'train'; nearest: vall"),
-        ("image,mask\nphotos/a.jpg,labels/a.png\n", "does not say which rows belong to the split train"),
+        ("image,mask\nphotos/a.jpg,labels/a.png\n", "does not assign rows to the split train"),
         (
             "image,mask,split\nphotos/x.jpg,labels/a.png,train\nphotos/y.jpg,labels/y.png,train\n",
             r"2 images missing: photos/x\.jpg \(line 2\), photos/y\.jpg \(line 3\); 1 mask missing: labels/y\.png",

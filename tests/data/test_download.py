@@ -218,7 +218,7 @@ def test_a_link_in_a_zip_is_not_unpacked(tmp_path):
 
 def test_an_archive_without_what_is_looked_for(web, tmp_path):
     archive = serve(web, "a.zip", zipped({"a": b"a"}), {"a": "a", "images/": "images/"})
-    with pytest.raises(SegtailorError, match=r"a\.zip holds no images/; it is another file than expected"):
+    with pytest.raises(SegtailorError, match=r"a\.zip holds no images/; it is not the expected archive"):
         get(entry(archive), tmp_path)
 
 

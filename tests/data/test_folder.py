@@ -127,7 +127,7 @@ def test_images_of_a_kind_that_is_not_read_are_named(tmp_path):
 def test_two_images_of_one_name_are_an_error(tmp_path):
     write_folder(tmp_path)
     write_pair(tmp_path / "train/images", tmp_path / "train/masks", "a", ".jpg")
-    with pytest.raises(SegtailorError, match="1 names stand for several files"):
+    with pytest.raises(SegtailorError, match="1 name belongs to several files"):
         open_split(tmp_path)
 
 

@@ -232,7 +232,7 @@ def test_what_cannot_be_opened_is_one_line(tmp_path):
 
 def test_the_library_is_an_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(SegtailorError, match=r'needs the extra hf: pip install "segtailor\[hf\]"'):
+    with pytest.raises(SegtailorError, match=r"needs datasets: pip install transformers datasets"):
         create_dataset(DataConfig(name="hf", source="a/b"), "train", True)
 
 

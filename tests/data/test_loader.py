@@ -97,23 +97,8 @@ def test_a_file_that_turns_bad_while_training_is_one_line(tmp_path, workers):
     assert "\n" not in str(caught.value)
 
 
-def test_a_process_that_leaves_in_the_middle_ends(tmp_path):
-    """The workers ignore the signal with which Python ends them, so they have to be asked in time."""
-    script = tmp_path / "leave.py"
-    script.write_text(
-        "from segtailor.config import DataConfig\n"
-        "from segtailor.data import create_dataset\n"
-        "from segtailor.data.loader import train_batches\n"
-        "config = DataConfig(size=(24, 32), workers=1)\n"
-        "data = create_dataset(config, 'train', True)\n"
-        "batches = train_batches(data, config, seed=0, global_batch=2, micro_batch=2, steps=10000)\n"
-        "next(batches)\n"
-        "raise SystemExit(3)\n"
-    )
-    assert subprocess.run([sys.executable, str(script)], timeout=100, check=False).returncode == 3
-
-
-def test_a_killed_worker_is_one_line_and_the_process_ends(tmp_path):
+def test_a_killed_worker_is_one_line_and_a_process_that_exits_while_workers_run_ends(tmp_path):
+    """Workers ignore the signal by which Python ends them at exit, so they have to be stopped before that."""
     script = tmp_path / "killed.py"
     script.write_text(
         "import multiprocessing, sys\n"
@@ -122,15 +107,21 @@ def test_a_killed_worker_is_one_line_and_the_process_ends(tmp_path):
         "from segtailor.data.loader import train_batches\n"
         "from segtailor.errors import SegtailorError\n"
         "if __name__ == '__main__':\n"
-        "    config = DataConfig(workers=2, size=(32, 32), crop=(32, 32))\n"
+        "    config = DataConfig(workers=2, size=(24, 32))\n"
         "    data = create_dataset(config, 'train', True)\n"
-        "    batches = train_batches(data, config, seed=0, global_batch=2, micro_batch=2, steps=10**5)\n"
+        "    options = {'seed': 0, 'global_batch': 2, 'micro_batch': 2, 'steps': 10**4}\n"
+        "    batches = train_batches(data, config, **options)\n"
         "    next(batches)\n"
         "    multiprocessing.active_children()[0].kill()\n"
         "    try:\n"
         "        for _ in batches:\n"
         "            pass\n"
+        "        sys.exit(5)\n"
         "    except (SegtailorError, RuntimeError) as error:\n"
-        "        sys.exit(3 if 'killed' in str(error) else 4)\n"
+        "        if 'killed' not in str(error):\n"
+        "            sys.exit(4)\n"
+        "    others = train_batches(data, config, **options)\n"
+        "    next(others)\n"
+        "    sys.exit(3)\n"
     )
     assert subprocess.run([sys.executable, str(script)], timeout=100, check=False).returncode == 3

@@ -277,7 +277,7 @@ def test_a_pack_in_an_object_store(tmp_path, source, monkeypatch):
 
 def test_without_the_library_one_line_says_what_to_install(tmp_path, source, monkeypatch):
     monkeypatch.setitem(sys.modules, "litdata", None)
-    with pytest.raises(SegtailorError, match=r'packs need the extra pack: pip install "segtailor\[pack\]"'):
+    with pytest.raises(SegtailorError, match=r"packs need litdata: pip install litdata"):
         pack(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -333,7 +333,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, source):
     out = tmp_path / "out"
     pack(source, out)
     before = {path: path.read_bytes() for path in out.rglob("*.*")}
-    with pytest.raises(SegtailorError, match="is a whole pack already"):
+    with pytest.raises(SegtailorError, match="is a complete pack already"):
         pack(source, out, encoding="png")
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
     with pytest.raises(SegtailorError, match="holds other files"):

@@ -74,4 +74,4 @@ def test_a_mended_source_goes_on(run, tmp_path):
     assert run(*words)[0] == 0
     code, _, error = run(*words)
     assert (code, len(error.splitlines())) == (2, 1)
-    assert "is a whole pack already" in error
+    assert "is a complete pack already" in error

@@ -127,11 +127,13 @@ def test_validation_images_among_them_are_an_error(folder, tmp_path):
     val = create_dataset(DataConfig(name="camvid", root=tmp_path / "camvid"), "val", False)
     warning = check_apart(opened(folder), val)
     assert warning is not None
-    assert "1 image" in warning
-    assert "has the name of a validation image: b.bmp" in warning
+    assert warning.startswith("1 image has the name of a validation image in ")
+    assert ": b.bmp;" in warning
     shutil.copy(tmp_path / "camvid" / "val" / "c.bmp", folder / "renamed.bmp")
     shutil.copy(tmp_path / "camvid" / "val" / "a.png", folder / "again.png")
-    with pytest.raises(SegtailorError, match=r"2 images of .* are validation images: again.png, renamed.bmp") as caught:
+    with pytest.raises(
+        SegtailorError, match=r"2 images are validation images in .*: again.png, renamed.bmp;"
+    ) as caught:
         check_apart(opened(folder), val)
     assert "\n" not in str(caught.value)
 

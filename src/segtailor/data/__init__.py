@@ -1,9 +1,10 @@
-"""Data sets: the readers by name, what they are, and opening one."""
+"""Data sets: the table of readers, and opening one by name."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from segtailor.config import DataConfig
@@ -52,7 +53,7 @@ class Create(Protocol):
 
 
 class Reader(NamedTuple):
-    """How a data set is opened, which fields of `data:` it reads beside those that all read, and what it is."""
+    """How a data set is opened, the fields of `data:` that it reads beside the common ones, and a title."""
 
     create: Create
     fields: frozenset[str]
@@ -62,10 +63,9 @@ class Reader(NamedTuple):
 VALUES = frozenset({"values", "void", "reduce_zero_label"})
 BENCHMARK_FIELDS = VALUES | {"root", "variant"}
 EXTERNAL_FIELDS = BENCHMARK_FIELDS | {"classes"}
-# Fields of your own images, which the benchmark data sets refuse themselves: their message says more.
+# Fields for your own images, which the benchmark data sets refuse with a message that explains more.
 REFUSED = frozenset({"classes", "splits", "masks", "annotations"})
 
-# One line for each benchmark data set: what it is, and what opens it.
 READERS: tuple[tuple[BenchmarkDataset, Create], ...] = (
     (ADE20K, create_ade20k),
     (CAMVID, create_camvid),
@@ -81,7 +81,7 @@ FORMS: dict[str, Reader] = {
     "coco-json": Reader(
         create_coco_json,
         VALUES | {"root", "annotations", "classes", "splits", "masks"},
-        "your images, with outlines in a JSON of COCO's form",
+        "your images, with outlines in a JSON in COCO's format",
     ),
     "csv": Reader(
         create_csv,
@@ -97,7 +97,7 @@ FORMS: dict[str, Reader] = {
         "a data set of the Hugging Face Hub, or one that its library datasets reads",
     ),
     "packed": Reader(create_packed, frozenset({"root"}), "what `segtailor data pack` wrote"),
-    # a root does no harm: a recipe may be tried on toy as it is
+    # a root does no harm: any recipe can be tried on toy
     "toy": Reader(create_toy, frozenset({"length", "root"}), "drawn street scenes, nothing to download"),
 }
 """Your own images in the forms that are read, and toy."""
@@ -137,8 +137,7 @@ def check_fields(config: DataConfig) -> None:
         read = BENCHMARK_FIELDS | REFUSED if config.name in BENCHMARKS else EXTERNAL_FIELDS
     some = frozenset[str]().union(*(reader.fields for reader in FORMS.values())) | BENCHMARK_FIELDS
     default = DataConfig()
-    ignored = [field for field in sorted(some - read) if getattr(config, field) != getattr(default, field)]
-    if ignored:
+    if ignored := [field for field in sorted(some - read) if getattr(config, field) != getattr(default, field)]:
         fields = ", ".join(f"data.{field}" for field in ignored)
         readers = sorted(name for name, reader in FORMS.items() if reader.fields.issuperset(ignored))
         known = ["the known data sets"] if BENCHMARK_FIELDS.issuperset(ignored) else []
@@ -155,7 +154,7 @@ YOURS = "yours"
 
 
 class Entry(NamedTuple):
-    """One variant of a data set, in words; ``splits`` with the numbers of images that are published."""
+    """One variant of a data set, as text; ``splits`` with the published numbers of images."""
 
     name: str
     variant: str
@@ -169,20 +168,11 @@ def describe_datasets() -> list[Entry]:
     """Return what segtailor reads, sorted by name; of each data set its default variant first."""
     entries: list[Entry] = []
     for name in list_datasets():
-        if name in BENCHMARKS:
-            benchmark = BENCHMARKS[name]
-            several = len(benchmark.variants) > 1
-            entries += [
-                Entry(
-                    name,
-                    variant.name if several else "",
-                    str(len(variant.classes)),
-                    _counts(variant.splits),
-                    benchmark.title,
-                    benchmark.license,
-                )
-                for variant in benchmark.variants
-            ]
+        if benchmark := BENCHMARKS.get(name):
+            for variant in benchmark.variants:
+                form = variant.name if len(benchmark.variants) > 1 else ""
+                classes, splits = str(len(variant.classes)), _counts(variant.splits)
+                entries.append(Entry(name, form, classes, splits, benchmark.title, benchmark.license))
         elif name == "toy":
             entries.append(Entry(name, "", str(len(Toy.classes)), _counts(LENGTHS), FORMS[name].title, LICENSE))
         else:
@@ -202,14 +192,13 @@ def datasets_table() -> Table:
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("data.name", "data.variant", "classes", "splits (images)", "what it is, and its license"):
+    for heading in ("data.name", "data.variant", "classes", "splits (images)", "title and license"):
         table.add_column(heading, justify="right" if heading == "classes" else "left", overflow="fold")
-    entries = describe_datasets()
-    for index, entry in enumerate(entries):
-        first = index == 0 or entries[index - 1].name != entry.name
-        last = index + 1 == len(entries) or entries[index + 1].name != entry.name
-        text = "\n".join([entry.title, *([entry.license] if entry.license != YOURS else [])]) if first else ""
-        variant = f"{entry.variant} (default)" if first and entry.variant else entry.variant
-        cells = (entry.name, variant, entry.classes, entry.splits, text)
-        table.add_row(*map(escape, cells), end_section=last)
+    for _, group in groupby(describe_datasets(), key=lambda entry: entry.name):
+        for index, entry in enumerate(group):
+            text = entry.title if entry.license == YOURS else f"{entry.title}\n{entry.license}"
+            default = " (default)" if entry.variant and not index else ""
+            cells = (entry.name, entry.variant + default, entry.classes, entry.splits, "" if index else text)
+            table.add_row(*map(escape, cells))
+        table.add_section()
     return table

@@ -7,7 +7,7 @@ from pathlib import Path
 from segtailor.config import DataConfig
 from segtailor.data.benchmark import BenchmarkDataset, Variant
 from segtailor.data.paired import FileDataset
-from segtailor.data.pairing import pair_folders, require_folder
+from segtailor.data.pairing import pair_folders
 
 ADE20K = BenchmarkDataset(
     name="ade20k",
@@ -15,20 +15,17 @@ ADE20K = BenchmarkDataset(
     license="ADE20K (Zhou et al., 2017): images for non-commercial research and education, annotations BSD-3-Clause",
     root=Path("data/ade20k"),
     variants=(Variant("default", "ade20k", {"train": 20210, "val": 2000}),),
+    hint="data.root must hold the images and annotations folders of ADEChallengeData2016",
+    inner=("ADEChallengeData2016",),
 )
 FOLDERS = {"train": "training", "val": "validation"}
-INNER = ("ADEChallengeData2016",)
-HINT = "data.root must hold the images and annotations folders of ADEChallengeData2016"
 
 
 def create_ade20k(config: DataConfig, split: str, training: bool) -> FileDataset:
     """Return a split of ADE20K: ``images/training/*.jpg`` and ``annotations/training/*.png``, or ``validation``.
 
-    Mask value 0, other, is void, and 1 to 150 are the classes. The root, or ``ADEChallengeData2016`` in it, is
-    ``config.root``, else ``data/ade20k``. Raises ``SegtailorError`` for what is missing.
+    Mask value 0, other, is void, and 1 to 150 are the classes.
     """
-    variant = ADE20K.variant(config)
-    ADE20K.require_split(variant, split)
-    root = ADE20K.find_root(config, INNER, HINT)
-    images, masks = (require_folder(root / name / FOLDERS[split], HINT) for name in ("images", "annotations"))
+    variant, root = ADE20K.locate(config, split)
+    images, masks = (ADE20K.folder(root, f"{name}/{FOLDERS[split]}") for name in ("images", "annotations"))
     return ADE20K.open(pair_folders(images, masks, f"ade20k {split}"), config, variant, split, training)

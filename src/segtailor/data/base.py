@@ -1,4 +1,4 @@
-"""What every data set gives: samples, class names, colors and a license."""
+"""The interface of every data set: samples, class names, colors and a license."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class SegmentationDataset(ABC):
     """One split of a labelled data set.
 
     ``data[i]`` is a :class:`Sample`: the image resized to the recipe's ``data.size``, the target too when the split is
-    read for training, else at the mask's own size. ``classes`` and ``palette`` (RGB) have one entry a class,
-    ``mean_color`` (RGB) is what images are padded with, ``license`` says how the data may be used.
+    read for training, else at the mask's own size. ``classes`` and ``palette`` (RGB) have one entry a class, images are
+    padded with ``mean_color`` (RGB), and ``license`` states the terms of use.
     """
 
     name: str
@@ -62,6 +62,19 @@ def check_classes(name: str, classes: tuple[str, ...]) -> None:
             f"{name} has {len(classes)} classes, but at most {MAX_CLASSES} are supported (targets are one byte a pixel "
             "and 255 is void); merge classes"
         )
+
+
+class Count(int):
+    """A number that is formatted with the noun that fits.
+
+    >>> f"{Count(1):mask}, {Count(2):mask}, {Count(2):class|classes}"
+    '1 mask, 2 masks, 2 classes'
+    """
+
+    def __format__(self, spec: str) -> str:
+        """Return the number and ``spec``: a noun, or its forms for one and for several."""
+        one, _, many = spec.partition("|")
+        return f"{int(self)} {one if self == 1 else many or one + 's'}"
 
 
 def some(names: list[str], count: int = 3) -> str:

@@ -25,7 +25,7 @@ class Variant(NamedTuple):
     """One form of a data set: the classes of ``classes/TABLE.yaml``, and its splits with the published image counts.
 
     ``without`` names labels of the table that are no classes: their mask values are void, or, unless
-    ``without_is_void``, errors.
+    ``without_is_void``, errors. ``root`` is the default folder where it is not that of the data set.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Variant(NamedTuple):
     splits: Mapping[str, int]
     without: tuple[str, ...] = ()
     without_is_void: bool = True
+    root: Path | None = None
 
     @property
     def described(self) -> ClassesFile:
@@ -52,25 +53,47 @@ def _read_table(table: str, without: tuple[str, ...], void: bool) -> ClassesFile
 
 
 class BenchmarkDataset(NamedTuple):
-    """A published data set; ``variants`` begin with the default, ``root`` is the default folder."""
+    """A published data set; ``variants`` begin with the default, ``root`` is the default folder.
+
+    ``inner`` are folders of the root that may hold the data, ``hint`` ends errors: which folders must be there.
+    """
 
     name: str
     title: str
     license: str
     root: Path
     variants: tuple[Variant, ...]
+    hint: str = ""
+    inner: tuple[str, ...] = ()
+
+    def locate(self, config: DataConfig, split: str) -> tuple[Variant, Path]:
+        """Return the variant that ``config`` asks for, which has ``split``, and the folder that holds it.
+
+        That is ``config.root``, else the default one, or the first of the folders ``inner`` there. Raises
+        ``SegtailorError`` for an unknown variant or split and for a missing folder.
+        """
+        variant = self.variant(config)
+        self.require_split(variant, split)
+        root = require_folder(config.root or variant.root or self.root, self.hint)
+        return variant, next((root / name for name in self.inner if (root / name).is_dir()), root)
+
+    def folder(self, root: Path, *names: str, hint: str = "") -> Path:
+        """Return the first of the folders ``names`` in ``root`` that exists; raises ``SegtailorError`` without any."""
+        found = next((root / name for name in names if (root / name).is_dir()), None)
+        if found is None:
+            looked = " or ".join(str(root / name) for name in names)
+            raise SegtailorError(f"no such folder: {looked}; {hint or self.hint}")
+        return found
 
     def variant(self, config: DataConfig) -> Variant:
         """Return the variant that ``config`` asks for.
 
         Raises ``SegtailorError`` for an unknown one, and for fields that describe only your own images.
         """
-        given = [f"data.{field}" for field in OWN_FIELDS if getattr(config, field) is not None]
-        if given:
-            say, them = ("describes", "it") if len(given) == 1 else ("describe", "them")
+        if given := [f"data.{field}" for field in OWN_FIELDS if getattr(config, field) is not None]:
             raise SegtailorError(
-                f"{' and '.join(given)} {say} images of your own, but {self.name} is a known data set; leave {them} "
-                "out, or set data.name: folder"
+                f"{self.name} is a known data set and does not read {' and '.join(given)}; leave out what describes "
+                "your own images, or set data.name: folder"
             )
         if config.variant is None:
             return self.variants[0]
@@ -84,13 +107,12 @@ class BenchmarkDataset(NamedTuple):
     def require_split(self, variant: Variant, split: str, hint: str = "") -> None:
         """Raise ``SegtailorError`` when ``variant`` has no ``split``."""
         if split not in variant.splits:
+            if other := next((other.name for other in self.variants if split in other.splits), None):
+                hint = f"Set data.variant: {other} for it"
+            elif split == "test":
+                hint = "The masks of its test images are not published"
             where = self.name if len(self.variants) == 1 else f"{self.name} ({variant.name})"
             raise unknown(f"split of {where}", split, variant.splits, hint)
-
-    def find_root(self, config: DataConfig, inner: Sequence[str], hint: str) -> Path:
-        """Return ``config.root`` or the default one, or the first of the folders ``inner`` in it that is there."""
-        root = require_folder(config.root or self.root, hint)
-        return next((root / name for name in inner if (root / name).is_dir()), root)
 
     def values(self, config: DataConfig, variant: Variant) -> MaskValues:
         """Return what the masks of ``variant`` hold, unless ``config`` says otherwise."""
@@ -116,11 +138,3 @@ class BenchmarkDataset(NamedTuple):
         values = values or self.values(config, variant)
         expected = variant.splits.get(split)
         return FileDataset(pairs, config, split, training, described, values, read_mask, expected)
-
-
-def first_folder(root: Path, names: Sequence[str], hint: str) -> Path:
-    """Return the first of the folders ``names`` under ``root`` that is there; raises ``SegtailorError`` without any."""
-    found = next((root / name for name in names if (root / name).is_dir()), None)
-    if found is None:
-        raise SegtailorError(f"no such folder: {' or '.join(str(root / name) for name in names)}; {hint}")
-    return found

@@ -21,8 +21,8 @@ CAMVID = BenchmarkDataset(
     variants=(
         Variant("default", "camvid", {"train": 367, "val": 101, "test": 233, "trainval": 468, "fit": 295, "dev": 72}),
     ),
+    hint="set data.root or SEGTAILOR_CAMVID to the folder that holds CamVid's train, trainannot, val and valannot",
 )
-HINT = "set data.root or SEGTAILOR_CAMVID to the folder that holds CamVid's train, trainannot, val and valannot"
 # Of each recorded sequence, the share of training frames that `dev` takes from its end.
 DEV_SHARE = 5
 
@@ -32,11 +32,10 @@ def create_camvid(config: DataConfig, split: str, training: bool) -> FileDataset
 
     ``trainval`` is both where the tree does not give it; ``fit`` and ``dev`` are cut from ``train``: see
     :func:`cut_sequences`. The root is ``config.root``, else ``$SEGTAILOR_CAMVID``, else ``data/camvid``. Without a list
-    file all frames of the folder are taken. Raises ``SegtailorError`` for missing folders and for frames or masks
-    without a partner.
+    file all frames of the folder are taken.
     """
     variant = CAMVID.variant(config)
-    root = require_folder(config.root or Path(os.environ.get("SEGTAILOR_CAMVID") or CAMVID.root), HINT)
+    root = require_folder(config.root or Path(os.environ.get("SEGTAILOR_CAMVID") or CAMVID.root), CAMVID.hint)
     given = (root / f"{split}.txt").is_file() or (root / split).is_dir()
     if not given:
         CAMVID.require_split(variant, split, f"A further split is a folder or a list of that name in {root}")
@@ -54,7 +53,7 @@ def _pairs(root: Path, split: str) -> tuple[Pair, ...]:
     where = f"camvid {split}"
     if listed.is_file():
         return pair_list(listed, root, where)
-    images, masks = (require_folder(root / name, HINT) for name in (split, f"{split}annot"))
+    images, masks = (CAMVID.folder(root, name) for name in (split, f"{split}annot"))
     return pair_folders(images, masks, where)
 
 

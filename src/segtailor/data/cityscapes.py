@@ -15,7 +15,7 @@ from segtailor.data.classes_file import ClassesFile
 from segtailor.data.image_io import read_mask
 from segtailor.data.masks import refuse_values
 from segtailor.data.paired import FileDataset, MaskValues
-from segtailor.data.pairing import Pair, pair_folders, require_folder
+from segtailor.data.pairing import Pair, pair_folders
 from segtailor.files import VOID
 
 # The parts of each split: the folder of images, and the set of annotations.
@@ -37,13 +37,13 @@ CITYSCAPES = BenchmarkDataset(
         Variant("fine", "cityscapes", FINE_COUNTS),
         Variant("extra", "cityscapes", {**FINE_COUNTS, "train_extra": 19998, "train+extra": 22973}),
     ),
+    hint="data.root must hold Cityscapes' leftImg8bit and gtFine folders, and gtCoarse for train_extra",
 )
 IMAGE_ENDING = "_leftImg8bit"
-# Ids as distributed, and the train ids that Cityscapes' own scripts write.
+# Ids as distributed, and the train ids that Cityscapes' scripts write.
 IDS, TRAIN_IDS = "labelIds", "labelTrainIds"
 # In place of an id: a train id that means nothing is this much more.
 UNKNOWN_TRAIN_ID = 1000
-HINT = "data.root must hold Cityscapes' leftImg8bit and gtFine folders, and gtCoarse for train_extra"
 
 
 def create_cityscapes(config: DataConfig, split: str, training: bool) -> FileDataset:
@@ -51,39 +51,29 @@ def create_cityscapes(config: DataConfig, split: str, training: bool) -> FileDat
 
     The variant ``extra`` has the splits ``train_extra``, with masks in ``gtCoarse``, and ``train+extra``, too. Masks
     are ``*_labelIds.png``, whose ids are mapped to the 19 classes on reading and to void otherwise; an image that has
-    none of these is read with its ``*_labelTrainIds.png``. The root is ``config.root``, else ``data/cityscapes``.
-    Raises ``SegtailorError`` for missing folders and for images or masks without a partner.
+    none of these is read with its ``*_labelTrainIds.png``.
     """
-    variant = CITYSCAPES.variant(config)
-    refuse_values(config, "Cityscapes' masks say by their file names what they hold")
-    hint = "The masks of its test images are not published" if split == "test" else ""
-    if split in PARTS and split not in variant.splits:
-        hint = "Set data.variant: extra for it"
-    CITYSCAPES.require_split(variant, split, hint)
-    root = CITYSCAPES.find_root(config, [], HINT)
+    refuse_values(config, "Cityscapes' file names say how its masks are encoded")
+    variant, root = CITYSCAPES.locate(config, split)
     pairs = tuple(pair for folder, annotations in PARTS[split] for pair in _pairs(root, folder, annotations))
     return CITYSCAPES.open(pairs, config, variant, split, training, CityscapesIds(variant.described), read_ids)
 
 
 def _pairs(root: Path, folder: str, annotations: str) -> tuple[Pair, ...]:
-    images, masks = (require_folder(root / name / folder, HINT) for name in ("leftImg8bit", annotations))
+    images, masks = (CITYSCAPES.folder(root, f"{name}/{folder}") for name in ("leftImg8bit", annotations))
     ids, train_ids = (f"_{annotations}_{kind}" for kind in (IDS, TRAIN_IDS))
-    raw = {path.relative_to(masks).as_posix()[: -len(f"{ids}.png")] for path in masks.glob(f"*/*{ids}.png")}
+    with_ids = {path.relative_to(masks).as_posix()[: -len(f"{ids}.png")] for path in masks.glob(f"*/*{ids}.png")}
+
+    def image_key(stem: str) -> str | None:
+        return stem.removesuffix(IMAGE_ENDING) if stem.endswith(IMAGE_ENDING) else None
 
     def mask_key(stem: str) -> str | None:
-        key = _without(stem, ids)
-        if key is not None:
-            return key
-        key = _without(stem, train_ids)
-        return None if key in raw else key
+        if stem.endswith(ids):
+            return stem.removesuffix(ids)
+        key = stem.removesuffix(train_ids)
+        return key if stem.endswith(train_ids) and key not in with_ids else None
 
-    return pair_folders(
-        images, masks, f"cityscapes {folder}", image_key=lambda stem: _without(stem, IMAGE_ENDING), mask_key=mask_key
-    )
-
-
-def _without(stem: str, ending: str) -> str | None:
-    return stem.removesuffix(ending) if stem.endswith(ending) else None
+    return pair_folders(images, masks, f"cityscapes {folder}", image_key, mask_key)
 
 
 class CityscapesIds(MaskValues):

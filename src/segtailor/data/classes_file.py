@@ -1,4 +1,4 @@
-"""``classes.yaml``: the classes of a data set, their colors, and what masks hold."""
+"""``classes.yaml``: the classes of a data set, their colors, and the encoding of its masks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def distinct_colors(count: int) -> tuple[Color, ...]:
     """
     colors = []
     for index in range(count):
-        # the golden ratio spreads hues evenly however many there are
+        # the golden ratio spreads any number of hues evenly
         red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.65, (0.85, 0.9, 0.6)[index % 3])
         colors.append((round(255 * red), round(255 * green), round(255 * blue)))
     return tuple(colors)
@@ -37,7 +37,7 @@ RGB = tuple[Byte, Byte, Byte]
 
 
 class ClassesFile(Strict):
-    """``classes.yaml``: the class names, and what the numbers or colors in the masks mean.
+    """``classes.yaml``: the class names, and the meaning of the numbers or colors in the masks.
 
     ``classes`` may be a list of names, or a mapping of names to colors or of mask values to names.
     """
@@ -64,7 +64,7 @@ class ClassesFile(Strict):
         elif isinstance(named, dict):
             content = {"palette": list(named.values()), **content, "classes": list(named)}
         for name in content["classes"] if isinstance(content.get("classes"), list) else ():
-            if name is None or isinstance(name, bool | int | float | date):  # what YAML reads in no, on, 2024, ~
+            if name is None or isinstance(name, bool | int | float | date):  # YAML's values of no, on, 2024, ~
                 raise ValueError(f"the class name that YAML reads as {name} needs quotes, as in 'no' or '2024'")
         return content
 

@@ -22,11 +22,17 @@ from segtailor.data.pairing import MISSING_IMAGE, Pair, record_missing
 from segtailor.errors import SegtailorError, unknown
 from segtailor.files import VOID, Color, Size
 
-KIND = "a JSON with images, annotations and categories as COCO has them"
+KIND = "a JSON with images, annotations and categories in COCO's format"
+# The fields that are needed of each entry, and their types.
+NEEDED: dict[str, dict[str, Any]] = {
+    "images": {"id": int | str, "file_name": str, "height": int, "width": int},
+    "annotations": {"image_id": int | str, "category_id": int},
+    "categories": {"id": int, "name": str},
+}
 
 
 class Outlines(NamedTuple):
-    """What is outlined in one image: its size, and JSON of a list of (class index, shape) in the file's order."""
+    """The outlines in one image: its size, and JSON of a list of (class index, shape) in the file's order."""
 
     height: int
     width: int
@@ -56,7 +62,7 @@ class OutlineMasks:
 
 
 class Classes(NamedTuple):
-    """The classes, the class of each category id, and what uncovered pixels are."""
+    """The classes, the class index of each category id, and the value of uncovered pixels."""
 
     described: ClassesFile
     of_category: dict[int, int]
@@ -66,14 +72,14 @@ class Classes(NamedTuple):
 def create_coco_json(config: DataConfig, split: str, training: bool) -> FileDataset:
     """Return the images of the JSON ``config.annotations``, in its order; ``{split}`` in the path is ``split``.
 
-    Images lie in the first of these folders that holds the first of them: ``config.splits.SPLIT.images`` under the
-    root, the JSON's own folder, ``SPLIT``, ``images/SPLIT`` and ``images`` under the root, a folder there whose name
-    ends the JSON's name (``train2017`` of ``instances_train2017.json``), and the root. See :func:`match_classes` for
-    the classes. Raises ``SegtailorError`` for what is missing or does not fit together.
+    The folder of the images is ``config.splits.SPLIT.images`` under the root. By default it is the first of these that
+    holds the first image: the JSON's folder, ``SPLIT``, ``images/SPLIT`` and ``images`` under the root, a folder there
+    whose name ends the JSON's name (``train2017`` of ``instances_train2017.json``), and the root. See
+    :func:`match_classes` for the classes. Raises ``SegtailorError`` for missing files and inconsistent annotations.
     """
     refuse_values(config, "coco-json has outlines")
     if config.masks is not None:
-        raise SegtailorError("data.masks says what mask files hold, but coco-json has outlines; leave it out")
+        raise SegtailorError("data.masks describes mask files, but coco-json has outlines; leave it out")
     path = annotation_file(config, split, KIND)
     if PLACEHOLDER not in str(config.annotations) and config.train_split != config.val_split:
         raise SegtailorError(
@@ -99,12 +105,7 @@ def read_coco(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], d
             content = json.load(file)
     except (OSError, ValueError) as error:
         raise SegtailorError(f"cannot read {path} as JSON: {' '.join(str(error).split())}") from error
-    needed: dict[str, dict[str, Any]] = {
-        "images": {"id": int | str, "file_name": str, "height": int, "width": int},
-        "annotations": {"image_id": int | str, "category_id": int},
-        "categories": {"id": int, "name": str},
-    }
-    for key, fields in needed.items():
+    for key, fields in NEEDED.items():
         entries = content.get(key) if isinstance(content, dict) else None
         if not isinstance(entries, list):
             raise SegtailorError(f"{path} has no list `{key}`; expected {KIND}")
@@ -146,8 +147,8 @@ def match_classes(
         for name in described.classes:
             if name not in names and name != BACKGROUND:
                 raise unknown("category", name, names, f"{named} names it, but {path} has no such category")
-        if left := [f"{name} ({used[id_]})" for id_, name in categories.items() if used.get(id_) and
-                    name not in described.classes]:  # fmt: skip
+        unnamed = {id_: name for id_, name in categories.items() if name not in described.classes}
+        if left := [f"{name} ({used[id_]})" for id_, name in unnamed.items() if used.get(id_)]:
             raise SegtailorError(
                 f"{path} has annotations of {len(left)} categories that {named} does not name: {some(left)}; add them"
             )
@@ -199,15 +200,17 @@ def _pairs(images: list[dict[str, Any]], folders: list[Path], path: Path) -> tup
     first = _file_name(images[0])
     folder = next((folder for folder in folders if (folder / first).is_file()), None)
     if folder is None:
-        looked = ", ".join(str(place) for place in dict.fromkeys(folders))
-        raise SegtailorError(f"no such file: {first}, the first image of {path}; looked in {looked}: set data.root or "
-                             "data.splits.SPLIT.images")  # fmt: skip
-    pairs = [Pair(folder / _file_name(image), path, _name(image)) for image in images]
-    missing = [_file_name(image) for image, pair in zip(images, pairs, strict=True) if not pair.image.is_file()]
+        looked, hint = ", ".join(map(str, dict.fromkeys(folders))), "set data.root or data.splits.SPLIT.images"
+        raise SegtailorError(f"no such file: {first}, the first image of {path}; looked in {looked}: {hint}")
+    pairs, missing = [], []
+    for image in images:
+        pair = Pair(folder / _file_name(image), path, _name(image))
+        if pair.image.is_file():
+            pairs.append(pair)
+        else:
+            missing.append(_file_name(image))
     if missing and not record_missing({MISSING_IMAGE: missing}):
-        raise SegtailorError(f"{path}: {len(missing)} of {len(pairs)} images missing in {folder}: {some(missing)}")
-    if missing:
-        pairs = [pair for pair in pairs if pair.image.is_file()]
+        raise SegtailorError(f"{path}: {len(missing)} of {len(images)} images missing in {folder}: {some(missing)}")
     if twice := [name for name, count in Counter(pair.name for pair in pairs).items() if count > 1]:
         raise SegtailorError(f"{path} lists {len(twice)} images more than once: {some(twice)}; keep one entry of each")
     return tuple(pairs)
@@ -224,7 +227,7 @@ def _name(image: dict[str, Any]) -> str:
 def paint_shape(target: NDArray[np.uint8], shape: Any, label: int) -> None:
     """Set ``target`` (H,W) to ``label`` within ``shape``: a list of polygons, or the mapping of a run-length mask.
 
-    A pixel belongs to a polygon when its centre does (even-odd rule). Raises ``ValueError`` for what is neither.
+    A pixel belongs to a polygon when its center does (even-odd rule). Raises ``ValueError`` for what is neither.
     """
     if isinstance(shape, dict):
         target[decode_runs(shape, (target.shape[0], target.shape[1]))] = label
@@ -249,7 +252,7 @@ def shape_area(shape: Any) -> float:
 
 
 def decode_runs(shape: dict[str, Any], size: Size) -> NDArray[np.bool_]:
-    """Return the mask (H,W) of run lengths, which go down the columns and begin with zeros.
+    """Return the mask (H,W) of run lengths, which run down the columns and begin with zeros.
 
     ``shape["counts"]`` are numbers or COCO's text. Raises ``ValueError`` when they do not fill ``size``.
     """
@@ -308,7 +311,7 @@ def _points(polygon: Sequence[float]) -> NDArray[np.float64]:
 def _paint_polygon(target: NDArray[np.uint8], points: NDArray[np.float64], label: int) -> None:
     height, width = target.shape
     (x, y), (next_x, next_y) = points.T, np.roll(points, -1, axis=0).T
-    # the rows whose centres an edge crosses, its lower end not counted, so that a corner counts once
+    # the rows whose centers an edge crosses, its lower end not counted, so that a corner counts once
     first = np.clip(np.ceil(np.minimum(y, next_y) - 0.5), 0, height).astype(np.int64)
     counts = np.clip(np.ceil(np.maximum(y, next_y) - 0.5), 0, height).astype(np.int64) - first
     if not counts.sum():

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
-from segtailor.data.benchmark import BenchmarkDataset, Variant, first_folder
+from segtailor.data.benchmark import BenchmarkDataset, Variant
 from segtailor.data.image_io import read_mat
 from segtailor.data.paired import FileDataset, read_index_mask
 from segtailor.data.pairing import Pair, files_by_stem, pair_folders, pair_ids, read_ids
@@ -23,6 +23,7 @@ UNUSED = (
 TABLE = "coco-stuff"
 COUNTS_164K = {"train": 118287, "val": 5000}
 COUNTS_10K = {"train": 9000, "val": 1000}
+ROOT_10K = Path("data/coco-stuff-10k")
 COCO_STUFF = BenchmarkDataset(
     name="coco-stuff",
     title="COCO-Stuff: everyday photos, 80 things and 91 stuff classes",
@@ -31,19 +32,18 @@ COCO_STUFF = BenchmarkDataset(
     variants=(
         Variant("164k", TABLE, COUNTS_164K, UNUSED, without_is_void=False),
         Variant("164k-raw", TABLE, COUNTS_164K),
-        Variant("10k", TABLE, COUNTS_10K, UNUSED, without_is_void=False),
-        Variant("10k-raw", TABLE, COUNTS_10K),
+        Variant("10k", TABLE, COUNTS_10K, UNUSED, without_is_void=False, root=ROOT_10K),
+        Variant("10k-raw", TABLE, COUNTS_10K, root=ROOT_10K),
     ),
+    hint="data.root must hold images/train2017, images/val2017, annotations/train2017 and annotations/val2017, or the "
+    "images, annotations and imageLists folders of COCO-Stuff 10k",
 )
-ROOT_10K = Path("data/coco-stuff-10k")
 FOLDERS = {"train": "train2017", "val": "val2017"}
 MASK_FOLDERS = ("annotations", "stuffthingmaps", "stuffthingmaps_trainval2017")
-# How the names of files end that other tools write beside the masks.
+# Ending of the files that other tools write beside the masks.
 CONVERTED = "TrainIds"
 # The release calls its second split test.
 LISTS = {"train": "train.txt", "val": "test.txt"}
-HINT_164K = "data.root must hold images/train2017, images/val2017, annotations/train2017 and annotations/val2017"
-HINT_10K = "data.root must hold the images, annotations and imageLists folders of COCO-Stuff 10k"
 
 
 def create_coco_stuff(config: DataConfig, split: str, training: bool) -> FileDataset:
@@ -52,18 +52,11 @@ def create_coco_stuff(config: DataConfig, split: str, training: bool) -> FileDat
     The variants ``10k`` and ``10k-raw`` read ``images/NAME.jpg`` and ``annotations/NAME.png``, else ``NAME.mat``, as
     ``imageLists/train.txt`` and, for ``val``, ``test.txt`` list them. Mask values 0 to 181 are the labels and 255 is
     void; without ``-raw`` the 171 that occur are numbered without gaps. The 10k release stores every label one higher
-    in its MATLAB files and 0 for unlabelled: ``config.reduce_zero_label`` says that PNGs do so, too. The root is
-    ``config.root``, else ``data/coco-stuff`` or ``data/coco-stuff-10k``. Raises ``SegtailorError`` for what is missing.
+    in its MATLAB files and 0 for unlabelled: ``config.reduce_zero_label`` says that PNGs do so, too.
     """
-    variant = COCO_STUFF.variant(config)
-    COCO_STUFF.require_split(variant, split)
-    small = variant.name.startswith("10k")
-    if small:
-        root = COCO_STUFF._replace(root=ROOT_10K).find_root(config, [], HINT_10K)
-        pairs = _pairs_10k(root, split)
-    else:
-        pairs = _pairs_164k(COCO_STUFF.find_root(config, [], HINT_164K), split)
-    # what reduce_zero_label says is true of each label, whichever of them are classes: the reader sees to it
+    variant, root = COCO_STUFF.locate(config, split)
+    pairs = _pairs_10k(root, split) if variant.root else _pairs_164k(root, split)
+    # reduce_zero_label shifts every label, whichever of them are classes: the reader does it
     values = COCO_STUFF.values(config.model_copy(update={"reduce_zero_label": False}), variant)
     reader = partial(read_labels, reduce_zero_label=config.reduce_zero_label)
     return COCO_STUFF.open(pairs, config, variant, split, training, values, reader)
@@ -71,18 +64,16 @@ def create_coco_stuff(config: DataConfig, split: str, training: bool) -> FileDat
 
 def _pairs_164k(root: Path, split: str) -> tuple[Pair, ...]:
     folder = FOLDERS[split]
-    images = first_folder(root, [f"images/{folder}", folder], HINT_164K)
-    masks = first_folder(root, [f"{name}/{folder}" for name in MASK_FOLDERS], HINT_164K)
-    return pair_folders(images, masks, f"coco-stuff {split}", mask_key=_label_key)
-
-
-def _label_key(stem: str) -> str | None:
-    return None if stem.endswith(CONVERTED) else stem
+    images = COCO_STUFF.folder(root, f"images/{folder}", folder)
+    masks = COCO_STUFF.folder(root, *(f"{name}/{folder}" for name in MASK_FOLDERS))
+    return pair_folders(
+        images, masks, f"coco-stuff {split}", mask_key=lambda stem: None if stem.endswith(CONVERTED) else stem
+    )
 
 
 def _pairs_10k(root: Path, split: str) -> tuple[Pair, ...]:
-    lists = first_folder(root, ["imageLists", "imagesLists"], HINT_10K)
-    images, masks = (first_folder(root, [name], HINT_10K) for name in ("images", "annotations"))
+    lists = COCO_STUFF.folder(root, "imageLists", "imagesLists")
+    images, masks = (COCO_STUFF.folder(root, name) for name in ("images", "annotations"))
     inner = ("", "train2014", "test2014")
     return pair_ids(
         read_ids(lists / LISTS[split], f"coco-stuff 10k {split}"),

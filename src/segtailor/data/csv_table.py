@@ -51,8 +51,8 @@ def create_csv(config: DataConfig, split: str, training: bool) -> FileDataset:
         chosen = rows
     else:
         raise SegtailorError(
-            f"{table} does not say which rows belong to the split {split}; add a column `{SPLIT_COLUMN}`, or give each "
-            "split a table and write {split} in data.annotations"
+            f"{table} does not assign rows to the split {split}; add a column `{SPLIT_COLUMN}`, or give each split a "
+            "table and write {split} in data.annotations"
         )
     roots = [table.parent] if config.root is None else [config.root, table.parent]
     return open_pairs(_pairs(chosen, roots, table), config, described, described_in, split, training)
@@ -82,15 +82,11 @@ def read_table(path: Path, image_column: str, mask_column: str) -> tuple[list[Ro
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SegtailorError(f"cannot read {path} as a table: {' '.join(str(error).split())}") from error
     if short:
-        raise SegtailorError(f"{path}: {len(short)} rows without {' or '.join(_wanted(columns, places))}: line "
-                             f"{some(short)}; fill or remove them")  # fmt: skip
+        wanted = " or ".join(columns[place] for place in places)
+        raise SegtailorError(f"{path}: {len(short)} rows without {wanted}: line {some(short)}; fill or remove them")
     if not rows:
         raise SegtailorError(f"{path} has a header but no rows; add one for each image")
     return rows, has_splits
-
-
-def _wanted(columns: list[str], places: list[int]) -> list[str]:
-    return [columns[place] for place in places]
 
 
 def _delimiter(header: str, image_column: str, mask_column: str) -> str:
@@ -98,8 +94,7 @@ def _delimiter(header: str, image_column: str, mask_column: str) -> str:
         names = {name.strip().strip('"') for name in header.split(delimiter)}
         return len(names & {image_column, mask_column})
 
-    # the first of the most hits, and the comma where no column is found
-    return max(DELIMITERS, key=hits)
+    return max(DELIMITERS, key=hits)  # the comma where no column is found
 
 
 def _place(columns: list[str], name: str, kind: str, path: Path) -> int:

@@ -150,7 +150,7 @@ def _kind(value: Any) -> str:
 
 
 def find_factory(name: str) -> Callable[..., Any] | None:
-    """Return what opens the data set ``name``: a ``module:`` factory or an entry point's; None when there is none.
+    """Return the factory of the data set ``name``: that of ``module:...`` or of an entry point; None without one.
 
     Raises ``SegtailorError`` when the code behind the name cannot be imported.
     """
@@ -164,7 +164,7 @@ def create_external(factory: Callable[..., Any], config: DataConfig, split: str,
     """Return the split that ``factory`` opens.
 
     It is called with ``split``, and, as far as it accepts them and the recipe sets them, with ``root``, ``variant``,
-    ``size`` and ``training``; it returns a :class:`SegmentationDataset`, or what :class:`TorchDataset` takes.
+    ``size`` and ``training``; it returns a :class:`SegmentationDataset`, or pairs for :class:`TorchDataset`.
     """
     accepted = accepted_parameters(factory)
     given = {"root": config.root, "split": split, "variant": config.variant, "size": config.size, "training": training}

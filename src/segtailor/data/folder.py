@@ -15,20 +15,20 @@ PLACEHOLDER = "{split}"
 
 
 def annotation_file(config: DataConfig, split: str, kind: str) -> Path:
-    """Return ``config.annotations`` with ``{split}`` filled in, under ``config.root`` when it is not found as it is.
+    """Return ``config.annotations`` with ``{split}`` filled in, also looked for under ``config.root``.
 
-    ``kind`` says in errors what the file is. Raises ``SegtailorError`` when the field or the file is missing.
+    ``kind`` describes the file in errors. Raises ``SegtailorError`` when the field or the file is missing.
     """
     if config.annotations is None:
         raise SegtailorError(f"the data set '{config.name}' needs data.annotations: {kind}")
     if config.root is not None:
         require_folder(config.root, "set data.root to the folder of the images, or leave it out")
     given = Path(str(config.annotations).replace(PLACEHOLDER, split))
-    places = [given] if config.root is None else [given, config.root / given]
-    for path in dict.fromkeys(places):
+    places = list(dict.fromkeys([given] if config.root is None else [given, config.root / given]))
+    for path in places:
         if path.is_file():
             return path
-    looked = " and ".join(str(path) for path in dict.fromkeys(places))
+    looked = " and ".join(map(str, places))
     raise SegtailorError(f"no such file: {looked} ({kind}, for the split {split}); correct data.annotations")
 
 
@@ -40,19 +40,16 @@ def class_file(config: DataConfig, annotations: Path) -> Path | None:
     return next((place / "classes.yaml" for place in places if (place / "classes.yaml").is_file()), None)
 
 
-HINT = "set data.root to the folder that holds your images and masks"
-
-
 def create_folder(config: DataConfig, split: str, training: bool) -> FileDataset:
-    """Return a split of the folder ``config.root``, whose masks hold what ``config.masks`` says.
+    """Return a split of the folder ``config.root``; ``config.masks`` is the encoding of its masks.
 
-    ``config.splits`` says where the split's images and masks lie; without it they are looked for in ``SPLIT/images``
-    and ``SPLIT/masks``, then in ``images/SPLIT`` and ``masks/SPLIT``. Classes come from ``config.classes``, else from
-    ``classes.yaml`` in the root. Raises ``SegtailorError`` for what is missing or does not fit.
+    ``config.splits`` names the folders of the split's images and masks; by default they are ``SPLIT/images`` and
+    ``SPLIT/masks``, else ``images/SPLIT`` and ``masks/SPLIT``. Classes come from ``config.classes``, else from
+    ``classes.yaml`` in the root. Raises ``SegtailorError`` for missing and contradictory settings and files.
     """
     if config.root is None:
         raise SegtailorError("the data set 'folder' needs data.root: the folder that holds your images and masks")
-    root = require_folder(config.root, HINT)
+    root = require_folder(config.root, "set data.root to the folder that holds your images and masks")
     class_file = config.classes or root / "classes.yaml"
     described = read_classes(class_file)
     if config.masks != "binary":
@@ -75,13 +72,12 @@ def open_pairs(
 
 
 def _pairs(root: Path, split: str, splits: dict[str, SplitConfig] | None) -> tuple[Pair, ...]:
-    listed = splits[split].list if splits is not None and split in splits else None
-    if splits is not None and listed is not None:
-        given = splits[split]
-        if given.images is not None or given.masks is not None:
-            raise SegtailorError(f"data.splits.{split} needs `images` and `masks`, or `list` alone")
-        return pair_list(root / listed, root, f"the split {split}")
-    return pair_folders(*_folders(root, split, splits), f"the split {split}")
+    given = splits.get(split) if splits is not None else None
+    if given is None or given.list is None:
+        return pair_folders(*_folders(root, split, splits), f"the split {split}")
+    if given.images is not None or given.masks is not None:
+        raise SegtailorError(f"data.splits.{split} needs `images` and `masks`, or `list` alone")
+    return pair_list(root / given.list, root, f"the split {split}")
 
 
 def _folders(root: Path, split: str, splits: dict[str, SplitConfig] | None) -> tuple[Path, Path]:

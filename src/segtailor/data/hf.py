@@ -18,7 +18,7 @@ from segtailor.data.classes_file import ClassesFile, read_classes
 from segtailor.data.image_io import UnreadableFile, narrow, read_image, read_mask, turn_upright
 from segtailor.data.masks import ColorMasks, color_masks, index_values
 from segtailor.data.paired import MaskDataset, MaskValues, Raw
-from segtailor.errors import SegtailorError, unknown
+from segtailor.errors import SegtailorError, install, unknown
 from segtailor.recipes import validate
 
 PART = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<first>\d+%?)?:(?P<last>\d+%?)?\])?")
@@ -26,7 +26,7 @@ ID2LABEL = "id2label.json"
 
 
 class HubDataset(MaskDataset):
-    """The rows ``part`` of a ``datasets.Dataset`` whose files are not decoded.
+    """The rows ``part`` of a ``datasets.Dataset`` of encoded files.
 
     ``source`` is the id or the folder of the data set, ``where`` names it and the split in errors.
     """
@@ -69,7 +69,7 @@ class HubDataset(MaskDataset):
         return Raw(turn_upright(image, image_cell, mask.shape), mask, f"{self.split}-{index:06d}", image_at, mask_at)
 
     def _content(self, cell: Any, row: int, column: str) -> Any:
-        """Return the content of the file in ``cell``, or the numbers that it holds."""
+        """Return the content of the file in ``cell``, or its numbers."""
         content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
         if content:
             return content
@@ -104,7 +104,7 @@ def create_hf(config: DataConfig, split: str, training: bool) -> HubDataset:
     try:
         import datasets
     except ImportError:
-        raise SegtailorError('reading Hugging Face data sets needs the extra hf: pip install "segtailor[hf]"') from None
+        raise SegtailorError(f"reading Hugging Face data sets needs datasets: {install('hf')}") from None
     if config.source is None:
         raise SegtailorError("the data set 'hf' needs data.source: the id of a Hugging Face data set, or a folder")
     if config.masks == "binary":
@@ -136,13 +136,11 @@ def slice_rows(length: int, first: str | None, last: str | None) -> range:
     >>> slice_rows(240, "10%", "50")
     range(24, 50)
     """
-
-    def bound(text: str | None, default: int) -> int:
-        if text is None:
-            return default
-        return round(int(text[:-1]) * length / 100) if text.endswith("%") else int(text)
-
-    return range(length)[bound(first, 0) : bound(last, length)]
+    start, stop = (
+        round(int(bound[:-1]) * length / 100) if bound.endswith("%") else int(bound)
+        for bound in (first or "0", last or "100%")
+    )
+    return range(length)[start:stop]
 
 
 def _open(datasets: Any, config: DataConfig, source: str, name: str) -> tuple[Any, str]:
@@ -173,17 +171,15 @@ def _require(name: str, splits: Iterable[str], source: str) -> None:
 
 
 def _select(datasets: Any, rows: Any, source: str, columns: dict[str, str]) -> Any:
-    """Return ``rows`` with the ``columns`` of images and masks only, files not decoded."""
+    """Return ``rows`` with only the ``columns`` of images and masks, files not decoded."""
     for kind, name in columns.items():
         if name not in rows.column_names:
             raise unknown(f"column of {source}", name, rows.column_names, f"Set data.{kind}_column")
         feature = rows.features[name]
         if isinstance(feature, datasets.Image) or str(getattr(feature, "dtype", None)).endswith(("string", "binary")):
             rows = rows.cast_column(name, datasets.Image(decode=False))
-        # masks may be lists or arrays, of whichever class this version of the library has for them
-        elif kind == "image" or not (
-            isinstance(feature, list) or hasattr(feature, "feature") or hasattr(feature, "shape")
-        ):
+        # masks may also be lists or arrays; the classes of these features differ between versions of the library
+        elif kind == "image" or not (isinstance(feature, list) or {"feature", "shape"} & set(dir(feature))):
             raise SegtailorError(f"the column {name} of {source} holds {feature}, no images; set data.{kind}_column")
     return rows.select_columns(list(columns.values())).with_format(None)
 
@@ -222,7 +218,7 @@ def _id2label(source: str) -> str | None:
 
     try:
         return Path(hf_hub_download(source, ID2LABEL, repo_type="dataset")).read_text(encoding="utf-8")
-    except Exception:  # not there, or out of reach: the classes must be named elsewhere
+    except Exception:  # missing or unreachable: the classes must be named elsewhere
         return None
 
 
@@ -235,12 +231,12 @@ def _download(path: str, source: str) -> bytes:
 
 @contextmanager
 def _explained(source: str) -> Iterator[None]:
-    """Turn what the libraries raise for ``source`` into a ``SegtailorError`` of one line."""
+    """Turn any error of the libraries into a one-line ``SegtailorError`` that names ``source``."""
     try:
         yield
     except (SegtailorError, MemoryError):
         raise
-    except Exception as error:  # of datasets, huggingface_hub, httpx, pyarrow, fsspec: whatever it is, one line
+    except Exception as error:  # of datasets, huggingface_hub, httpx, pyarrow or fsspec: always one line
         text, kind = " ".join(str(error).split())[:300], type(error).__name__
         if "gated" in text.lower():
             text = "it is gated: accept its terms on the Hub and log in with `hf auth login`"

@@ -26,12 +26,15 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".
 MASK_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm"})
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
 # torchvision decodes JPEG 1.6 times as fast as Pillow, and both refuse a truncated file. It decodes PNG no faster, and
-# a damaged one can end the process (a segmentation fault in 0.29), so everything else is Pillow's.
+# a damaged one can end the process (a segmentation fault in 0.29), so Pillow decodes everything else.
 JPEG_SUFFIXES, JPEG_START = frozenset({".jpg", ".jpeg", ".jfif"}), b"\xff\xd8"
 # Modes whose pixels are the stored numbers: grey, palette index, 16 and 32 bit.
 INDEX_MODES = frozenset({"L", "P", "1", "I", "I;16", "I;16B", "I;16L"})
-# EXIF's note on how the camera was held, and its values that exchange height and width.
+# The EXIF tag of a photo's orientation, and its values that exchange height and width.
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
+
+# What Pillow and torchvision raise for a file that they cannot open or decode.
+DECODE_ERRORS = (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 Source = Path | bytes
 """A file, or the content of one."""
@@ -44,7 +47,7 @@ class UnreadableFile(Exception):  # noqa: N818
 def read_image(source: Source) -> Tensor:
     """Return the image in ``source`` as RGB uint8 (3,H,W); raises ``UnreadableFile``.
 
-    The pixels are those stored: notes on orientation are not applied (see :func:`turn_upright`).
+    The pixels are those stored: EXIF orientation is not applied (see :func:`turn_upright`).
     """
     try:
         encoded = _jpeg(source)
@@ -58,7 +61,7 @@ def read_image(source: Source) -> Tensor:
                 kind = "floats" if file.mode == "F" else "32-bit numbers"
                 raise UnreadableFile(f"its pixels are {kind}; save it with 8 bits a channel")
             return torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1)
-    except (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except DECODE_ERRORS as error:
         raise UnreadableFile(_reason(source, error)) from error
 
 
@@ -95,7 +98,7 @@ def open_mask(source: Source) -> Iterator[Image.Image]:
             if file.format == "JPEG" or "jpeg" in str(file.info.get("compression")):  # the latter in a TIFF
                 raise UnreadableFile("a mask must not be a JPEG, which changes its values")
             yield file
-    except (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except DECODE_ERRORS as error:
         raise UnreadableFile(_reason(source, error)) from error
 
 
@@ -117,10 +120,10 @@ def list_files(folder: Path) -> Iterator[Path]:
 
 
 def turn_upright(image: Tensor, source: Source, size: Size) -> Tensor:
-    """Return ``image`` (3,H,W) of ``source`` turned as its EXIF note says where only then it has its mask's ``size``.
+    """Return ``image`` (3,H,W) of ``source`` turned as its EXIF orientation asks, where that gives its mask's ``size``.
 
     Annotation tools show a photo upright, so its mask is upright, too; masks made from the stored pixels are not. The
-    mask's size tells which it is. Nothing is read again unless height and width are exchanged.
+    mask's size decides. Nothing is read again unless height and width are exchanged.
     """
     height, width = image.shape[-2:]
     if height == width or (width, height) != size:
@@ -134,11 +137,11 @@ def turn_upright(image: Tensor, source: Source, size: Size) -> Tensor:
 
 
 def read_orientation(source: Source) -> int:
-    """Return the EXIF orientation of the image in ``source``: 1 is upright, and what it is without a note."""
+    """Return the EXIF orientation of the image in ``source``: 1, upright, where it states none."""
     try:
         with Image.open(_opened(source), formats=FORMATS) as file:
             return int(file.getexif().get(ORIENTATION, 1))
-    except (OSError, RuntimeError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
+    except (*DECODE_ERRORS, TypeError):
         return 1
 
 
@@ -147,7 +150,7 @@ def _opened(source: Source) -> Path | BytesIO:
 
 
 def _jpeg(source: Source) -> Tensor | None:
-    # files of other kinds go by a JPEG's suffix, too
+    # files of other kinds may have a JPEG's suffix
     if isinstance(source, bytes):
         return torch.frombuffer(bytearray(source), dtype=torch.uint8) if source.startswith(JPEG_START) else None
     if source.suffix.lower() not in JPEG_SUFFIXES:
@@ -164,7 +167,7 @@ def resize_image(image: Tensor, size: Size) -> Tensor:
 
 
 def resize_mask(mask: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
-    """Return ``mask`` (H,W) at ``size``, nearest at pixel centres (torch's ``nearest-exact``)."""
+    """Return ``mask`` (H,W) at ``size``, nearest at pixel centers (torch's ``nearest-exact``)."""
     if mask.shape == size:
         return mask
     rows, columns = (nearest(0, out, out, old) for out, old in zip(size, mask.shape, strict=True))
@@ -177,8 +180,8 @@ def nearest(first: int, count: int, out: int, old: int) -> NDArray[np.int64]:
     ``floor((i + 0.5) * old / out)`` in 32-bit floats, as torch's ``nearest-exact`` computes it.
     """
     scale = np.float32(old) / np.float32(out)
-    centres = np.arange(first, first + count, dtype=np.float32) + np.float32(0.5)
-    return np.minimum((centres * scale).astype(np.int64), old - 1)
+    centers = np.arange(first, first + count, dtype=np.float32) + np.float32(0.5)
+    return np.minimum((centers * scale).astype(np.int64), old - 1)
 
 
 def _reason(source: Source, error: BaseException) -> str:

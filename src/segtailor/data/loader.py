@@ -6,7 +6,7 @@ import atexit
 import signal
 import weakref
 from collections.abc import Generator, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from segtailor.data.base import Sample, SegmentationDataset
 from segtailor.data.pseudo import Mix, UnlabelledImages, mix_of
 from segtailor.errors import SegtailorError
 from segtailor.files import VOID, Color, Size
+
+T = TypeVar("T")
 
 
 class UnlabelledRows(NamedTuple):
@@ -36,7 +38,7 @@ class UnlabelledRows(NamedTuple):
 class Batch(NamedTuple):
     """A micro-batch: ``images`` uint8 RGB (b,3,H,W), ``target`` uint8 (b,H,W), and the samples' names.
 
-    Where ``unlabelled`` says that a row has no labels, its target is void.
+    The targets of the rows that ``unlabelled`` lists are void.
     """
 
     images: Tensor
@@ -45,7 +47,7 @@ class Batch(NamedTuple):
     unlabelled: UnlabelledRows | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on ``device``; copies from pinned memory are not waited for."""
+        """Return the batch on ``device``; copies from pinned memory are asynchronous."""
         unlabelled = self.unlabelled
         if unlabelled is not None:
             unlabelled = UnlabelledRows(*(tensor.to(device, non_blocking=True) for tensor in unlabelled))
@@ -54,51 +56,20 @@ class Batch(NamedTuple):
         )
 
     def labelled_part(self) -> Batch:
-        """Return the batch without its unlabelled rows; names stay behind."""
+        """Return the batch without its unlabelled rows and without names."""
         if self.unlabelled is None:
             return self
         rows = self.unlabelled.labelled
         return Batch(self.images.index_select(0, rows), self.target.index_select(0, rows), [])
 
 
-class UnlabelledSample(NamedTuple):
-    """One image without labels, as :class:`Sample`; ``inside`` bool (H,W) is False on padding."""
-
-    image: Tensor
-    inside: Tensor
-    name: str
-
-
-def collate(samples: Sequence[Sample | UnlabelledSample] | SegtailorError) -> Batch | SegtailorError:
-    """Stack samples of one size into a batch; an error passes through."""
-    if isinstance(samples, SegtailorError):
-        return samples
-    images, names = torch.stack([sample.image for sample in samples]), [sample.name for sample in samples]
-    targets: list[Tensor] = []
-    kinds: tuple[list[int], list[int]] = [], []
-    inside: list[Tensor] = []
-    for row, sample in enumerate(samples):
-        unlabelled = isinstance(sample, UnlabelledSample)
-        kinds[unlabelled].append(row)
-        if isinstance(sample, UnlabelledSample):
-            inside.append(sample.inside)
-            targets.append(torch.full(sample.inside.shape, VOID, dtype=torch.uint8))
-        else:
-            targets.append(sample.target)
-    target = torch.stack(targets)
-    if not inside:
-        return Batch(images, target, names)
-    labelled, rows = (torch.tensor(kind, dtype=torch.int64) for kind in kinds)
-    return Batch(images, target, names, UnlabelledRows(rows, labelled, torch.stack(inside)))
-
-
-# Streams of random numbers that must not be the same: the order of an epoch, and one sample's augmentation, of labelled
-# and of unlabelled images.
+# Numbers of distinct random streams: the order of an epoch and one sample's augmentation, for labelled and for
+# unlabelled images.
 LABELLED, UNLABELLED = (0, 1), (2, 3)
 
 
 class Images(Protocol):
-    """What a stream reads: a labelled split, or unlabelled images."""
+    """A labelled split, or unlabelled images."""
 
     mean_color: Color
 
@@ -127,8 +98,8 @@ class Stream:
         return augment(sample, rng, self.crop, self.config.scale, self.config.flip, self.images.mean_color)
 
 
-class TrainingPositions(Dataset[Sample | UnlabelledSample]):
-    """The rows of all global batches, numbered through: which image comes there, augmented.
+class TrainingPositions(Dataset[Batch | SegtailorError]):
+    """The rows of all global batches, numbered consecutively: which image each is, augmented.
 
     Labelled and unlabelled rows have a stream each, so that the labelled rows are those of a smaller batch without the
     others.
@@ -139,31 +110,43 @@ class TrainingPositions(Dataset[Sample | UnlabelledSample]):
         dataset: SegmentationDataset,
         config: DataConfig,
         seed: int,
-        mix: Mix | None = None,
+        mix: Mix,
         unlabelled: UnlabelledImages | None = None,
     ) -> None:
         if len(dataset) == 0:
             raise SegtailorError(f"the split {dataset.split} of {dataset.name} holds no images")
-        self.seed, self.mix = seed, mix or Mix(1)
+        self.seed, self.mix = seed, mix
         crop: Size = config.crop or config.size or _size(dataset[0])
         self.labelled = Stream(dataset, config, seed, crop, LABELLED)
         self.unlabelled = None if unlabelled is None else Stream(unlabelled, config, seed, crop, UNLABELLED)
 
-    def __getitem__(self, position: int) -> Sample | UnlabelledSample:
-        """Return the augmented sample at ``position``."""
-        step, row = divmod(position, self.mix.batch)
-        unlabelled, place = self.mix.place(row)
-        if not unlabelled or self.unlabelled is None:
-            return self.labelled[step * self.mix.labelled + place]
-        sample = self.unlabelled[step * self.mix.unlabelled + place]
-        return UnlabelledSample(sample.image, sample.target != VOID, sample.name)
-
-    def __getitems__(self, positions: list[int]) -> list[Sample | UnlabelledSample] | SegtailorError:
-        """Return the samples at ``positions``; a user's error is handed on as a value, so that it stays one line."""
+    def __getitems__(self, positions: list[int]) -> Batch | SegtailorError:
+        """Return the batch at ``positions``; a user's error is returned as a value, so that it stays one line."""
         try:
-            return [self[position] for position in positions]
+            return self.batch(positions)
         except SegtailorError as error:
             return error
+
+    def batch(self, positions: list[int]) -> Batch:
+        """Return the batch at ``positions``; raises ``SegtailorError`` for a file that cannot be used."""
+        samples: list[Sample] = []
+        kinds: tuple[list[int], list[int]] = [], []  # labelled and unlabelled rows
+        for row, position in enumerate(positions):
+            step, row_of_step = divmod(position, self.mix.batch)
+            is_unlabelled, place = self.mix.place(row_of_step)
+            kinds[is_unlabelled].append(row)
+            if is_unlabelled and self.unlabelled is not None:
+                samples.append(self.unlabelled[step * self.mix.unlabelled + place])
+            else:
+                samples.append(self.labelled[step * self.mix.labelled + place])
+        images, names = torch.stack([sample.image for sample in samples]), [sample.name for sample in samples]
+        target = torch.stack([sample.target for sample in samples])
+        if not kinds[1]:
+            return Batch(images, target, names)
+        labelled, rows = (torch.tensor(kind, dtype=torch.int64) for kind in kinds)
+        inside = target[rows] != VOID
+        target[rows] = VOID
+        return Batch(images, target, names, UnlabelledRows(rows, labelled, inside))
 
 
 def train_batches(
@@ -181,14 +164,14 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Yield this rank's micro-batches of steps ``start_step + 1`` to ``steps``, in order.
 
-    Row i of step n's global batch stands at position ``(n - 1) * global_batch + i``, and what comes there is a function
-    of ``seed`` and the position alone: neither ``config.workers`` nor ``world`` nor ``start_step`` changes it. Rank r
+    Row i of step n's global batch has the position ``(n - 1) * global_batch + i``, and its sample is a function of
+    ``seed`` and the position alone: neither ``config.workers`` nor ``world`` nor ``start_step`` changes it. Rank r
     takes rows ``r * global_batch / world`` onwards. A data set smaller than the batch wraps into its next epoch.
 
-    ``unlabelled`` images take the rows that :func:`mix_of` gives them, evenly spread. The n others of a step are then
+    ``unlabelled`` images take the rows that :func:`mix_of` gives them, evenly spread. The n other rows of a step are
     those of a batch of n without unlabelled images.
 
-    Raises SegtailorError when the batch does not split evenly, and for files that turn out bad while training.
+    Raises SegtailorError when the batch does not split evenly, and for files that cannot be read.
     """
     if global_batch % world or (global_batch // world) % micro_batch:
         raise SegtailorError(
@@ -204,21 +187,21 @@ def train_batches(
     plan = [list(range(first, first + micro_batch)) for first in firsts]
     mix = mix_of(config.unlabelled if unlabelled is not None else None, global_batch)
     batches = _batches(TrainingPositions(dataset, config, seed, mix, unlabelled), plan, config.workers)
-    # The workers ignore SIGTERM, with which Python would end them on leaving: they are asked to stop before that.
+    # The workers ignore SIGTERM, by which Python ends them at exit: they have to be stopped before that.
     atexit.register(_close, weakref.ref(batches))
     return batches
 
 
 def _batches(positions: TrainingPositions, plan: Sequence[list[int]], workers: int) -> Generator[Batch, None, None]:
-    loader: DataLoader[Sample | UnlabelledSample] = DataLoader(
+    loader: DataLoader[Batch | SegtailorError] = DataLoader(
         positions,
         batch_sampler=plan,
         num_workers=min(workers, len(plan)),
-        collate_fn=collate,
+        collate_fn=as_is,
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers and plan else None,
-        # only seeds torch in the workers, where nothing draws from it; its own so that the global state stays as it was
+        # only seeds torch in the workers, where nothing draws from it; the global generator stays untouched
         generator=torch.Generator().manual_seed(positions.seed),
     )
     iterator = iter(loader)
@@ -228,17 +211,15 @@ def _batches(positions: TrainingPositions, plan: Sequence[list[int]], workers: i
             if isinstance(batch, SegtailorError):
                 raise batch
             yield batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two while a tensor is passed
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise SegtailorError(
             "a data-loading process was killed, probably because memory ran out; lower data.workers or train.batch and "
             "continue with --run.exists resume"
         ) from error
     finally:
-        del (
-            iterator
-        )  # asks the processes to end; those that do not, one of them being dead, would be waited for at exit
+        del iterator  # stops the processes; when one is dead, others may not end and would block the exit
         for process in processes:
             process.kill()
 
@@ -247,6 +228,11 @@ def _close(batches: weakref.ref[Generator[Batch, None, None]]) -> None:
     generator = batches()
     if generator is not None:
         generator.close()
+
+
+def as_is(batch: T) -> T:
+    """Return ``batch``: samples that need no collating."""
+    return batch
 
 
 def _start_worker(_: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from segtailor.config import DataConfig
 from segtailor.data.benchmark import BenchmarkDataset, Variant
 from segtailor.data.paired import FileDataset
-from segtailor.data.pairing import Pair, pair_folders, require_folder
+from segtailor.data.pairing import Pair, pair_folders
 
 LOVEDA = BenchmarkDataset(
     name="loveda",
@@ -19,28 +19,25 @@ LOVEDA = BenchmarkDataset(
         Variant("urban", "loveda", {"train": 1156, "val": 677}),
         Variant("rural", "loveda", {"train": 1366, "val": 992}),
     ),
+    hint="data.root must hold LoveDA's Train and Val folders, each with Urban and Rural",
 )
 SCENES = {"all": ("Urban", "Rural"), "urban": ("Urban",), "rural": ("Rural",)}
 FOLDERS = {"train": "Train", "val": "Val"}
-HINT = "data.root must hold LoveDA's Train and Val folders, each with Urban and Rural"
 
 
 def create_loveda(config: DataConfig, split: str, training: bool) -> FileDataset:
     """Return a split of LoveDA: ``Train/Urban/images_png/N.png`` and ``Train/Urban/masks_png/N.png``, and ``Rural``.
 
     The split ``val`` is ``Val``; the variants ``urban`` and ``rural`` read one of the two folders. Mask value 0, no
-    data, is void, and 1 to 7 are the classes. The root is ``config.root``, else ``data/loveda``. Raises
-    ``SegtailorError`` for what is missing.
+    data, is void, and 1 to 7 are the classes.
     """
-    variant = LOVEDA.variant(config)
-    LOVEDA.require_split(variant, split, "The masks of its test images are not published" if split == "test" else "")
-    root = LOVEDA.find_root(config, [], HINT)
+    variant, root = LOVEDA.locate(config, split)
     pairs = tuple(pair for scene in SCENES[variant.name] for pair in _pairs(root / FOLDERS[split], scene))
     return LOVEDA.open(pairs, config, variant, split, training)
 
 
 def _pairs(folder: Path, scene: str) -> tuple[Pair, ...]:
-    images, masks = (require_folder(folder / scene / name, HINT) for name in ("images_png", "masks_png"))
+    images, masks = (LOVEDA.folder(folder, f"{scene}/{name}") for name in ("images_png", "masks_png"))
     # file names are unique across scenes, but a name should show the scene
     found = pair_folders(images, masks, f"loveda {folder.name} {scene}")
     return tuple(pair._replace(name=f"{scene}/{pair.name}") for pair in found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from segtailor.config import DataConfig
-from segtailor.data.benchmark import BenchmarkDataset, Variant, first_folder
+from segtailor.data.benchmark import BenchmarkDataset, Variant
 from segtailor.data.paired import FileDataset
 from segtailor.data.pairing import pair_folders
 
@@ -27,9 +27,10 @@ MAPILLARY = BenchmarkDataset(
         Variant("v2.0", "mapillary-v2.0", COUNTS, UNSCORED_V20),
         Variant("v2.0-all", "mapillary-v2.0", COUNTS),
     ),
+    hint="data.root must hold Mapillary Vistas' training and validation folders, each with images and v1.2/labels or "
+    "v2.0/labels",
 )
 FOLDERS = {"train": "training", "val": "validation"}
-HINT = "data.root must hold Mapillary Vistas' training and validation folders, each with images and {version}/labels"
 
 
 def create_mapillary(config: DataConfig, split: str, training: bool) -> FileDataset:
@@ -37,18 +38,12 @@ def create_mapillary(config: DataConfig, split: str, training: bool) -> FileData
 
     The split ``val`` is ``validation``; v1.2 is also read from ``training/labels``, where its own release has it. Masks
     are palette PNGs of label indices. The variants ``v1.2`` and ``v2.0`` have the 65 and 116 classes that the benchmark
-    scores, and their other labels are void; with ``-all`` every one of the 66 or 124 labels is a class. The root is
-    ``config.root``, else ``data/mapillary``. Raises ``SegtailorError`` for what is missing.
+    scores, and their other labels are void; with ``-all`` every one of the 66 or 124 labels is a class.
     """
-    variant = MAPILLARY.variant(config)
-    MAPILLARY.require_split(variant, split)
-    version = variant.name.removesuffix("-all")
-    hint = HINT.format(version=version)
-    root = MAPILLARY.find_root(config, [], hint)
-    folder = FOLDERS[split]
-    images = first_folder(root, [f"{folder}/images"], hint)
-    masks = first_folder(
-        root, [f"{folder}/{version}/labels", *([f"{folder}/labels"] if version == "v1.2" else [])], hint
-    )
+    variant, root = MAPILLARY.locate(config, split)
+    version, folder = variant.name.removesuffix("-all"), FOLDERS[split]
+    images = MAPILLARY.folder(root, f"{folder}/images")
+    plain = [f"{folder}/labels"] if version == "v1.2" else []
+    masks = MAPILLARY.folder(root, f"{folder}/{version}/labels", *plain)
     pairs = pair_folders(images, masks, f"mapillary {version} {split}")
     return MAPILLARY.open(pairs, config, variant, split, training)

@@ -1,4 +1,4 @@
-"""What masks hold: class indices, colors, or one file for each class."""
+"""Encodings of masks: class indices, colors, or one file for each class."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from segtailor.errors import SegtailorError, nearest
 from segtailor.files import VOID, Color
 
 COLOR_MODES = frozenset({"RGB", "RGBA", "P", "L", "LA", "1"})
-# In place of a class index: a color that means nothing is this much more than its 24 bits.
+# A color without a meaning is stored in place of a class index, as its 24 bits plus this.
 UNKNOWN_COLOR = 256
 
 
 def index_values(config: DataConfig, described: ClassesFile, where: str) -> MaskValues:
-    """Return what the numbers in masks mean: what ``where`` says, unless the recipe says otherwise.
+    """Return the meaning of the numbers in masks: as in ``where``, unless the recipe sets it.
 
     Raises ``SegtailorError`` when ``data.values``, ``data.void`` and ``data.reduce_zero_label`` contradict each other
     or the classes.
@@ -32,8 +32,8 @@ def index_values(config: DataConfig, described: ClassesFile, where: str) -> Mask
     count = len(described.classes)
     if config.reduce_zero_label and config.values is not None:
         raise SegtailorError(
-            "data.reduce_zero_label and data.values exclude each other: the first says that the classes' mask values "
-            "are 1, 2, 3, ...; keep one of them"
+            "data.reduce_zero_label and data.values exclude each other: with the first the classes' mask values are "
+            "1, 2, 3, ...; keep one of them"
         )
     values = described.class_values() if config.values is None else list(config.values)
     void = described.void if config.void is None else list(config.void)
@@ -56,14 +56,14 @@ def index_values(config: DataConfig, described: ClassesFile, where: str) -> Mask
 
 
 def refuse_values(config: DataConfig, masks: str) -> None:
-    """Raise ``SegtailorError`` when the recipe says what mask values mean although ``masks`` hold none."""
+    """Raise ``SegtailorError`` when the recipe explains mask values although ``masks`` hold none."""
     given = {"values": config.values, "void": config.void, "reduce_zero_label": config.reduce_zero_label or None}
     if names := [f"data.{name}" for name, value in given.items() if value is not None]:
         raise SegtailorError(f"{' and '.join(names)} explain index masks, but {masks}; leave them out")
 
 
 def color_masks(config: DataConfig, described: ClassesFile, where: str) -> tuple[ColorMasks, ColorValues]:
-    """Return what reads masks of colors, and what its numbers mean.
+    """Return the reader of masks of colors, and the meaning of its numbers.
 
     Raises ``SegtailorError`` without a palette, and when a color has two meanings.
     """
@@ -88,9 +88,7 @@ class ColorValues(MaskValues):
 
     def describe(self, value: int) -> str:
         """Return an unknown color as (red, green, blue)."""
-        if value < UNKNOWN_COLOR:
-            return str(value)
-        return str(tuple((value - UNKNOWN_COLOR).to_bytes(3, "big")))
+        return str(value if value < UNKNOWN_COLOR else tuple((value - UNKNOWN_COLOR).to_bytes(3, "big")))
 
 
 class ColorMasks:
@@ -124,16 +122,11 @@ class ColorMasks:
     def _numbers(self) -> NDArray[np.uint16]:
         if self._table is None:
             table = np.full(1 << 24, UNKNOWN_COLOR, np.uint16)
-            for color in self.void:
-                table[_number(color)] = VOID
-            for index, color in enumerate(self.palette):
-                table[_number(color)] = index
+            meanings = [*((color, VOID) for color in self.void), *zip(self.palette, range(VOID), strict=False)]
+            for color, meaning in meanings:
+                table[int.from_bytes(bytes(color), "big")] = meaning
             self._table = table
         return self._table
-
-
-def _number(color: Color) -> int:
-    return int.from_bytes(bytes(color), "big")
 
 
 def _ranges(values: Sequence[int]) -> str:
@@ -168,8 +161,7 @@ class BinaryMasks:
         parts = self.parts[pair.name]
         for label, path in parts:
             covered = self._covered(path)
-            if target is None:
-                target = np.full(covered.shape, self.uncovered, np.uint8)
+            target = np.full(covered.shape, self.uncovered, np.uint8) if target is None else target
             if covered.shape != target.shape:
                 sizes = " but ".join(f"{height} x {width}" for height, width in (target.shape, covered.shape))
                 raise UnreadableFile(f"the masks of one image differ in size: {parts[0].path.name} and {path}: {sizes}")
@@ -183,15 +175,14 @@ class BinaryMasks:
                 if file.mode in INDEX_MODES:
                     return np.array(file).astype(np.bool_)
                 if file.mode in ("RGB", "RGBA", "LA"):
-                    colored: NDArray[np.bool_] = np.array(file.convert("RGB")).max(axis=2).astype(np.bool_)
-                    return colored
+                    return np.asarray(np.array(file.convert("RGB")).any(axis=2))
                 raise UnreadableFile(f"data.masks is binary, but its mode is {file.mode}")
         except UnreadableFile as error:
             raise UnreadableFile(f"its part {path}: {error}") from error
 
 
 def uncovered_class(classes: Sequence[str]) -> int:
-    """Return the index of the class ``background``, else void: what the pixels are that no class covers."""
+    """Return the value of pixels that no class covers: the index of the class ``background``, else void."""
     return classes.index(BACKGROUND) if BACKGROUND in classes else VOID
 
 

@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from segtailor.config import DataConfig, Strict
 from segtailor.data import create_dataset
-from segtailor.data.base import SegmentationDataset
+from segtailor.data.base import Count, SegmentationDataset
 from segtailor.data.image_io import read_image
+from segtailor.data.loader import as_is
 from segtailor.data.packed import (
     ENCODINGS,
     MANIFEST,
@@ -43,7 +44,7 @@ CHUNK_MB = 256
 
 
 class Plan(Strict):
-    """What an unfinished pack is to become; a call with another plan cannot continue it."""
+    """The settings of an unfinished pack; a call with other settings cannot continue it."""
 
     data: dict[str, Any]
     encoding: Encoding
@@ -66,16 +67,16 @@ def pack(
 ) -> Manifest:
     """Write ``splits`` (default: the recipe's two) of the data set that ``config`` names into the folder ``out``.
 
-    Images are stored as ``encoding`` says, at ``config.size`` where it is set; the training split's targets follow it,
-    other targets keep the masks' own size. A split has ``shards`` chunk files, else as many as hold ``shard_mb`` MiB.
-    An interrupted call leaves nothing that reads as a pack; the same call continues with the first split not whole.
+    Images are stored in ``encoding``, at ``config.size`` where it is set, as are the training split's targets; other
+    targets keep the masks' own size. A split has ``shards`` chunk files, or files of ``shard_mb`` MiB. The result of an
+    interrupted call cannot be read as a pack; the same call continues with the first unfinished split.
 
-    Raises ``SegtailorError`` for settings that do not fit, for a folder that holds something else, for too small a
-    disk, and for samples that cannot be read.
+    Raises ``SegtailorError`` for contradictory settings, a folder with other files, too small a disk, and samples that
+    cannot be read.
     """
     kind = _check_settings(encoding, quality, shards, shard_mb)
     import_litdata()
-    # which samples a run takes is the recipe's matter, also when it reads the pack
+    # a recipe that reads the pack chooses its samples then
     config = config.model_copy(update={"limit": None, "unlabelled": None})
     names = list(dict.fromkeys(splits or (config.train_split, config.val_split)))
     folders = {name: re.sub("[^A-Za-z0-9_-]", "_", name) for name in names}
@@ -108,7 +109,7 @@ def pack(
 
 
 class Encoder(Dataset[Any]):
-    """The samples of ``source`` as chunks store them; a user's error is a value, so that it stays one line."""
+    """The samples of ``source`` as chunks store them; errors are returned, so that they stay one line."""
 
     def __init__(self, source: SegmentationDataset, encoding: Encoding, quality: int) -> None:
         self.source, self.encoding, self.quality = source, encoding, quality
@@ -144,15 +145,14 @@ class Encoder(Dataset[Any]):
 
 
 def format_pack(manifest: Manifest, out: Path) -> str:
-    """Return what was packed, what it lost, and how to read it, as lines for the terminal."""
+    """Return a summary for the terminal: splits, loss of the encoding, and how to read the pack."""
     at = f" at {manifest.size[0]} x {manifest.size[1]}" if manifest.size else ""
     lines = [f"{manifest.source} packed into {out}{at}"]
     for name, split in manifest.splits.items():
         taken = sum(split.files.values())
         before = f" (its files: {split.source_bytes / 1e6:.1f} MB)" if split.source_bytes is not None else ""
-        count = len(split.files) - 1  # one is the index
-        shards = f"{count} shard{'' if count == 1 else 's'}"
-        lines.append(f"  {name}: {split.samples} samples, {shards}, {taken / 1e6:.1f} MB{before}")
+        shards = Count(len(split.files) - 1)  # one file is the index
+        lines.append(f"  {name}: {split.samples} samples, {shards:shard}, {taken / 1e6:.1f} MB{before}")
         loss = split.loss
         lines.append(
             "    images: identical pixels"
@@ -185,7 +185,7 @@ def _write(folder: Path, encoder: Encoder, size: dict[str, int], workers: int, p
     # litdata's own `optimize` waits forever for a process that meets an unreadable sample
     chunks = import_litdata().streaming.Cache(str(part), **size)
     loader: DataLoader[Any] = DataLoader(
-        encoder, batch_size=None, num_workers=min(workers, len(encoder)), collate_fn=_as_is,
+        encoder, batch_size=None, num_workers=min(workers, len(encoder)), collate_fn=as_is,
         worker_init_fn=_start_worker, prefetch_factor=4 if workers else None,
     )  # fmt: skip
     console = Console(stderr=True)
@@ -198,18 +198,14 @@ def _write(folder: Path, encoder: Encoder, size: dict[str, int], workers: int, p
     part.rename(folder)
 
 
-def _as_is(sample: Any) -> Any:
-    return sample
-
-
 def _start_worker(_: int) -> None:
-    # one thread each: the processes are the parallelism; Ctrl-C is the main process's to answer
+    # one thread each: the processes are the parallelism; the main process handles Ctrl-C
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _describe(folder: Path, source: SegmentationDataset, resized: bool) -> PackedSplit:
-    """Read a written split once, front to back, and return what the manifest states of it."""
+    """Read a written split once and return its entry in the manifest."""
     chunks = import_litdata().StreamingDataset(str(folder))
     losses = torch.stack([chunks[index]["loss"].double() for index in range(len(source))])
     files = None
@@ -222,7 +218,7 @@ def _describe(folder: Path, source: SegmentationDataset, resized: bool) -> Packe
 
 
 def _loss(rows: Tensor) -> Loss | None:
-    """Return what rows of (values, squared, absolute, largest error) come to; None when every pixel is as it was."""
+    """Sum up rows of (values, squared, absolute, largest error); None when no pixel changed."""
     values, squared, absolute, _ = rows.sum(0).tolist()
     if not squared:
         return None
@@ -263,7 +259,7 @@ def _check_source(source: SegmentationDataset, first: SegmentationDataset, confi
 
 def _begin(out: Path, plan: Plan) -> None:
     if (out / MANIFEST).exists():
-        raise SegtailorError(f"{out} is a whole pack already; give another --out, or remove it first")
+        raise SegtailorError(f"{out} is a complete pack already; give another --out, or remove it first")
     if (out / UNFINISHED).exists():
         try:
             begun = json.loads((out / UNFINISHED).read_text(encoding="utf-8"))
@@ -282,7 +278,7 @@ def _begin(out: Path, plan: Plan) -> None:
 
 
 def _require_space(out: Path, encoders: dict[str, Encoder]) -> None:
-    """Raise when the disk cannot hold the pack, reckoned from the first sample of each split."""
+    """Raise when the disk cannot hold the pack, estimated from the first sample of each split."""
     need = 0
     for encoder in encoders.values():
         first = encoder.encode(0)

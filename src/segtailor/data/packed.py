@@ -1,4 +1,4 @@
-"""Reading what `segtailor data pack` wrote: litdata's chunks, in a folder or an object store, as any other data set.
+"""Reading the packs that `segtailor data pack` writes: litdata's chunks, in a folder or an object store.
 
 A sample in a chunk is its name, the image, the target, a CRC-32 over both, and how far the stored image is from the
 source's. Samples are read by their number, so order, augmentation and resume are those of any other data set.
@@ -14,21 +14,20 @@ import zlib
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from pydantic import NonNegativeInt, ValidationError
 
 from segtailor.config import DataConfig, PositiveSize, Strict
 from segtailor.data.base import Sample, check_classes, some
 from segtailor.data.classes_file import ClassesFile
-from segtailor.data.image_io import UnreadableFile, read_image, read_mask, resize_image, resize_mask, turn_upright
+from segtailor.data.image_io import UnreadableFile, read_image, read_mask, turn_upright
 from segtailor.data.paired import MaskDataset, MaskValues, Raw
-from segtailor.errors import SegtailorError, reason, unknown
+from segtailor.errors import SegtailorError, install, reason, unknown
 from segtailor.files import Color
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
-"""What an unfinished pack is to become; the manifest takes its place when every split is whole."""
+"""The plan of an unfinished pack; the manifest replaces it when every split is complete."""
 AGAIN = "copy the pack again, or pack again"
 Encoding = Literal["raw", "png", "jpeg", "keep"]
 """``raw``: the pixels; ``png``: small and lossless; ``jpeg``: small, with a loss; ``keep``: the source's own files."""
@@ -80,7 +79,7 @@ def import_litdata() -> Any:
         import litdata
         import litdata.streaming
     except ImportError as error:
-        raise SegtailorError('packs need the extra pack: pip install "segtailor[pack]"') from error
+        raise SegtailorError(f"packs need litdata: {install('pack')}") from error
     # its tensors are views of a chunk's bytes, which nothing here writes to
     warnings.filterwarnings("ignore", message="The given buffer is not writable")
     return litdata
@@ -99,12 +98,7 @@ class PackedDataset(MaskDataset):
     """
 
     def __init__(self, address: str, manifest: Manifest, split: str, config: DataConfig, training: bool) -> None:
-        described = ClassesFile(
-            classes=manifest.classes,
-            palette=manifest.palette,
-            mean_color=manifest.mean_color,
-            license=manifest.license,
-        )
+        described = ClassesFile(**manifest.model_dump(include={"classes", "palette", "mean_color", "license"}))
         config = DataConfig(name=manifest.source, size=config.size or manifest.size)
         values = MaskValues({index: index for index in range(len(manifest.classes))})
         super().__init__(config, split, training, described, values)
@@ -118,7 +112,7 @@ class PackedDataset(MaskDataset):
         return self.samples
 
     def read(self, index: int) -> Raw:
-        """Return image and target as they were packed."""
+        """Return image and target as packed."""
         if index >= self.samples:
             raise IndexError(index)
         # litdata opens chunks in threads, which a forked worker does not have: each process opens its own
@@ -126,9 +120,8 @@ class PackedDataset(MaskDataset):
             self._opened = os.getpid(), import_litdata().StreamingDataset(self.where)
         try:
             stored = self._opened[1][index]
-            image, target = (
-                part if isinstance(part, torch.Tensor) else bytes(part) for part in (stored["image"], stored["target"])
-            )
+            parts = stored["image"], stored["target"]
+            image, target = (part if isinstance(part, torch.Tensor) else bytes(part) for part in parts)
             sound = checksum(image, target) == stored["check"]
         except Exception as error:  # a damaged chunk fails in many ways
             raise SegtailorError(f"{self.where} is damaged at sample {index} ({reason(error)}); {AGAIN}") from error
@@ -147,11 +140,7 @@ class PackedDataset(MaskDataset):
     def __getitem__(self, index: int, /) -> Sample:
         """Return sample ``index``; raises ``SegtailorError`` when its chunk is damaged."""
         image, target, name, *_ = self.read(index)
-        if self.size is not None:
-            image = resize_image(image, self.size)
-            if self.training:
-                target = resize_mask(target, self.size)
-        return Sample(image, torch.from_numpy(np.ascontiguousarray(target)), name)
+        return self.resized(image, target, name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": (0, None)}
@@ -189,7 +178,7 @@ def is_remote(address: str) -> bool:
 
 
 def read_manifest(address: str) -> Manifest:
-    """Return the manifest of the pack at ``address``; raises ``SegtailorError`` where there is none, or half of one."""
+    """Return the manifest of the pack at ``address``; raises ``SegtailorError`` for a missing or damaged one."""
     if is_remote(address):
         import_litdata()
         from litdata.streaming.downloader import get_downloader
@@ -198,7 +187,7 @@ def read_manifest(address: str) -> Manifest:
             path = Path(folder) / MANIFEST
             try:
                 get_downloader(address, folder, [], {}).download_file(f"{address}/{MANIFEST}", str(path))
-            except Exception as error:  # each store has errors of its own
+            except Exception as error:  # every store has other errors
                 raise SegtailorError(f"cannot read {address}/{MANIFEST}: {reason(error)}; check data.root") from error
             return _parsed(path, f"{address}/{MANIFEST}")
     root = Path(address)

@@ -29,7 +29,7 @@ from segtailor.files import VOID
 
 
 class MaskValues:
-    """What each number stored in a mask means: a class, void, or nothing (an error).
+    """The meaning of each number stored in a mask: a class, void, or none (an error).
 
     ``classes`` maps stored values to class indices, ``void`` lists the stored values that are ignored; 255 always is,
     unless ``classes`` names it. ``hint`` ends an error: where to correct this.
@@ -45,19 +45,14 @@ class MaskValues:
         self._all_known = bool(self.known.all())
 
     def to_target(self, mask: NDArray[Any]) -> NDArray[np.uint8] | None:
-        """Return the target of ``mask`` (H,W); None when it holds a value that means nothing."""
+        """Return the target of ``mask`` (H,W); None when it holds a value without a meaning."""
         if mask.dtype != np.uint8 or not (self._all_known or self.known.take(mask).all()):
             return None
         return self.target.take(mask)
 
     def unknown(self, mask: NDArray[Any]) -> dict[int, int]:
-        """Return value -> count of pixels for the values of ``mask`` that mean nothing."""
-        if mask.dtype != np.uint8:
-            values, counts = np.unique(mask, return_counts=True)
-        else:
-            counts = np.bincount(mask.ravel(), minlength=256)
-            values = np.flatnonzero(counts)
-            counts = counts[values]
+        """Return value -> count of pixels for the values of ``mask`` without a meaning."""
+        values, counts = np.unique(mask, return_counts=True)
         pairs = zip(values.tolist(), counts.tolist(), strict=True)
         return {value: count for value, count in pairs if not (0 <= value <= 255 and self.known[value])}
 
@@ -67,7 +62,7 @@ class MaskValues:
 
 
 class Raw(NamedTuple):
-    """What the storage holds: an image (3,H,W), the numbers in its mask (H,W), a name, and where both are."""
+    """A sample as stored: an image (3,H,W), the numbers in its mask (H,W), a name, and where both are, for errors."""
 
     image: Tensor
     mask: NDArray[Any]
@@ -77,7 +72,7 @@ class Raw(NamedTuple):
 
 
 class MaskDataset(SegmentationDataset):
-    """Images with masks of numbers that ``values`` gives a meaning, wherever they are stored.
+    """Images with masks of numbers, which ``values`` explains, in any storage.
 
     ``described`` are the classes, ``config`` gives name and size; masks are resized, too, when ``training``.
     """
@@ -92,7 +87,7 @@ class MaskDataset(SegmentationDataset):
 
     @abstractmethod
     def read(self, index: int) -> Raw:
-        """Return what is stored as sample ``index``; raises ``SegtailorError`` when it cannot be decoded."""
+        """Return sample ``index`` as stored; raises ``SegtailorError`` when it cannot be decoded."""
 
     def __getitem__(self, index: int, /) -> Sample:
         """Return sample ``index``; raises ``SegtailorError`` for unreadable files, other sizes and unknown values."""
@@ -108,19 +103,21 @@ class MaskDataset(SegmentationDataset):
                 f"{mask_at} holds the value{'' if len(unknown) == 1 else 's'} {named}: none of the {self.num_classes} "
                 f"classes and not void{'; ' if self.values.hint else ''}{self.values.hint}"
             )
+        return self.resized(image, target, name)
+
+    def resized(self, image: Tensor, target: NDArray[np.uint8], name: str) -> Sample:
+        """Return the sample at ``data.size``, where that is set; the target keeps its size unless training."""
         if self.size is not None:
             image = resize_image(image, self.size)
-            if self.training:
-                target = resize_mask(target, self.size)
-        return Sample(image, torch.from_numpy(target), name)
+            target = resize_mask(target, self.size) if self.training else target
+        return Sample(image, torch.from_numpy(np.ascontiguousarray(target)), name)
 
 
 class FileDataset(MaskDataset):
     """Pairs of an image and a mask file, read when asked for.
 
-    ``read_mask`` turns a pair into the numbers that ``values`` explains (H,W) and raises ``UnreadableFile``: by default
-    the mask file's own. ``expected`` is the number of pairs that the data set's publishers state, None where nobody
-    does; any number is read.
+    ``read_mask`` returns the numbers (H,W) of a pair's mask, by default those in the mask file, and raises
+    ``UnreadableFile``. ``expected`` is the published number of pairs, if there is one; any number is read.
     """
 
     def __init__(
@@ -142,7 +139,7 @@ class FileDataset(MaskDataset):
         return len(self.pairs)
 
     def read(self, index: int) -> Raw:
-        """Return what the files of pair ``index`` hold; a photo is turned upright where its mask is."""
+        """Return the content of the files of pair ``index``; a photo is turned upright where its mask is."""
         pair = self.pairs[index]
         path = pair.image
         try:
@@ -151,8 +148,7 @@ class FileDataset(MaskDataset):
             mask = self.read_mask(pair)
         except UnreadableFile as error:
             raise unreadable(path, error) from error
-        image = turn_upright(image, pair.image, mask.shape)
-        return Raw(image, mask, pair.name, str(pair.image), str(pair.mask))
+        return Raw(turn_upright(image, pair.image, mask.shape), mask, pair.name, str(pair.image), str(pair.mask))
 
 
 def read_index_mask(pair: Pair) -> NDArray[Any]:

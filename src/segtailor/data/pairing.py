@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from segtailor.data.base import some
+from segtailor.data.base import Count, some
 from segtailor.data.image_io import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files
 from segtailor.errors import SegtailorError
 
@@ -83,9 +83,9 @@ def pair_folders(
     no_image = sorted(found_masks.keys() - found_images.keys())
     problems = []
     if no_mask:
-        problems.append(f"{_count(no_mask, 'image')} without a mask: {some(no_mask)}")
+        problems.append(f"{Count(len(no_mask)):image} without a mask: {some(no_mask)}")
     if no_image:
-        problems.append(f"{_count(no_image, 'mask')} without an image: {some(no_image)}")
+        problems.append(f"{Count(len(no_image)):mask} without an image: {some(no_image)}")
         stems = {_name(key) for key in no_image}
         if others := sorted({path.suffix.lower() for path in _other_files(images) if path.stem in stems}):
             problems.append(f"{' and '.join(others)} files are not read: save them as PNG or JPEG")
@@ -97,9 +97,8 @@ def pair_folders(
     return tuple(Pair(found_images[key], found_masks[key], key) for key in both)
 
 
-def _other_files(images: Path) -> Iterator[Path]:
-    """Yield the files below ``images`` that no listing takes for an image, sorted; hidden ones left out."""
-    yield from sorted(path for path in list_files(images) if path.suffix.lower() not in IMAGE_SUFFIXES)
+def _other_files(images: Path) -> list[Path]:
+    return sorted(path for path in list_files(images) if path.suffix.lower() not in IMAGE_SUFFIXES)
 
 
 def files_by_key(
@@ -117,7 +116,9 @@ def files_by_key(
             found[unicodedata.normalize("NFC", key)].append(path)
     repeated = sorted(key for key, paths in found.items() if len(paths) > 1)
     if repeated and not record_missing({TWICE: (path for key in repeated for path in sorted(found[key]))}):
-        raise SegtailorError(f"{where}: {len(repeated)} names stand for several files in {folder}: {some(repeated)}")
+        raise SegtailorError(
+            f"{where}: {Count(len(repeated)):name belongs|names belong} to several files in {folder}: {some(repeated)}"
+        )
     return {key: min(paths) for key, paths in found.items()}
 
 
@@ -137,14 +138,13 @@ def pair_list(path: Path, root: Path, where: str) -> tuple[Pair, ...]:
         fields = [field.strip() for field in text.split("\t")] if "\t" in text else text.split()
         if len(fields) != 2:
             raise SegtailorError(f"{path}, line {number}: expected 'image mask', found {len(fields)} fields")
-        found: list[Path | None] = []
-        for kind, field in zip(missing, fields, strict=True):
-            file = _under(root, field)
-            if file is None:
-                missing[kind].append(field)
-            found.append(file)
-        if found[0] is not None and found[1] is not None:
-            pairs.append(Pair(found[0], found[1], _name(fields[0])))
+        image, mask = (_under(root, field) for field in fields)
+        if image is None:
+            missing["image"].append(fields[0])
+        if mask is None:
+            missing["mask"].append(fields[1])
+        if image is not None and mask is not None:
+            pairs.append(Pair(image, mask, _name(fields[0])))
     check_missing(missing, bool(pairs), f"{where}: of the files listed in {path}", f"looked under {root}")
     if not pairs:
         raise SegtailorError(f"{path} (the list of {where}) names no files")
@@ -156,7 +156,7 @@ def check_missing(missing: Mapping[str, Sequence[str]], any_left: bool, of: str,
 
     While :func:`collect_missing` runs they are recorded instead, if there are ``any_left``.
     """
-    problems = [f"{_count(names, kind)} missing: {some(list(names))}" for kind, names in missing.items() if names]
+    problems = [f"{Count(len(names)):{kind}} missing: {some(list(names))}" for kind, names in missing.items() if names]
     if problems and not (any_left and record_missing({MISSING_IMAGE: missing["image"], MISSING_MASK: missing["mask"]})):
         raise SegtailorError(f"{of}, {'; '.join(problems)}; {advice}")
 
@@ -170,10 +170,6 @@ def _under(root: Path, text: str) -> Path | None:
 
 def _name(text: str) -> str:
     return PurePosixPath(text.replace("\\", "/")).stem
-
-
-def _count(names: Sequence[str], kind: str) -> str:
-    return f"{len(names)} {kind}{'' if len(names) == 1 else 's'}"
 
 
 def _read_lines(path: Path, where: str) -> list[str]:
@@ -193,14 +189,19 @@ def read_ids(path: Path, where: str) -> list[str]:
     return ids
 
 
+def read_split_ids(lists: Path, split: str, name: str) -> list[str]:
+    """Return the ids in ``SPLIT.txt`` of the folder ``lists``; ``trainval`` is both where it has no list."""
+    if split == "trainval" and not (lists / "trainval.txt").is_file():
+        return read_split_ids(lists, "train", name) + read_split_ids(lists, "val", name)
+    return read_ids(lists / f"{split}.txt", f"{name} {split}")
+
+
 def files_by_stem(folders: Iterable[Path], suffixes: Sequence[str]) -> dict[str, Path]:
     """Return the files in ``folders`` by name without suffix; earlier folders, then earlier suffixes, come first."""
     found: dict[str, Path] = {}
-    for folder in folders:
-        if not folder.is_dir():
-            continue
-        names = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)
-        for path in sorted(names, key=lambda path: suffixes.index(path.suffix.lower())):
+    for folder in filter(Path.is_dir, folders):
+        listed = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
+        for path in sorted(listed, key=lambda path: (suffixes.index(path.suffix.lower()), path)):
             found.setdefault(path.stem, path)
     return found
 

@@ -9,11 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
-from segtailor.data.benchmark import BenchmarkDataset, Variant, first_folder
+from segtailor.data.benchmark import BenchmarkDataset, Variant
 from segtailor.data.image_io import UnreadableFile, read_mat
 from segtailor.data.paired import FileDataset, read_index_mask
-from segtailor.data.pairing import Pair, files_by_stem, pair_ids, read_ids
+from segtailor.data.pairing import Pair, files_by_stem, pair_ids, read_split_ids
 
+# The folders of masks: PNGs made with the Detail API, the authors' PNGs, and their MATLAB files of 459 labels.
+DETAIL_MASKS, AUTHORS_MASKS, MAT_MASKS = "SegmentationClassContext", "59_context_labels", "trainval"
+LISTS = ("ImageSets/SegmentationContext", "ImageSets/Main")
 COUNTS = {"train": 4998, "val": 5105, "trainval": 10103}
 PASCAL_CONTEXT = BenchmarkDataset(
     name="pascal-context",
@@ -24,14 +27,9 @@ PASCAL_CONTEXT = BenchmarkDataset(
         Variant("foreground", "pascal-context", COUNTS, without=("background",)),
         Variant("with-background", "pascal-context", COUNTS),
     ),
-)
-INNER = ("VOCdevkit/VOC2010", "VOC2010")
-# The folders of masks: PNGs made with the Detail API, the authors' PNGs, and their MATLAB files of 459 labels.
-DETAIL_MASKS, AUTHORS_MASKS, MAT_MASKS = "SegmentationClassContext", "59_context_labels", "trainval"
-LISTS = ("ImageSets/SegmentationContext", "ImageSets/Main")
-HINT = (
-    f"data.root must hold VOC2010's JPEGImages and ImageSets folders, and the masks in {DETAIL_MASKS}, {AUTHORS_MASKS} "
-    f"or {MAT_MASKS}"
+    hint="data.root must hold VOC2010's JPEGImages and ImageSets folders, and the masks in "
+    f"{DETAIL_MASKS}, {AUTHORS_MASKS} or {MAT_MASKS}",
+    inner=("VOCdevkit/VOC2010", "VOC2010"),
 )
 
 
@@ -41,27 +39,16 @@ def create_pascal_context(config: DataConfig, split: str, training: bool) -> Fil
     ``SegmentationClassContext/ID.png`` numbers the classes by the alphabet, ``59_context_labels/ID.png`` as
     ``59_labels.txt`` does, and ``trainval/ID.mat`` holds all 459 labels; classes are those of the first. Mask value 0,
     anything else, is void, or the first class of the variant ``with-background``. ``SPLIT.txt`` in
-    ``ImageSets/SegmentationContext``, else in ``ImageSets/Main``, lists the ids. The root, or ``VOCdevkit/VOC2010`` in
-    it, is ``config.root``, else ``data/pascal-context``. Raises ``SegtailorError`` for what is missing.
+    ``ImageSets/SegmentationContext``, else in ``ImageSets/Main``, lists the ids.
     """
-    variant = PASCAL_CONTEXT.variant(config)
-    PASCAL_CONTEXT.require_split(variant, split)
-    root = PASCAL_CONTEXT.find_root(config, INNER, HINT)
-    images = first_folder(root, ["JPEGImages"], HINT)
-    masks = first_folder(root, [DETAIL_MASKS, AUTHORS_MASKS, MAT_MASKS], HINT)
+    variant, root = PASCAL_CONTEXT.locate(config, split)
+    images = PASCAL_CONTEXT.folder(root, "JPEGImages")
+    masks = PASCAL_CONTEXT.folder(root, DETAIL_MASKS, AUTHORS_MASKS, MAT_MASKS)
     suffix, reader = READERS[masks.name]
-    lists = first_folder(root, LISTS, HINT)
-    where = f"pascal-context {split} in {root}"
+    ids = read_split_ids(PASCAL_CONTEXT.folder(root, *LISTS), split, PASCAL_CONTEXT.name)
     found = files_by_stem([images], [".jpg", ".jpeg"]), files_by_stem([masks], [suffix])
-    pairs = pair_ids(_ids(lists, split), *found, where)
+    pairs = pair_ids(ids, *found, f"pascal-context {split} in {root}")
     return PASCAL_CONTEXT.open(pairs, config, variant, split, training, read_mask=reader)
-
-
-def _ids(lists: Path, split: str) -> list[str]:
-    path, where = lists / f"{split}.txt", f"pascal-context {split}"
-    if split == "trainval" and not path.is_file():
-        return [*_ids(lists, "train"), *_ids(lists, "val")]
-    return read_ids(path, where)
 
 
 def _table(size: int, numbers: list[int]) -> NDArray[np.uint8]:

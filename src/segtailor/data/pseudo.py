@@ -10,13 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from segtailor.config import UnlabelledConfig
-from segtailor.data.base import Sample, SegmentationDataset, some
-from segtailor.data.image_io import IMAGE_SUFFIXES, UnreadableFile, read_image, resize_image, unreadable
+from segtailor.data.base import Count, Sample, SegmentationDataset, some
+from segtailor.data.image_io import IMAGE_SUFFIXES, UnreadableFile, list_files, read_image, resize_image, unreadable
 from segtailor.data.paired import FileDataset
 from segtailor.data.subset import evenly
 from segtailor.errors import SegtailorError
@@ -50,11 +48,6 @@ class UnlabelledImages:
         name = path.relative_to(self.folder).with_suffix("").as_posix()
         return Sample(image, torch.zeros(image.shape[-2:], dtype=torch.uint8), name)
 
-    def order(self, epoch: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return the order in which training shows all images in ``epoch``; a function of its arguments alone."""
-        del epoch
-        return rng.permutation(len(self))
-
 
 class Mix(NamedTuple):
     """Which rows of a global batch of ``batch`` are unlabelled: ``unlabelled`` of them, spread evenly.
@@ -79,7 +72,7 @@ class Mix(NamedTuple):
         return False, row - before
 
     def fewest_labelled(self, rows: int) -> int:
-        """Return how many labelled rows there are at least in any ``rows`` rows that follow one another in a part."""
+        """Return the smallest number of labelled rows in any of the consecutive parts of ``rows`` rows."""
         parts = range(0, self.batch, rows)
         return min(sum(not self.place(row)[0] for row in range(first, first + rows)) for first in parts)
 
@@ -107,8 +100,7 @@ def open_unlabelled(config: UnlabelledConfig, size: Size | None, mean_color: Col
     folder = config.images
     if not folder.is_dir():
         raise SegtailorError(f"no such folder: {folder}; set {WHERE} to the folder that holds your unlabelled images")
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != ".")
-    paths = sorted(path for path in found if path.is_file())
+    paths = sorted(path for path in list_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise SegtailorError(f"no images in {folder} ({WHERE}); their names end in {', '.join(sorted(IMAGE_SUFFIXES))}")
     if config.limit is not None and config.limit > len(paths):
@@ -126,10 +118,9 @@ def check_unlabelled(images: UnlabelledImages, threads: int | None = None) -> No
     with ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1)) as pool:
         bad = [text for text in pool.map(_problem, images.paths) if text]
     if bad:
-        files = f"{len(bad)} file{'' if len(bad) == 1 else 's'}"
         raise SegtailorError(
-            f"{images.folder} ({WHERE}), {len(images)} images checked: {files} cannot be read: {some(bad)}; mend or "
-            "remove these files and run again"
+            f"{images.folder} ({WHERE}), {len(images)} images checked: {Count(len(bad)):file} cannot be read: "
+            f"{some(bad)}; fix or remove these files and run again"
         )
 
 
@@ -142,10 +133,9 @@ def _problem(path: Path) -> str | None:
 
 
 def check_apart(images: UnlabelledImages, val: SegmentationDataset) -> str | None:
-    """Return a warning, on one line, about images that go by the name of a validation image; None without any.
+    """Return a warning, on one line, about images that have the name of a validation image; None without any.
 
-    Files are compared; a validation set that is no files passes. Raises ``SegtailorError`` for images that are
-    validation images, byte for byte.
+    Raises ``SegtailorError`` for images that are validation images, byte for byte. Only files are compared.
     """
     if not isinstance(val, FileDataset):
         return None
@@ -153,17 +143,16 @@ def check_apart(images: UnlabelledImages, val: SegmentationDataset) -> str | Non
     same = _same_content(images.paths, scored)
     if same:
         raise SegtailorError(
-            f"{_count(same)} of {images.folder} ({WHERE}) {'is a' if len(same) == 1 else 'are'} validation "
-            f"image{'' if len(same) == 1 else 's'}: {some(same)}; remove them there, or the score is of images that "
-            "the student learnt from"
+            f"{Count(len(same)):image is a validation image|images are validation images} in {images.folder} "
+            f"({WHERE}): {some(same)}; remove them there, or the student is scored on images that it learned from"
         )
     stems = {path.stem for path in scored}
     named = [path.name for path in images.paths if path.stem in stems]
     if not named:
         return None
     return (
-        f"{_count(named)} of {images.folder} ({WHERE}) {'has' if len(named) == 1 else 'have'} the name of a validation "
-        f"image: {some(named)}; should they show the same scenes, the score is of images that the student learnt from"
+        f"{Count(len(named)):image has|images have} the name of a validation image in {images.folder} ({WHERE}): "
+        f"{some(named)}; if they show the same scenes, the student is scored on images that it learned from"
     )
 
 
@@ -188,7 +177,3 @@ def _same_content(paths: Iterable[Path], others: Iterable[Path]) -> list[str]:
 
 def _digest(path: Path) -> bytes:
     return hashlib.sha256(path.read_bytes()).digest()
-
-
-def _count(names: Sequence[str]) -> str:
-    return f"{len(names)} image{'' if len(names) == 1 else 's'}"

@@ -11,7 +11,7 @@ from segtailor.errors import SegtailorError
 
 
 def limit_dataset(dataset: SegmentationDataset, count: int) -> SegmentationDataset:
-    """Return ``count`` samples of ``dataset``, evenly spaced and in its order; the pairs too where it has some.
+    """Return ``count`` samples of ``dataset``, evenly spaced and in its order.
 
     Raises ``SegtailorError`` when there are fewer.
     """

@@ -147,7 +147,7 @@ def _upload(folder: Path, name: str, private: bool) -> str:
     try:
         from huggingface_hub import HfApi
     except ModuleNotFoundError:
-        raise SegtailorError('publishing on the hub needs the extra hf: pip install "segtailor[hf]"') from None
+        raise SegtailorError("publishing on the hub needs huggingface_hub: pip install huggingface_hub") from None
     try:
         api = HfApi()
         api.create_repo(name, private=private, exist_ok=True)

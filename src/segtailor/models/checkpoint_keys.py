@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
 from segtailor.models.adapters.hf_files import license_of
-from segtailor.models.adapters.weights import check_state_dict, count_names, read_weights
+from segtailor.models.adapters.weights import (
+    check_state_dict,
+    count_names,
+    fill,
+    is_segformer,
+    read_weights,
+    weights_file,
+)
 from segtailor.models.mit import MIT_SIZES
 from segtailor.models.network import Preprocess
 
@@ -119,7 +126,6 @@ def block_counts(names: set[str], pattern: str) -> tuple[int, ...]:
     return tuple(sum(stage == wanted for stage, _ in pairs) for wanted in range(1, 5))
 
 
-FILES = ("model.safetensors", "pytorch_model.bin")
 PREFIX = "segformer."
 # names of earlier versions -> those of version 5
 EARLIER = (
@@ -135,39 +141,20 @@ EARLIER = (
     (r"mlp\.dense([12])\.", r"mlp.fc\1."),
     (r"^decode_head\.linear_c\.", "decode_head.linear_projections."),
 )
-# ours -> version 5's, in a block and in the head
+# version 5's names -> ours, in a block and in the head, where they differ
 _BLOCK = {
-    "norm1": "layernorm_before",
-    "attn.q": "attention.q_proj",
-    "attn.proj": "attention.o_proj",
-    "attn.sr": "attention.sequence_reduction.sequence_reduction",
-    "attn.norm": "attention.sequence_reduction.layer_norm",
-    "norm2": "layernorm_after",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.dwconv.dwconv": "mlp.dwconv.dwconv",
-    "mlp.fc2": "mlp.fc2",
+    "layernorm_before": "norm1",
+    "attention.q_proj": "attn.q",
+    "attention.o_proj": "attn.proj",
+    "attention.sequence_reduction.sequence_reduction": "attn.sr",
+    "attention.sequence_reduction.layer_norm": "attn.norm",
+    "layernorm_after": "norm2",
 }
 _HEAD = {
-    **{f"linears.{index}": f"linear_projections.{3 - index}.proj" for index in range(4)},
-    "fuse.0": "linear_fuse",
-    "fuse.1": "batch_norm",
-    "classifier": "classifier",
+    **{f"linear_projections.{index}.proj": f"linears.{3 - index}" for index in range(4)},
+    "linear_fuse": "fuse.0",
+    "batch_norm": "fuse.1",
 }
-
-
-def weights_file(place: Path) -> Path:
-    """Return ``place``, or the weights file in it where it is a folder; SegtailorError for a folder without one."""
-    if not place.is_dir():
-        return place
-    found = next((place / name for name in FILES if (place / name).is_file()), None)
-    if found is None:
-        raise SegtailorError(f"{place} has no weights: neither {FILES[0]} nor {FILES[1]}; give its folder or file")
-    return found
-
-
-def is_segformer(names: Mapping[str, Tensor]) -> bool:
-    """Return whether the tensors carry the names of transformers' SegFormer, whole or its encoder."""
-    return any(re.match(r"(segformer\.)?(stages|encoder\.patch_embeddings)\.0\.", name) for name in names)
 
 
 class SegformerFile(NamedTuple):
@@ -204,8 +191,7 @@ def load_encoder(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> t
     Returns the license as far as known, and what the weights expect of their input.
     """
     ours = _encoder(_renamed(tensors), path)
-    check_state_dict(net.state_dict(), ours, str(path), "the backbone")
-    net.load_state_dict(ours)
+    fill(net, ours, str(path), "the backbone")
     return _license(path).get("backbone", ""), expected(path)
 
 
@@ -272,7 +258,7 @@ def _encoder(theirs: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
                 if values is not None:
                     found[f"{ours}attn.kv.{kind}"] = torch.cat([value, values])
             elif block[2] != "attention.v_proj":
-                found[f"{ours}{_BLOCK_OF.get(block[2], block[2])}.{kind}"] = value
+                found[f"{ours}{_BLOCK.get(block[2], block[2])}.{kind}"] = value
     if not found:
         raise SegtailorError(f"{path} holds no SegFormer's encoder: {count_names('tensors', sorted(theirs))}")
     return found
@@ -284,7 +270,7 @@ def _head(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, value in theirs.items():
         if name.startswith("decode_head."):
             inner, _, kind = name.removeprefix("decode_head.").rpartition(".")
-            found[f"{_HEAD_OF.get(inner, inner)}.{kind}"] = value
+            found[f"{_HEAD.get(inner, inner)}.{kind}"] = value
     if "fuse.1.weight" in found:
         found.setdefault("fuse.0.bias", torch.zeros_like(found["fuse.1.weight"]))
         found.setdefault("fuse.1.num_batches_tracked", torch.tensor(0))
@@ -311,10 +297,6 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-_BLOCK_OF = {theirs: ours for ours, theirs in _BLOCK.items()}
-_HEAD_OF = {theirs: ours for ours, theirs in _HEAD.items()}
 
 
 def load_published_backbone(net: nn.Module, name: str, path: Path) -> tuple[str, dict[str, Any] | None]:

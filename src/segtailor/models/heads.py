@@ -68,10 +68,10 @@ _warned_about_single_values = False
 
 
 class PooledBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm behind a pooled branch: it falls back on the running statistics when a channel has one value.
+    """Batch norm that uses its running statistics when a channel has one value, and warns once per process.
 
-    Input and output (B,C,h,w). A global pool of one image leaves one value per channel, whose variance is no use (and
-    which PyTorch refuses in train mode); the fall-back is announced once per process.
+    Input and output (B,C,h,w). A global pool, or a tiny crop, of one image leaves one value per channel, whose
+    variance PyTorch refuses to compute in train mode.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name of the parent's argument)
@@ -89,55 +89,39 @@ def _warn_once() -> None:
     if not _warned_about_single_values and not torch.compiler.is_compiling():
         _warned_about_single_values = True
         warnings.warn(
-            "one image per device: the pooled branch uses its running batch-norm statistics; two or more images "
-            "per device train better",
+            "one image per device: batch norm uses its running statistics where a channel has a single value; two or "
+            "more images per device, or a larger crop, train better",
             stacklevel=3,
         )
 
 
-def conv_norm_relu(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Return 1x1 convolution without bias, batch norm, ReLU; (B,in,h,w) -> (B,out,h,w)."""
+def conv_norm_relu(in_channels: int, out_channels: int, kernel: int = 1, dilation: int = 1) -> nn.Sequential:
+    """Return a convolution without bias, batch norm, ReLU; (B,in,h,w) -> (B,out,h,w)."""
+    padding = dilation * (kernel // 2)
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
-
-
-def conv3x3_norm_relu(in_channels: int, out_channels: int, dilation: int = 1) -> nn.Sequential:
-    """Return 3x3 convolution without bias, batch norm, ReLU; (B,in,h,w) -> (B,out,h,w)."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
-
-
-def separable_conv_norm_relu(in_channels: int, out_channels: int, dilation: int = 1) -> nn.Sequential:
-    """Return a 3x3 depthwise and a 1x1 convolution, batch norm, ReLU; (B,in,h,w) -> (B,out,h,w)."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, in_channels, 3, padding=dilation, dilation=dilation, groups=in_channels, bias=False),
-        nn.Conv2d(in_channels, out_channels, 1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
-
-
-def pooled_conv_norm_relu(in_channels: int, out_channels: int, size: int) -> nn.Sequential:
-    """Return average pool, 1x1 convolution, batch norm, ReLU; (B,in,h,w) -> (B,out,size,size)."""
-    return nn.Sequential(
-        nn.AdaptiveAvgPool2d(size),
-        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+        nn.Conv2d(in_channels, out_channels, kernel, padding=padding, dilation=dilation, bias=False),
         PooledBatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     )
 
 
-def resize(tensor: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+def separable_conv_norm_relu(in_channels: int, out_channels: int, kernel: int = 3, dilation: int = 1) -> nn.Sequential:
+    """Return a depthwise and a 1x1 convolution, batch norm, ReLU; (B,in,h,w) -> (B,out,h,w)."""
+    padding = dilation * (kernel // 2)
+    depthwise = nn.Conv2d(in_channels, in_channels, kernel, 1, padding, dilation, groups=in_channels, bias=False)
+    return nn.Sequential(depthwise, *conv_norm_relu(in_channels, out_channels))
+
+
+def pooled_conv_norm_relu(in_channels: int, out_channels: int, size: int) -> nn.Sequential:
+    """Return average pool, 1x1 convolution, batch norm, ReLU; (B,in,h,w) -> (B,out,size,size)."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(size), *conv_norm_relu(in_channels, out_channels))
+
+
+def resize(tensor: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     """Return ``tensor`` (B,C,h,w) at ``size``, bilinear."""
     if tuple(tensor.shape[-2:]) == tuple(size):
         return tensor
-    return F.interpolate(tensor, size=size, mode="bilinear", align_corners=align_corners)
+    return F.interpolate(tensor, size=(size[0], size[1]), mode="bilinear", align_corners=align_corners)
 
 
 class FCN(Head):
@@ -145,7 +129,7 @@ class FCN(Head):
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int, width: int) -> None:
         super().__init__(channels, strides, num_classes, width)
-        self.block = conv3x3_norm_relu(channels[-1], width)
+        self.block = conv_norm_relu(channels[-1], width, 3)
         self.add_classifier(num_classes, nn.Dropout(0.1))
 
     @staticmethod
@@ -171,15 +155,15 @@ def atrous_rates(stride: int) -> tuple[int, int, int]:
 class AtrousPyramid(nn.Module):
     """1x1, three dilated 3x3 and a global-pool branch, concatenated and projected; (B,in,h,w) -> (B,width,h,w).
 
-    ``dilated(in_channels, width, dilation=...)`` builds a dilated branch.
+    ``dilated(in_channels, width, kernel=3, dilation=...)`` builds a dilated branch.
     """
 
     def __init__(
-        self, in_channels: int, width: int, rates: Sequence[int], dilated: Callable[..., nn.Module] = conv3x3_norm_relu
+        self, in_channels: int, width: int, rates: Sequence[int], dilated: Callable[..., nn.Module] = conv_norm_relu
     ) -> None:
         super().__init__()
         self.branches = nn.ModuleList([conv_norm_relu(in_channels, width)])
-        self.branches.extend(dilated(in_channels, width, dilation=rate) for rate in rates)
+        self.branches.extend(dilated(in_channels, width, kernel=3, dilation=rate) for rate in rates)
         self.pool = pooled_conv_norm_relu(in_channels, width, size=1)
         self.project = conv_norm_relu((len(rates) + 2) * width, width)
         self.dropout = nn.Dropout(0.5)
@@ -198,7 +182,7 @@ class DeepLabV3(Head):
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int, width: int) -> None:
         super().__init__(channels, strides, num_classes, width)
         self.pyramid = AtrousPyramid(channels[-1], width, atrous_rates(strides[-1]))
-        self.block = conv3x3_norm_relu(width, width)
+        self.block = conv_norm_relu(width, width, 3)
         self.add_classifier(num_classes, nn.Dropout(0.1))
 
     def decode(self, stages: Sequence[Tensor]) -> Tensor:
@@ -225,8 +209,7 @@ class DeepLabV3Plus(Head):
 
     def decode(self, stages: Sequence[Tensor]) -> Tensor:
         """Return the feature (B,width,h,w) at the finest map's size."""
-        size = (stages[0].shape[-2], stages[0].shape[-1])
-        enlarged = resize(self.pyramid(stages[-1]), size, self.align_corners)
+        enlarged = resize(self.pyramid(stages[-1]), stages[0].shape[-2:], self.align_corners)
         return self.block(torch.cat([enlarged, self.detail(stages[0])], dim=1))  # type: ignore[no-any-return]
 
 
@@ -240,7 +223,7 @@ class PSPNet(Head):
         super().__init__(channels, strides, num_classes, width)
         reduced = max(channels[-1] // 4, 1)
         self.pools = nn.ModuleList(pooled_conv_norm_relu(channels[-1], reduced, size) for size in POOL_SIZES)
-        self.block = conv3x3_norm_relu(channels[-1] + len(POOL_SIZES) * reduced, width)
+        self.block = conv_norm_relu(channels[-1] + len(POOL_SIZES) * reduced, width, 3)
         self.add_classifier(num_classes, nn.Dropout(0.1))
 
     @staticmethod
@@ -251,8 +234,7 @@ class PSPNet(Head):
     def decode(self, stages: Sequence[Tensor]) -> Tensor:
         """Return the feature (B,width,h,w) at the last map's size."""
         x = stages[-1]
-        size = (x.shape[-2], x.shape[-1])
-        pooled = [resize(pool(x), size, self.align_corners) for pool in self.pools]
+        pooled = [resize(pool(x), x.shape[-2:], self.align_corners) for pool in self.pools]
         return self.block(torch.cat([x, *pooled], dim=1))  # type: ignore[no-any-return]
 
 
@@ -269,7 +251,7 @@ class SegFormer(Head):
         self.linears = nn.ModuleList(nn.Linear(count, width) for count in reversed(channels))
         # The bias is redundant in front of batch norm, but published checkpoints carry it.
         self.fuse = nn.Sequential(
-            nn.Conv2d(len(channels) * width, width, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+            nn.Conv2d(len(channels) * width, width, 1), PooledBatchNorm2d(width), nn.ReLU(inplace=True)
         )
         self.add_classifier(num_classes, nn.Dropout2d(0.0))
 
@@ -280,11 +262,10 @@ class SegFormer(Head):
 
     def decode(self, stages: Sequence[Tensor]) -> Tensor:
         """Return the feature (B,width,h,w) at the finest map's size."""
-        size = (stages[0].shape[-2], stages[0].shape[-1])
         levels = []
         for linear, stage in zip(self.linears, reversed(stages), strict=True):
             level = linear(stage.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, stage.shape[-2:])
-            levels.append(resize(level, size, self.align_corners))
+            levels.append(resize(level, stages[0].shape[-2:], self.align_corners))
         return self.fuse(torch.cat(levels, dim=1))  # type: ignore[no-any-return]
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
-from segtailor.models.adapters.weights import check_state_dict
+from segtailor.models.adapters.weights import fill
 from segtailor.models.network import Network, Preprocess, SegOutput
 from segtailor.models.store import CARD_VERSION, read_card, write_weights
 from segtailor.models.teacher import Teacher
@@ -144,6 +144,4 @@ def load_assisted(model: Network, path: Path) -> None:
         raise SegtailorError(f"{path} holds no label-assisted network; leave the option out to train one")
     if spec["name"] != model.name:
         raise SegtailorError(f"{path} holds a label-assisted {spec['name']}, not {model.name}")
-    tensors = safetensors.torch.load_file(path)
-    check_state_dict(model.state_dict(), tensors, str(path), f"label-assisted {model.name}")
-    model.load_state_dict(tensors)
+    fill(model, safetensors.torch.load_file(path), str(path), f"label-assisted {model.name}")

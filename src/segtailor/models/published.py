@@ -13,16 +13,22 @@ from typing import NamedTuple
 from torch import Tensor
 
 from segtailor.errors import SegtailorError
-from segtailor.models.adapters.weights import check_state_dict, count_names, read_weights
+from segtailor.models.adapters.weights import (
+    check_state_dict,
+    count_names,
+    fill,
+    is_segformer,
+    layout_hint,
+    read_weights,
+    weights_file,
+)
 from segtailor.models.checkpoint_keys import (
     MIT_LICENSE,
     block_counts,
     expected,
-    is_segformer,
     published_names,
     read_segformer,
     to_published,
-    weights_file,
 )
 from segtailor.models.mit import MIT_SIZES
 from segtailor.models.segmenter import Segmenter, create_segmenter
@@ -54,14 +60,12 @@ def recognize(tensors: dict[str, Tensor], source: str) -> Recognized:
     backbone = _backbone(tensors)
     if head is None or backbone is None or (head == "segformer") != backbone.startswith("mit"):
         bare = any(name.startswith(("layer1.", "features.0.")) for name in names) or (backbone and head is None)
-        hint = (
-            "it looks like a backbone alone: give it to a new model as pretrained"
-            if bare
-            else "is it of another project?"
-        )
+        hint = "; it looks like a backbone alone: give it to a new model as pretrained"
+        if not bare:
+            hint = layout_hint(tensors) or "; is it of another project?"
         raise SegtailorError(
             f"{source} is no published checkpoint (DeepLabV3 or PSPNet on ResNet-18/50/101 or MobileNetV2, SegFormer "
-            f"B0 to B5): {count_names('tensors', sorted(names))}; {hint}"
+            f"B0 to B5): {count_names('tensors', sorted(names))}{hint}"
         )
     classifier = tensors[CLASSIFIERS[head]]
     if classifier.ndim != 4:
@@ -112,8 +116,7 @@ def _load_segformer(tensors: Mapping[str, Tensor], path: Path) -> Segmenter:
     found = read_segformer(tensors, path)
     name = f"segformer-{found.size}"
     model = create_segmenter(name, found.num_classes, head_width=found.width, preprocess=expected(path))
-    check_state_dict(model.state_dict(), found.tensors, str(path), f"{name} ({found.num_classes} classes)")
-    model.load_state_dict(found.tensors)
+    fill(model, found.tensors, str(path), f"{name} ({found.num_classes} classes)")
     model.classes = found.classes
     model.licenses |= found.licenses
     return model

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from segtailor.errors import SegtailorError, unknown
+from segtailor.errors import SegtailorError, reason, unknown
 from segtailor.models.adapters import Choices, create_adapted, family_of
 from segtailor.models.backbones import Backbone, is_timm_name, mit_backbone, timm_backbone
 from segtailor.models.checkpoint_keys import load_published_backbone
@@ -106,6 +106,12 @@ class Segmenter(Network):
             stages = self.backbone(inputs)
             logits, feature, classifier_input = self.head(stages)
             aux_logits = None if self.aux_head is None else self.aux_head(stages[:-1]).logits
+        except ValueError as error:  # a backbone's batch norm refuses a single value per channel
+            height, width = inputs.shape[-2:]
+            raise SegtailorError(
+                f"{self.name} cannot be trained on {len(inputs)} image of {height} x {width} ({reason(error)}); set a "
+                "larger data.crop or train.batch"
+            ) from error
         finally:
             seen = self._taps.end()
         taps = self._taps.maps(seen, inputs, self)

@@ -20,7 +20,7 @@ from segtailor.files import write_atomically
 from segtailor.models.adapters import TEACHERS_ONLY, Choices, family_of, load_adapted
 from segtailor.models.adapters.hf_files import quiet
 from segtailor.models.adapters.python_module import OBJECT, adapt
-from segtailor.models.adapters.weights import bare, check_state_dict, count_classes, fill_from, read_weights
+from segtailor.models.adapters.weights import bare, count_classes, fill, fill_from, layout_hint, read_weights
 from segtailor.models.adapters.wrapper import Adapted, make_preprocess
 from segtailor.models.network import Network
 from segtailor.models.published import load_published
@@ -60,7 +60,17 @@ def write_weights(model: nn.Module, path: str | Path, card: dict[str, Any]) -> N
 
 def read_card(path: str | Path) -> dict[str, Any]:
     """Return the card of a ``.safetensors`` file or of a run folder's model."""
-    return _read_card(find_weights(path))
+    file = find_weights(path)
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise SegtailorError(f"{file} is damaged or no safetensors file ({error})") from error
+    try:
+        card = json.loads(metadata["card"])
+    except (KeyError, ValueError) as error:
+        raise SegtailorError(f"{file} has no card; it was not written by segtailor") from error
+    return _renamed(dict(card))
 
 
 def open_card(model: str | Path | nn.Module) -> dict[str, Any]:
@@ -117,15 +127,19 @@ def load_model(
         if given.classifier is not None:
             raise SegtailorError(f"{uri} has no option classifier; leave it out")
         model.name_taps(given.taps or {})
-        model.preprocess = make_preprocess(text, {**model.preprocess.spec(), **given.preprocess})
+        model.preprocess = make_preprocess(model.name, {**model.preprocess.spec(), **given.preprocess})
     else:
         model = _load_own(find_weights(uri), given, module)
-    if num_classes is not None and model.num_classes != num_classes:
-        raise SegtailorError(
-            f"{uri} has {model.num_classes} classes where {num_classes} are asked for; "
-            "give weights trained on these classes, or for a teacher a class_map"
-        )
+    _check_classes(uri, model.num_classes, num_classes)
     return model.eval()
+
+
+def _check_classes(source: str | Path, found: int, wanted: int | None) -> None:
+    if wanted not in (None, found):
+        raise SegtailorError(
+            f"{source} has {found} classes where {wanted} are asked for; give weights trained on these classes, or "
+            "for a teacher a class_map"
+        )
 
 
 def build_network(config: ModelConfig, num_classes: int) -> Network:
@@ -133,9 +147,6 @@ def build_network(config: ModelConfig, num_classes: int) -> Network:
 
     Raises SegtailorError for weights of other classes or of another network, and for one that cannot be trained.
     """
-    named = config.weights or config.model
-    if family_of(named) in TEACHERS_ONLY:
-        raise SegtailorError(f"{named} cannot be trained: it can be a teacher only; choose another student")
     if config.weights is not None:
         network = _with_weights(config, num_classes)
     else:
@@ -163,12 +174,15 @@ def load_teacher(config: TeacherConfig, num_classes: int) -> Network:
 def _with_weights(config: ModelConfig, num_classes: int | None) -> Network:
     assert config.weights is not None
     path = Path(config.weights)
-    foreign = (
-        family_of(config.model) and not family_of(config.weights) and path.suffix in {*FOREIGN_SUFFIXES, ".safetensors"}
-    )
-    if foreign and not is_own(path):
+    a_file = path.suffix in {*FOREIGN_SUFFIXES, ".safetensors"} and not family_of(config.weights)
+    if a_file and family_of(config.model) and not is_own(path):
         return _filled(config, path, num_classes)
-    return _check_name(load_model(config.weights, num_classes, **_choices(config)), config)
+    network = load_model(config.weights, num_classes, **_choices(config))
+    if config.model and config.model != network.name:
+        raise SegtailorError(
+            f"{config.weights} holds {network.name}, not {config.model} as the recipe says; set model to {network.name}"
+        )
+    return network
 
 
 def _filled(config: ModelConfig, path: Path, num_classes: int | None) -> Network:
@@ -176,13 +190,9 @@ def _filled(config: ModelConfig, path: Path, num_classes: int | None) -> Network
     tensors = read_weights(path)
     network, fitting = _built(config, num_classes or 2, tensors)
     found = count_classes(fitting, network)
-    if num_classes is None and found is not None and found != network.num_classes:
+    if found not in (None, network.num_classes):
+        _check_classes(path, found, num_classes)
         network, fitting = _built(config, found, tensors)
-    elif num_classes is not None and found not in (None, num_classes):
-        raise SegtailorError(
-            f"{path} has {found} classes where {num_classes} are asked for; give weights trained on these classes, or "
-            "for a teacher a class_map"
-        )
     fill_from(network, fitting, str(path))
     return network
 
@@ -193,13 +203,6 @@ def _built(config: ModelConfig, num_classes: int, tensors: dict[str, Tensor]) ->
     if not isinstance(network, Adapted):
         raise SegtailorError(f"{config.model} takes no weights file; leave teacher.weights out")
     return network, bare(tensors, network)
-
-
-def _check_name(network: Network, config: ModelConfig) -> Network:
-    """Return ``network`` if it is what the recipe calls it."""
-    if config.model and config.model != network.name:
-        raise SegtailorError(f"{config.weights} holds {network.name}, not {config.model} as the recipe says")
-    return network
 
 
 def _choices(config: ModelConfig) -> dict[str, Any]:
@@ -221,11 +224,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def is_own(path: Path) -> bool:
-    """Return whether ``path`` is a ``.safetensors`` file with a card of ours."""
-    if path.suffix != ".safetensors" or not path.is_file():
-        return False
+    """Return whether ``path`` is a ``.safetensors`` file that `save_model` wrote."""
     try:
-        return "model" in _read_card(path)
+        return path.suffix == ".safetensors" and "model" in read_card(path)
     except SegtailorError:
         return False
 
@@ -242,7 +243,14 @@ def find_weights(uri: str | Path) -> Path:
             f"no such file or folder: {uri}; give a run folder, a .safetensors file or {PUBLISHED}FILE"
         )
     if path.suffix in FOREIGN_SUFFIXES:
-        raise SegtailorError(f"{path} is not a .safetensors file; for a published checkpoint write {PUBLISHED}{path}")
+        try:
+            hint = layout_hint(read_weights(path))
+        except SegtailorError:
+            hint = ""
+        advice = (
+            hint or f"; for a published checkpoint write {PUBLISHED}{path}, else name the network beside it (model)"
+        )
+        raise SegtailorError(f"{path} is not a .safetensors file{advice}")
     return path
 
 
@@ -258,9 +266,13 @@ def own_weights(name: str) -> Path | None:
     repository of ours whose weights are missing.
     """
     folder = Path(name)
-    if folder.is_dir():
-        return _checked(folder) if _is_own(folder / CONFIG) else None
-    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/")):
+    if folder.exists():
+        if not _is_own(folder / CONFIG):
+            return None
+        if not (folder / WEIGHTS).is_file():
+            raise SegtailorError(f"{folder} is a segtailor repository without {WEIGHTS}; fetch it whole")
+        return folder / WEIGHTS
+    if name.count("/") != 1 or name.startswith((".", "/")):
         return None
     try:
         from huggingface_hub import hf_hub_download
@@ -276,13 +288,6 @@ def own_weights(name: str) -> Path | None:
         return None
 
 
-def _checked(folder: Path) -> Path:
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise SegtailorError(f"{folder} is a segtailor repository without {WEIGHTS}; fetch it whole")
-    return path
-
-
 def _is_own(config: Path) -> bool:
     try:
         content: Any = json.loads(config.read_text(encoding="utf-8"))
@@ -291,33 +296,24 @@ def _is_own(config: Path) -> bool:
     return isinstance(content, dict) and OWN in content
 
 
-CARD_VERSION = 1
-RUN_FILES = ("student.safetensors", "model.safetensors")
-"""What a run folder may hold, in order of preference."""
-PUBLISHED = "published:"
-HUB = "hf:"
-
-
 def _load_own(path: Path, given: Choices, module: nn.Module | None = None) -> Network:
-    card = _read_card(path)
+    card = read_card(path)
     spec = card.get("model")
     if "label_assisted" in card:
         raise SegtailorError(f"{path} holds a label-assisted teacher, which needs labels; method lad reads it")
     if not isinstance(spec, dict) or not {"name", "num_classes"} <= spec.keys():
         raise SegtailorError(f"{path} has no model in its card; it was not written by segtailor")
-    own: dict[str, Any] = {"taps": given.taps or {}, "preprocess": given.preprocess}
-    chosen: dict[str, Any] = {name: {**(spec.get(name) or {}), **value} for name, value in own.items() if value}
-    if given.classifier is not None:
-        chosen["classifier"] = given.classifier
+    chosen: dict[str, Any] = {} if given.classifier is None else {"classifier": given.classifier}
+    for option, value in (("taps", given.taps), ("preprocess", given.preprocess)):
+        if value:
+            chosen[option] = {**(spec.get(option) or {}), **value}
     try:
         model = _rebuilt({**spec, **chosen}, path, module)
     except TypeError as error:
         raise SegtailorError(f"{path}: its card does not describe a model of this version ({error})") from error
     model.licenses = dict(card.get("licenses", {}))
     model.classes = tuple(card.get("classes") or ())
-    tensors = safetensors.torch.load_file(path)
-    check_state_dict(model.state_dict(), tensors, str(path), model.name)
-    model.load_state_dict(tensors)
+    fill(model, safetensors.torch.load_file(path), str(path), model.name)
     return model
 
 
@@ -332,19 +328,6 @@ def _rebuilt(spec: dict[str, Any], path: Path, module: nn.Module | None) -> Netw
             "load_model(FILE, module=...)"
         )
     return adapt(module, **spec)
-
-
-def _read_card(path: Path) -> dict[str, Any]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise SegtailorError(f"{path} is damaged or no safetensors file ({error})") from error
-    try:
-        card = json.loads(metadata["card"])
-    except (KeyError, ValueError) as error:
-        raise SegtailorError(f"{path} has no card; it was not written by segtailor") from error
-    return _renamed(dict(card))
 
 
 def _renamed(card: dict[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], dic
 def test_a_missing_extra_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     for action in (lambda: load_model(f"hf:{tmp_path}"), lambda: create_model(f"hf:{tmp_path}", 3)):
-        assert 'pip install "segtailor[hf]"' in error_of(action)
+        assert "pip install transformers datasets" in error_of(action)
 
 
 def test_folders_that_are_no_repository(tmp_path: Path) -> None:

@@ -302,5 +302,5 @@ def test_a_repository_of_the_hub_is_read_with_its_license(tmp_path: Path, monkey
 
 def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
-    with pytest.raises(SegtailorError, match=r'^smp:Unet/resnet18 needs .*: pip install "segtailor\[smp\]"$'):
+    with pytest.raises(SegtailorError, match=r"^smp:Unet/resnet18 needs .*: pip install segmentation-models-pytorch$"):
         create_model("smp:Unet/resnet18", 2)

@@ -48,6 +48,13 @@ FORMS: dict[str, Any] = {
 }
 
 
+def test_a_state_dict_alone_names_the_network_that_belongs_beside_it(net: nn.Module, tmp_path: Path) -> None:
+    torch.save(net.state_dict(), tmp_path / "a.pth")
+    for uri in (f"{tmp_path}/a.pth", f"published:{tmp_path}/a.pth"):
+        with pytest.raises(SegtailorError, match=r"teacher.model: smp:Unet/resnet18 beside the weights$"):
+            load_teacher(teacher_config(Path(uri), ""), CLASSES)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("suffix", [".pth", ".ckpt"])
 def test_a_file_fills_the_teacher_whatever_wraps_its_tensors(

@@ -1,4 +1,4 @@
-"""What is wrong with images and masks: ``segtailor data check``, and the check before step 0 of a run."""
+"""Checking images and masks: ``segtailor data check``, and the check before step 0 of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from segtailor.config import DataConfig
-from segtailor.data.base import SegmentationDataset, some
+from segtailor.data.base import Count, SegmentationDataset, some
 from segtailor.data.check.files import (
     find_dark,
     find_duplicates,
@@ -21,7 +21,7 @@ from segtailor.data.check.files import (
     find_unreadable,
     unreadable_files,
 )
-from segtailor.data.check.findings import SEVERITIES, Count, Finding
+from segtailor.data.check.findings import SEVERITIES, Finding
 from segtailor.data.check.offset import HIGH, LOW, OWN, ZERO, Encoding, encoding_of
 from segtailor.data.check.report import CheckReport
 from segtailor.data.check.scan import UNLABELLED, Opened, SampleStats, in_threads, open_splits, scan
@@ -54,7 +54,7 @@ def check_data(
     threads: int | None = None,
     progress: bool = False,
 ) -> CheckReport:
-    """Read every image and mask of ``splits`` and write what is wrong with them into the folder ``out``.
+    """Read every image and mask of ``splits`` and write a report of all defects into the folder ``out``.
 
     ``splits`` are by default the recipe's two, and ``test`` where there is one; ``out`` is ``runs/data-check-NAME``. It
     gets report.json, report.txt and classes.png. Defects are in the report, not raised: ``SegtailorError`` is raised
@@ -95,12 +95,9 @@ def check_data(
 def _find(config: DataConfig, opened: Opened, by_split: dict[str, list[SampleStats]]) -> list[Finding]:
     samples = [sample for group in by_split.values() for sample in group]
     datasets = {name: split.dataset for name, split in opened.splits.items()}
-    limits = {"data.limit": config.limit}
-    if config.unlabelled is not None:
-        limits["data.unlabelled.limit"] = config.unlabelled.limit
     findings = [
         *find_missing(opened),
-        *find_limits(opened, config.train_split, limits),
+        *find_limits(opened, config),
         *find_unreadable(samples),
         *find_sizes(samples),
         *find_rotated(samples),
@@ -114,7 +111,7 @@ def _find(config: DataConfig, opened: Opened, by_split: dict[str, list[SampleSta
         if isinstance(dataset, MaskDataset) and isinstance(dataset.values, ColorValues):
             findings += find_unknown_colors(dataset.palette, samples)
             break
-    # masks that are misread would add classes that they do not hold, and lack those that they do
+    # misread masks would distort the counts of classes
     misread = {at.path for finding in findings if finding.kind in MISREAD for at in finding.locations}
     tallies = [
         count_classes(dataset, name, (sample for sample in by_split[name] if sample.mask not in misread))
@@ -127,7 +124,7 @@ def _find(config: DataConfig, opened: Opened, by_split: dict[str, list[SampleSta
 def _by_encoding(
     config: DataConfig, datasets: dict[str, SegmentationDataset], by_split: dict[str, list[SampleStats]]
 ) -> list[tuple[Encoding, list[SampleStats]]]:
-    """Return the masks by what their values mean: splits may differ in that, as raw ids and train ids do."""
+    """Return the masks by the meaning of their values; splits may differ in it, as raw ids and train ids do."""
     groups: list[tuple[Encoding, list[SampleStats]]] = []
     for name, dataset in datasets.items():
         encoding = encoding_of(dataset, config)
@@ -140,14 +137,11 @@ def _by_encoding(
 
 
 def _label(config: DataConfig) -> str:
-    """Return a short name of the data: the data set's, or that of the user's folder, table or source."""
+    """Return a short name of the data: the data set's, or that of its folder or source."""
     if config.name not in (*OWN, "coco-json", "packed"):
         return config.name
-    place = (
-        config.source
-        or (config.root and config.root.resolve().name)
-        or (config.annotations and config.annotations.resolve().parent.name)
-    )
+    folder = config.root or (config.annotations and config.annotations.parent)
+    place = config.source or (folder and folder.resolve().name)
     return re.sub(r"[^\w.-]+", "-", str(place or config.name)).strip("-.") or config.name
 
 
@@ -156,14 +150,14 @@ def check_files(dataset: SegmentationDataset, config: DataConfig | None = None, 
 
     Raises one SegtailorError, on one line, that counts and names unreadable or truncated files, masks of another size
     than their image, and mask values that are neither class nor void; with ``config`` also a split whose masks hold
-    nothing but 0 and 255 where 255 is no class. Rows of a table of images are checked one by one; drawn scenes pass.
+    only 0 and 255 where 255 is no class. Data sets without files are read sample by sample; drawn scenes pass.
     """
     if isinstance(dataset, FileDataset):
         unit, advice = "pairs", "; fix or remove these files and run again; `segtailor data check` lists all of them"
         problems = list(_file_problems(dataset, scan({dataset.split: dataset}, threads, pictures=False), config))
     elif isinstance(getattr(dataset, "whole", dataset), MaskDataset):
         unit, advice = "rows", ""
-        bad = list(filter(None, in_threads(partial(_row_problem, dataset), len(dataset), threads)))
+        bad = [text for text in in_threads(partial(_row_problem, dataset), len(dataset), threads) if text]
         problems = [f"{len(bad)} cannot be used: {some(bad)}"] if bad else []
     else:
         return

@@ -1,9 +1,9 @@
 """Files that are missing, cannot be decoded, do not fit together, or show one picture in two splits.
 
 Duplicates are also found when a picture was saved again in another format, quality or size. Candidates have nearly the
-same perceptual hash; small grey copies then tell the same picture from a neighbouring frame of a film. The thresholds
-are set on CamVid: saved again as JPEG of quality 10 or at half size, its frames differ by 1.6 of 255 at most, and
-neighbouring frames of one drive by 1.8 at least.
+same perceptual hash; small grey copies then distinguish the same picture from a neighboring frame of a film. The
+thresholds are set on CamVid: saved again as JPEG of quality 10 or at half size, its frames differ by 1.6 of 255 at
+most, and neighboring frames of one drive by 1.8 at least.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from segtailor.config import DataConfig
 from segtailor.data import pairing
 from segtailor.data.check.findings import Finding, Location, found
 from segtailor.data.check.scan import SMALL, UNLABELLED, Opened, SampleStats
-from segtailor.data.image_io import SIDEWAYS
+from segtailor.data.image_io import IMAGE_SUFFIXES, SIDEWAYS
 from segtailor.data.paired import FileDataset, shape
 from segtailor.files import Size
 
-# Kinds of findings by what a listing says of files that it left out.
+# Kinds of findings by why a listing left a file out.
 MISSING = {
     pairing.NO_MASK: "image-without-mask",
     pairing.NO_IMAGE: "mask-without-image",
@@ -33,16 +34,16 @@ MISSING = {
     pairing.MISSING_MASK: "missing-mask",
     pairing.NOT_AN_IMAGE: "not-an-image",
 }
-# Kinds of files that cannot be read by their reason; other reasons are given file by file.
+# Kinds of unreadable files by reason; other reasons are given file by file.
 REASONS = {"the file is empty": "empty", "truncated": "truncated", "not a readable image": "undecodable"}
 # Images without a brighter spot are nearly black: 12 bits in 16 end here.
 DARK = 16
-# Of the 63 bits of a hash so many may differ.
+# How many of the 63 bits of a hash may differ.
 HASH_DISTANCE = 8
 # Mean absolute difference of the small copies, in 255ths, for pictures with the contrast of photos.
 SAME, NEAR = 1.65, 4.0
 CONTRAST = 50.0
-# With less contrast than this one plain picture is as another.
+# Pictures of less contrast than this are not compared: they are plain.
 LEAST_CONTRAST = 2.0
 LOW = 8
 # Pictures hashed at once.
@@ -50,7 +51,7 @@ BLOCK = 4096
 
 
 def find_missing(opened: Opened) -> list[Finding]:
-    """Return what could not be opened or paired, and splits of another size than is published."""
+    """Return splits that could not be opened, files without a partner, and splits of another size than published."""
     findings = []
     for name, problem in opened.failed.items():
         findings += found("split-not-opened", [Location(name)], split=name, problem=problem)
@@ -59,27 +60,26 @@ def find_missing(opened: Opened) -> list[Finding]:
         for problem, paths in split.missing.items():
             files[problem] += map(Location, paths)
     for problem, locations in files.items():
-        findings += found(MISSING[problem], locations)
-    for name, split in opened.splits.items():
-        dataset = split.dataset
+        findings += found(MISSING[problem], locations, suffixes=", ".join(sorted(IMAGE_SUFFIXES)))
+    for name, (dataset, _) in opened.splits.items():
         if isinstance(dataset, FileDataset) and dataset.expected not in (None, len(dataset)):
-            findings += found(
-                "other-count", [Location(name)], split=name, found=len(dataset), published=dataset.expected
-            )
+            words: dict[str, Any] = {"split": name, "found": len(dataset), "published": dataset.expected}
+            findings += found("other-count", [Location(name)], **words)
     return findings
 
 
-def find_limits(opened: Opened, train_split: str, limits: dict[str, Any]) -> list[Finding]:
+def find_limits(opened: Opened, config: DataConfig) -> list[Finding]:
     """Return the limits of the recipe that ask for more images than there are."""
-    sizes = {
-        "data.limit": len(opened.splits[train_split].dataset) if train_split in opened.splits else None,
-        "data.unlabelled.limit": len(opened.unlabelled) if opened.unlabelled is not None else None,
-    }
+    asked, sizes = {"data.limit": config.limit}, {}
+    if config.train_split in opened.splits:
+        sizes["data.limit"] = len(opened.splits[config.train_split].dataset)
+    if config.unlabelled is not None and opened.unlabelled is not None:
+        asked["data.unlabelled.limit"] = config.unlabelled.limit
+        sizes["data.unlabelled.limit"] = len(opened.unlabelled)
     findings = []
-    for field, asked in limits.items():
-        size = sizes[field]
-        if asked is not None and size is not None and asked > size:
-            findings += found("limit", [Location(field)], {field: size}, field=field, asked=asked, size=size)
+    for field, size in sizes.items():
+        if (asked[field] or 0) > size:
+            findings += found("limit", [Location(field)], {field: size}, field=field, asked=asked[field], size=size)
     return findings
 
 
@@ -90,18 +90,15 @@ def unreadable_files(samples: Sequence[SampleStats]) -> list[Location]:
 
 
 def find_unreadable(samples: Iterable[SampleStats]) -> list[Finding]:
-    """Return the images and masks that cannot be decoded, by reason; masks of colors are left to another finding."""
-    unreadable: defaultdict[tuple[str, str], list[Location]] = defaultdict(list)
+    """Return the images and masks that cannot be decoded, by reason; masks of colors are another finding."""
+    unreadable: defaultdict[str, list[Location]] = defaultdict(list)
     for sample in samples:
         mask_problem = "" if sample.is_colored else sample.mask_problem
         for role, path, problem in ("image", sample.image, sample.image_problem), ("mask", sample.mask, mask_problem):
             if problem:
-                reason = problem if problem in REASONS else ""
-                unreadable[role, reason].append(Location(path, "" if reason else problem))
-    findings = []
-    for (role, reason), locations in sorted(unreadable.items()):
-        findings += found(f"{REASONS.get(reason, 'unreadable')}-{role}", locations)
-    return findings
+                kind = f"{REASONS.get(problem, 'unreadable')}-{role}"
+                unreadable[kind].append(Location(path, "" if problem in REASONS else problem))
+    return [finding for kind, locations in sorted(unreadable.items()) for finding in found(kind, locations)]
 
 
 def find_sizes(samples: Iterable[SampleStats]) -> list[Finding]:
@@ -162,7 +159,7 @@ class Match(NamedTuple):
 
 
 def find_duplicates(splits: dict[str, Sequence[SampleStats]], train_split: str) -> list[Finding]:
-    """Return the pictures that are in two of ``splits``; those of training without labels may be in training, too."""
+    """Return the pictures in two of ``splits``; unlabelled images may be training images, too."""
     prepared = {name: pictures(samples) for name, samples in splits.items()}
     locations: dict[bool, list[Location]] = {True: [], False: []}
     for first, second in combinations(prepared, 2):
@@ -187,15 +184,13 @@ def pictures(samples: Sequence[SampleStats]) -> Pictures:
 
 def hash_pictures(small: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """Return the perceptual hashes (n) of ``small`` (n, 32, 32): which low frequencies are above their median."""
-    size = SMALL[0]
-    frequencies, positions = np.arange(LOW)[:, None], np.arange(size)[None]
-    cosines = np.cos(np.pi * frequencies * (2 * positions + 1) / (2 * size))
+    from scipy.fft import dctn
+
     weights = np.uint64(1) << np.arange(LOW * LOW - 1, dtype=np.uint64)
     numbers = np.zeros(len(small), np.uint64)
     for first in range(0, len(small), BLOCK):
-        block = small[first : first + BLOCK].astype(np.float64)
-        waves = np.einsum("ui,nij,vj->nuv", cosines, block, cosines, optimize=True)
-        waves = waves.reshape(len(block), LOW * LOW)[:, 1:]  # without the mean
+        waves = dctn(small[first : first + BLOCK].astype(np.float64), axes=(1, 2))[:, :LOW, :LOW]
+        waves = waves.reshape(len(waves), LOW * LOW)[:, 1:]  # without the mean
         bits = waves > np.median(waves, axis=1, keepdims=True)
         numbers[first : first + BLOCK] = (bits * weights).sum(axis=1, dtype=np.uint64)
     return numbers

@@ -1,4 +1,4 @@
-"""What mask values mean, and labels that are one too high or too low, also where 0 means unlabelled.
+"""The meaning of mask values, and labels that are one too high or too low, also where 0 means unlabelled.
 
 For all masks together the values alone decide. For a few among many the values are a suspicion, which is confirmed when
 the amounts of the classes fit those of the other masks much better after the shift.
@@ -22,31 +22,31 @@ from segtailor.files import VOID, Color
 
 # Data sets whose masks are computed: no file holds the numbers.
 COMPUTED = ("coco-json", "packed", "toy")
-# Those whose numbers no field of the recipe explains.
+# Data sets whose encoding no field of the recipe changes.
 FIXED = ("cityscapes",)
-# Those of the user, whose classes a file names; masks of colors can be read, too.
+# The user's data sets, whose classes a file names; masks of colors can be read, too.
 OWN = ("folder", "csv", "hf")
 
 HIGH, LOW, ZERO = "labels-one-too-high", "labels-one-too-low", "zero-label-not-reduced"
 # The value after the last class is that class, one too high, when so many masks have it: not a few stray pixels.
 FEW_MASKS, FEW_SHARE = 3, 0.25
-# Masks without any doubt that are needed to know what is common.
+# How many masks without suspicion are needed to know the usual shares.
 FEWEST_GOOD = 5
-# By so much (in nats a pixel) the shifted labels must be more likely.
+# How much more likely (in nats a pixel) the shifted labels must be.
 MARGIN = 0.5
 SMOOTHING = 1e-4
 # The share that 255 is expected to have in masks in which it is not declared.
 STRAY_VOID = 0.02
-# What 255 takes at least when it is the first class, less one: a border takes less where there are few classes.
+# The least share of 255 when it is the first class less one: borders take less where there are few classes.
 LEAST_CLASS, CERTAIN_CLASS = 0.02, 0.15
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What mask values mean: ``values`` has one a class, in order; ``void`` is what the data set declares.
+    """The meaning of mask values: ``values`` has one a class, in order; ``void`` are those declared void.
 
-    ``palette`` is None where the colors are made up. ``stored`` tells whether the numbers are those in the files: some
-    data sets convert them first.
+    ``palette`` is None where the colors are generated. ``stored``: the numbers are those in the files, which some data
+    sets convert.
     """
 
     config: DataConfig
@@ -59,7 +59,7 @@ class Encoding:
 
     @property
     def declared(self) -> frozenset[int]:
-        """All values with a meaning that was declared."""
+        """All declared values."""
         return self.void | set(self.values)
 
     @property
@@ -69,12 +69,12 @@ class Encoding:
 
     @property
     def expects_void(self) -> bool:
-        """Whether 255 may well occur: declared, what is converted to void, or a known data set's only void."""
+        """Whether 255 may occur: declared, converted to void, or a known data set's only void."""
         return VOID in self.declared or not self.stored or (not self.void and not self.own)
 
     @property
     def own(self) -> bool:
-        """Whether a class file of the user names the classes; `data.masks: color` applies."""
+        """Whether the user names the classes in a file; `data.masks: color` applies."""
         return self.config.name in OWN
 
     @property
@@ -114,7 +114,7 @@ class Encoding:
 
 
 def encoding_of(dataset: SegmentationDataset, config: DataConfig) -> Encoding | None:
-    """Return what the numbers in the masks of ``dataset`` mean; None where there are none, or several a class."""
+    """Return the encoding of the masks of ``dataset``; None where they have no numbers, or several a class."""
     if not isinstance(dataset, MaskDataset) or config.name in COMPUTED or config.masks not in (None, "index"):
         return None
     meaning = dataset.values
@@ -163,7 +163,7 @@ class Reading(NamedTuple):
 
 
 class LabelOffset(NamedTuple):
-    """What was found, the masks that it explains (by ``id``), and the recipe that reduces the zero label, if it may."""
+    """The findings, the masks that they explain (by ``id``), and the recipe that would reduce the zero label."""
 
     findings: list[Finding]
     explained: set[int]

@@ -13,7 +13,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from segtailor.config import DataConfig
-from segtailor.data.check.findings import SEVERITIES, Count, Finding, Location, Severity
+from segtailor.data.base import Count
+from segtailor.data.check.findings import SEVERITIES, Finding, Location, Severity
 from segtailor.data.check.values import Tally
 from segtailor.errors import SegtailorError
 from segtailor.files import Color
@@ -23,7 +24,7 @@ REPORT, TEXT, HISTOGRAM = "report.json", "report.txt", "classes.png"
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What ``segtailor data check`` found, and the ``folder`` in which it is written down."""
+    """The findings of ``segtailor data check``, and the ``folder`` of the written report."""
 
     config: DataConfig
     name: str

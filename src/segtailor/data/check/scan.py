@@ -1,4 +1,4 @@
-"""Opening all splits of a data set in spite of what is wrong, and statistics of every sample, each file read once."""
+"""Opening all splits of a data set in spite of defects, and statistics of every sample, each file read once."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from segtailor.config import DataConfig
 from segtailor.data import create_dataset
 from segtailor.data.base import SegmentationDataset
 from segtailor.data.image_io import (
+    DECODE_ERRORS,
     FORMATS,
     Source,
     UnreadableFile,
@@ -41,16 +42,14 @@ T = TypeVar("T")
 TEST, UNLABELLED = "test", "unlabelled"
 SMALL: Size = (32, 32)
 COLOR_MODES = ("RGB", "RGBA")
-# How the reader of masks describes one that stores colors.
+# Part of the error about a mask that stores colors.
 COLORED = "its mode is RGB"
-# Of a mask with more values (or colors) than this only the most common are kept.
+# How many values (or colors) of a mask are kept, the most common first.
 MOST_VALUES = 512
-# One of these is in every file that has a note on its orientation; asking Pillow would decode a PNG again.
+# One of these is in every file with an EXIF orientation; asking Pillow would decode a PNG again.
 EXIF_MARKS = (b"Exif", b"eXIf", b"EXIF", b"exif", b"tiff:Orientation")
 TIFF_STARTS = (b"II*\x00", b"MM\x00*")
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)
-# What Pillow raises for a file that it cannot open or decode.
-DECODE_ERRORS = (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 class OpenedSplit(NamedTuple):
@@ -69,7 +68,7 @@ class Opened(NamedTuple):
 
 
 def open_splits(config: DataConfig, splits: Sequence[str] | None = None) -> Opened:
-    """Open ``splits``, by default the recipe's two and ``test`` where there is one; what lacks a partner is left out.
+    """Open ``splits``, by default the recipe's two and ``test`` where there is one, without files that lack a partner.
 
     Raises ``SegtailorError`` when none can be opened, or one that ``splits`` names.
     """
@@ -85,7 +84,7 @@ def open_splits(config: DataConfig, splits: Sequence[str] | None = None) -> Open
             failed[name] = error
     if not opened:
         raise next(iter(failed.values()))
-    # a hub is not asked for what the recipe does not name
+    # the Hub is not asked for splits that the recipe does not name
     if splits is None and TEST not in opened and TEST not in failed and config.name != "hf":
         with suppress(SegtailorError):  # there is none
             test = _open(whole, TEST)
@@ -115,11 +114,11 @@ def _images(dataset: SegmentationDataset) -> set[Path]:
 
 @dataclass(slots=True)
 class SampleStats:
-    """What was read of one sample; ``image`` and ``mask`` name its files.
+    """Statistics of one sample; ``image`` and ``mask`` name its files.
 
-    ``values`` maps the numbers in the mask to pixels, ``mode`` is that of the mask's file, ``colors`` are those that a
-    palette gives the mask's values, ``stored_colors`` (most common first) those of a mask that has no numbers.
-    ``small`` is the image in grey at 32 x 32.
+    ``values`` maps the numbers in the mask to pixels, ``mode`` is that of the mask's file, ``colors`` are the palette's
+    colors of the mask's values, ``stored_colors`` (most common first) those of a mask without numbers. ``small`` is the
+    image in grey at 32 x 32.
     """
 
     split: str
@@ -157,8 +156,8 @@ def scan(
 ) -> list[SampleStats]:
     """Read every sample, in ``threads`` (default: one a core, at most 16); with a bar where there is a terminal.
 
-    Decoders release the interpreter's lock, so threads use all cores. Without ``pictures``, what only compares images
-    with each other is left out.
+    Decoders release the interpreter's lock, so threads use all cores. Without ``pictures``, statistics that only serve
+    to compare images are left out.
     """
     console = Console(stderr=True)
     parts = (
@@ -188,7 +187,7 @@ def in_threads(function: Callable[[int], T], number: int, threads: int | None = 
 def sample_stats(
     dataset: SegmentationDataset | UnlabelledImages, split: str, index: int, *, pictures: bool = True
 ) -> SampleStats:
-    """Return what is in sample ``index`` of ``dataset``; read errors are recorded, not raised."""
+    """Return the statistics of sample ``index`` of ``dataset``; read errors are recorded, not raised."""
     if isinstance(dataset, UnlabelledImages):
         stats = SampleStats(split, str(dataset.paths[index]))
         _read_image(stats, dataset.paths[index], pictures)
@@ -200,7 +199,7 @@ def sample_stats(
 
 def _pair_stats(dataset: FileDataset, split: str, index: int, pictures: bool) -> SampleStats:
     pair = dataset.pairs[index]
-    # masks that all lie in one file go by their image
+    # masks that share one file are named by their image
     in_image_file = pair.mask.suffix.lower() in (".json", "")
     stats = SampleStats(split, str(pair.image), str(pair.image if in_image_file else pair.mask))
     image = _read_image(stats, pair.image, pictures)
@@ -221,11 +220,11 @@ def _pair_stats(dataset: FileDataset, split: str, index: int, pictures: bool) ->
 
 def _row_stats(dataset: SegmentationDataset, split: str, index: int) -> SampleStats:
     where = f"{dataset.name} {split}"
-    # masks as they are stored, unless the data set has rules of its own on what fits together
-    stored = isinstance(dataset, MaskDataset) and type(dataset).__getitem__ is MaskDataset.__getitem__
+    stored = False
     try:
-        if stored:
-            assert isinstance(dataset, MaskDataset)
+        # masks as stored, unless the data set has other rules for reading them
+        if isinstance(dataset, MaskDataset) and type(dataset).__getitem__ is MaskDataset.__getitem__:
+            stored = True
             image, mask, _, image_at, mask_at = dataset.read(index)
         else:
             image, target, name = dataset[index]
@@ -265,7 +264,7 @@ def _read_image(stats: SampleStats, path: Path, pictures: bool) -> Tensor | None
 
 
 def small_picture(image: Tensor) -> NDArray[np.uint8]:
-    """Return ``image`` (3,H,W) in grey at 32 x 32, bytes: what of it survives another format or size."""
+    """Return ``image`` (3,H,W) in grey at 32 x 32, bytes, which other formats and sizes hardly change."""
     small = resize_image(image, SMALL).numpy().astype(np.float32)
     return np.rint(np.tensordot(GREY_WEIGHTS, small, 1)).astype(np.uint8)
 
@@ -285,7 +284,7 @@ def _count_values(stats: SampleStats, mask: NDArray[Any]) -> None:
 
 
 def _read_header(stats: SampleStats, path: Path) -> None:
-    """Read how the mask's numbers are stored, and the colors that a palette gives them."""
+    """Read the mask's mode and the palette's colors."""
     with suppress(*DECODE_ERRORS), Image.open(path, formats=FORMATS) as file:
         stats.mode = file.mode
         palette = (file.getpalette("RGB") if file.mode == "P" else None) or []

@@ -1,7 +1,7 @@
-"""What masks hold: numbers that are no class, colors in place of numbers, and how often each class occurs.
+"""Values of masks: numbers that are no class, colors in place of numbers, and how often each class occurs.
 
-Masks are sorted into groups, each of which is one finding. What explains all masks is fixed by a line of the recipe,
-what is wrong with a few of them is not.
+Masks are sorted into groups, each of which is one finding. A defect of all masks is fixed by a line of the recipe, a
+defect of a few of them is not.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from segtailor.data.base import SegmentationDataset, some
-from segtailor.data.check.findings import Count, Finding, Location, as_yaml, found
+from segtailor.data.base import Count, SegmentationDataset, some
+from segtailor.data.check.findings import Finding, Location, as_yaml, found
 from segtailor.data.check.offset import Encoding, LabelOffset, find_label_offset, spans, with_values
 from segtailor.data.check.scan import SampleStats
 from segtailor.data.masks import UNKNOWN_COLOR
 from segtailor.data.paired import MaskDataset
 from segtailor.files import VOID, Color
 
-# In masks that have other values, too, this share of 255 is more than borders and gaps take.
+# In masks with other values, too, borders and gaps take less than this share of 255.
 MUCH_VOID = 0.2
 # A share of 255 that is no border but a class.
 MOSTLY_VOID = 0.5
@@ -37,10 +37,10 @@ NEAR = 24
 
 
 def find_values(encoding: Encoding, masks: Sequence[SampleStats]) -> list[Finding]:
-    """Return what is wrong with the numbers in ``masks``, all of which go by ``encoding``."""
+    """Return what is wrong with the numbers in ``masks``, all in one ``encoding``."""
     rest = [mask for mask in masks if mask.values]
     findings: list[Finding] = []
-    # each takes the masks that it explains from the rest
+    # each removes the masks that it explains from the rest
     for find in (_find_wide, find_binary, _find_grey):
         findings += find(encoding, rest)
     offset = find_label_offset(encoding, rest)
@@ -104,8 +104,8 @@ def _find_grey(encoding: Encoding, masks: list[SampleStats]) -> list[Finding]:
     """Take the masks whose values are the classes' colors turned grey."""
     if encoding.palette is None:
         return []
-    known, greys = encoding.declared | {VOID}, {near for color in encoding.palette for near in _near(grey_of(color))}
-    greys |= {grey_of(color) for color in encoding.palette}
+    known = encoding.declared | {VOID}
+    greys = {near for color in encoding.palette for near in (grey_of(color), *_near(grey_of(color)))}
     grey = [
         mask
         for mask in masks

@@ -1,4 +1,4 @@
-"""The data sets of `catalogue.yaml`: where their files are, or what the user has to do instead."""
+"""The data sets of `catalogue.yaml`: where to download their files, or the steps to get them by hand."""
 
 from __future__ import annotations
 
@@ -9,22 +9,11 @@ from typing import NamedTuple
 
 import yaml
 
-from segtailor.data.ade20k import ADE20K
+from segtailor.data import BENCHMARKS
 from segtailor.data.benchmark import BenchmarkDataset
-from segtailor.data.camvid import CAMVID
-from segtailor.data.cityscapes import CITYSCAPES
-from segtailor.data.coco_stuff import COCO_STUFF
 from segtailor.data.download.convert import Track, convert_stuff, merge_boundaries
-from segtailor.data.loveda import LOVEDA
-from segtailor.data.mapillary import MAPILLARY
-from segtailor.data.pascal_context import PASCAL_CONTEXT
-from segtailor.data.voc import VOC
 from segtailor.errors import SegtailorError, unknown
 
-KNOWN = {
-    known.name: known
-    for known in (ADE20K, CAMVID, CITYSCAPES, COCO_STUFF, LOVEDA, MAPILLARY, PASCAL_CONTEXT, VOC)
-}  # fmt: skip
 Convert = Callable[[Path, Track], str]
 """Turns the MATLAB files that were unpacked under a root into what the reader expects, and returns what it did."""
 CONVERT: dict[str, Convert] = {"convert_stuff": convert_stuff, "merge_boundaries": merge_boundaries}
@@ -49,7 +38,6 @@ class Download(NamedTuple):
     archives: tuple[Archive, ...]
     convert: Convert | None = None
     variant: str | None = None
-    default_root: Path | None = None
 
     @property
     def label(self) -> str:
@@ -59,7 +47,8 @@ class Download(NamedTuple):
     @property
     def root(self) -> Path:
         """Where its reader looks by default."""
-        return self.default_root or self.known.root
+        variant = next((variant for variant in self.known.variants if variant.name == self.variant), None)
+        return (variant and variant.root) or self.known.root
 
     def describe(self, root: Path | None = None) -> str:
         """Return what will be fetched, under which terms, and how it is checked."""
@@ -70,17 +59,15 @@ class Download(NamedTuple):
             f"terms:   {self.home}",
         ]
         for archive in self.archives:
-            how = (
-                f"checked by its {archive.checksum.partition(':')[0]}"
-                if archive.checksum
-                else "nobody publishes a checksum: the CRC of every file in it is checked"
-            )
+            how = "nobody publishes a checksum: the CRC of every file in it is checked"
+            if archive.checksum:
+                how = f"checked by its {archive.checksum.partition(':')[0]}"
             lines.append(f"  {archive.urls[0]} ({how})")
         return "\n".join(lines)
 
 
 class Manual(NamedTuple):
-    """A data set that its publishers give only to those who ask; in ``steps``, ROOT is where it goes."""
+    """A data set that its publishers give only on request; ROOT in ``steps`` is the folder to put it in."""
 
     known: BenchmarkDataset
     home: str
@@ -99,13 +86,12 @@ class Manual(NamedTuple):
 
 
 class Own(NamedTuple):
-    """A data set that the user has, or that needs no files."""
+    """A data set that needs no download, and why."""
 
     text: str
 
     def describe(self, root: Path | None = None) -> str:
         """Return why there is nothing to fetch."""
-        del root
         return self.text
 
 
@@ -114,27 +100,26 @@ Entry = Download | Manual | Own
 
 @cache
 def read_catalogue() -> tuple[tuple[Download, ...], tuple[Manual, ...], dict[str, Own]]:
-    """Return what `catalogue.yaml` lists: downloads, data sets to be fetched by hand, and those of the user."""
+    """Return what `catalogue.yaml` lists: downloads, data sets to fetch by hand, and those without a download."""
     content = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     downloads = tuple(
         Download(
-            KNOWN[item["name"]],
+            BENCHMARKS[item["name"]],
             item["home"],
             tuple(Archive(**{**archive, "urls": tuple(archive["urls"])}) for archive in item["archives"]),
             CONVERT[item["convert"]] if "convert" in item else None,
             item.get("variant"),
-            Path(item["root"]) if "root" in item else None,
         )
         for item in content["downloads"]
     )
-    manual = tuple(Manual(KNOWN[item["name"]], item["home"], tuple(item["steps"])) for item in content["manual"])
+    manual = tuple(Manual(BENCHMARKS[item["name"]], item["home"], tuple(item["steps"])) for item in content["manual"])
     return downloads, manual, {name: Own(text) for name, text in content["own"].items()}
 
 
 def find_entry(name: str, variant: str | None = None) -> Entry:
-    """Return what is known of the data set ``name``, of its ``variant`` where its forms are different downloads.
+    """Return the entry of the data set ``name``, of its ``variant`` where variants are different downloads.
 
-    Raises ``SegtailorError`` for a name or variant that there is not.
+    Raises ``SegtailorError`` for an unknown name or variant.
     """
     plain = name.replace("_", "-")
     downloads, manual, own = read_catalogue()

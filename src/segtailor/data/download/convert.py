@@ -17,7 +17,7 @@ from segtailor.data.pairing import Pair
 from segtailor.errors import SegtailorError
 
 SCRATCH = ".matlab"
-"""Where MATLAB files lie, under a data set's root, until all of them are converted."""
+"""The folder of MATLAB files, under a data set's root, until all of them are converted."""
 
 Track = Callable[[Sequence[Path], str], Iterable[Path]]
 
@@ -50,8 +50,8 @@ def convert_stuff(root: Path, track: Track) -> str:
 def merge_boundaries(root: Path, track: Track) -> str:
     """Write ``SegmentationClassAug`` and ``ImageSets/Segmentation/trainaug.txt`` of Pascal VOC 2012 under ``root``.
 
-    The Semantic Boundaries Dataset (Hariharan et al., ICCV 2011) lies in ``SCRATCH/cls``. Images that VOC segments
-    itself keep VOC's masks, with their void borders. The list holds all images of both but VOC's validation images:
+    The Semantic Boundaries Dataset (Hariharan et al., ICCV 2011) is in ``SCRATCH/cls``. Images that VOC segments
+    keep VOC's masks, with their void borders. The list holds all images of both but VOC's validation images:
     10,582.
     """
     lists, out = root / "ImageSets" / "Segmentation", root / "SegmentationClassAug"

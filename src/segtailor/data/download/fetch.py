@@ -1,4 +1,4 @@
-"""`segtailor data get`: fetching (by pooch), checking and unpacking a data set; what is whole is not fetched again."""
+"""`segtailor data get`: fetching (by pooch), checking and unpacking a data set; complete files are kept."""
 
 from __future__ import annotations
 
@@ -12,29 +12,23 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, TypeVar
 
 import pooch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-    track,
-)
+from rich.progress import track
+from tqdm import tqdm
 
 from segtailor.data.download.catalogue import Archive, Download
 from segtailor.data.download.convert import SCRATCH
 from segtailor.errors import SegtailorError, reason
 from segtailor.files import write_atomically
 
+T = TypeVar("T")
 FOLDER = "downloads"
 """Where archives are kept, under the root, until they are unpacked."""
 DONE = ".segtailor-get.json"
-"""What is unpacked already: the names of archives, and CONVERTED."""
+"""Lists what is unpacked: the names of archives, and CONVERTED."""
 CONVERTED = "converted"
 RETRIES = 4
 """Further tries at each address; pooch waits 1, 2, 3, ... seconds between them."""
@@ -45,9 +39,9 @@ DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, 
 def get(entry: Download, root: Path | None = None, *, progress: bool = False) -> str:
     """Fetch ``entry`` into ``root`` (default: where its reader looks) and return what was done, for the terminal.
 
-    Archives are fetched, checked, unpacked and removed one after the other. The same call continues after an
-    interruption with the archive that was not whole, and does nothing when all is there. Raises ``SegtailorError``, on
-    one line, for too small a disk, addresses that do not give the file, and a wrong archive.
+    Archives are fetched, checked, unpacked and removed one after the other. After an interruption the same call
+    continues with the incomplete archive; it does nothing when all is there. Raises ``SegtailorError``, on one line,
+    for too small a disk, addresses without the file, and a wrong archive.
     """
     root = root or entry.root
     if root.exists() and not root.is_dir():
@@ -65,7 +59,7 @@ def get(entry: Download, root: Path | None = None, *, progress: bool = False) ->
         path.unlink()
     converted = ""
     if entry.convert is not None:
-        converted = "; " + entry.convert(root, _tracker(progress))
+        converted = "; " + entry.convert(root, partial(_track, progress=progress))
         _write_done(root, [*done, CONVERTED])
     _tidy(root)
     variant = f", variant: {entry.variant}" if entry.variant else ""
@@ -74,7 +68,7 @@ def get(entry: Download, root: Path | None = None, *, progress: bool = False) ->
 
 
 def fetch(archive: Archive, folder: Path, progress: bool = False) -> Path:
-    """Return ``folder / archive.file``, whole: as it is there, or from the first address that gives it.
+    """Return ``folder / archive.file``: the complete file that is there, or from the first address that has it.
 
     Raises ``SegtailorError``, on one line, when no address does.
     """
@@ -84,19 +78,14 @@ def fetch(archive: Archive, folder: Path, progress: bool = False) -> Path:
         store = pooch.create(
             folder, "", registry={archive.file: archive.checksum}, urls={archive.file: url}, retry_if_failed=RETRIES
         )
-        bar = _Bar(f"fetching {archive.file}") if progress else None
+        bar = {"desc": f"fetching {archive.file}", "unit": "B", "unit_scale": True, "disable": not progress}
         try:
-            store.fetch(archive.file, downloader=pooch.HTTPDownloader(progressbar=bar or False, timeout=TIMEOUT))
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # pooch's for a wrong checksum
-            wrong = "hash" in str(error).partition("\n")[0]
+            with tqdm(total=archive.length, **bar) as shown:
+                store.fetch(archive.file, downloader=pooch.HTTPDownloader(progressbar=shown, timeout=TIMEOUT))
+        except (OSError, ValueError) as error:  # pooch raises ValueError for a wrong checksum
+            wrong = "hash" in reason(error)
             reasons.append(f"{url}: {f'it is not {archive.checksum}' if wrong else reason(error)}")
             continue
-        finally:
-            if bar is not None:
-                bar.close()
         problem = None if archive.checksum else _damage(target)
         if problem is None:
             return target
@@ -106,26 +95,6 @@ def fetch(archive: Archive, folder: Path, progress: bool = False) -> Path:
         f"cannot fetch {archive.file} ({'; '.join(reasons)}); check the network and give the same command again, or "
         f"put the right file into {folder} yourself"
     )
-
-
-class _Bar:
-    """A bar for bytes on the terminal's error stream, as pooch drives it."""
-
-    def __init__(self, what: str) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        self._progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-        self._task = self._progress.add_task(what, total=None)
-        self.total = 0
-        self._progress.start()
-
-    def update(self, count: int) -> None:
-        self._progress.update(self._task, advance=count, total=self.total)
-
-    def reset(self) -> None:
-        self._progress.update(self._task, completed=0)
-
-    def close(self) -> None:
-        self._progress.stop()
 
 
 class Member(NamedTuple):
@@ -139,18 +108,15 @@ class Member(NamedTuple):
 def unpack(path: Path, parts: Mapping[str, str], root: Path, progress: bool = False) -> int:
     """Unpack the ``parts`` of the archive at ``path`` under ``root`` and return the number of files.
 
-    ``parts`` maps paths in the archive (a folder ends with ``/``) to paths under ``root``; the longest that fits a file
-    holds. Raises ``SegtailorError`` for a path that leads out of the archive's folder, for a link or a device, none of
-    which is written, and when a part is missing.
+    ``parts`` maps paths in the archive (a folder ends with ``/``) to paths under ``root``; the longest that matches a
+    file applies. Raises ``SegtailorError`` for a path that leads out of the archive's folder, for a link or a device,
+    none of which is written, and when a part is missing.
     """
     missing, count = set(parts), 0
-    nearest_first = sorted(parts, key=len, reverse=True)
-    members = track(_members(path), f"unpacking {path.name}", console=Console(stderr=True), disable=not progress)
-    for member in members:
+    for member in _track(_members(path), f"unpacking {path.name}", progress):
         name = _inner_path(member.name, path)
-        part = next(
-            (part for part in nearest_first if name == part or (part.endswith("/") and name.startswith(part))), None
-        )
+        matching = [part for part in parts if name == part or (part.endswith("/") and name.startswith(part))]
+        part = max(matching, key=len, default=None)
         if part is None:
             continue
         if not member.plain:
@@ -164,7 +130,7 @@ def unpack(path: Path, parts: Mapping[str, str], root: Path, progress: bool = Fa
             shutil.copyfileobj(source, file, 2**20)
         count += 1
     if missing:
-        raise SegtailorError(f"{path} holds no {', '.join(sorted(missing))}; it is another file than expected")
+        raise SegtailorError(f"{path} holds no {', '.join(sorted(missing))}; it is not the expected archive")
     return count
 
 
@@ -181,10 +147,6 @@ def _members(path: Path) -> Iterator[Member]:
         for entry in tar:
             if not entry.isdir():
                 yield Member(entry.name, entry.isreg(), partial(tar.extractfile, entry))
-
-
-def _belongs(name: str, part: str) -> bool:
-    return name.startswith(part) if part.endswith("/") else name == part
 
 
 def _inner_path(name: str, path: Path) -> str:
@@ -243,8 +205,8 @@ def _write_done(root: Path, done: list[str]) -> list[str]:
     return done
 
 
-def _tracker(progress: bool) -> Callable[[Sequence[Path], str], Iterable[Path]]:
-    return lambda files, what: track(files, what, console=Console(stderr=True), disable=not progress)
+def _track(items: Iterable[T], what: str, progress: bool) -> Iterable[T]:
+    return track(items, what, console=Console(stderr=True), disable=not progress)
 
 
 def _tidy(root: Path) -> None:

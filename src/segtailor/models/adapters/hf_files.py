@@ -18,7 +18,7 @@ import torch
 import yaml
 from torch import nn
 
-from segtailor.errors import SegtailorError, reason
+from segtailor.errors import SegtailorError, install, reason
 from segtailor.models.adapters.weights import count_names, layout_hint
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ def library(rest: str, family: str = "hf") -> Any:
     try:
         return importlib.import_module(PACKAGES[family])
     except ModuleNotFoundError as error:
-        raise SegtailorError(f"{family}:{rest} needs {PACKAGES[family]}: {_install(family)}") from error
+        raise SegtailorError(f"{family}:{rest} needs {PACKAGES[family]}: {install(family)}") from error
 
 
 def check_place(rest: str, weights: bool) -> None:
@@ -72,7 +72,7 @@ def fetch(rest: str, action: Callable[[], T], family: str = "hf") -> T:
         raise
     except ImportError as error:
         why = reason(error)[:160]
-        raise SegtailorError(f"{family}:{rest} needs a library that is missing ({why}): {_install(family)}") from error
+        raise SegtailorError(f"{family}:{rest} needs a library that is missing ({why}): {install(family)}") from error
     except Exception as error:  # hub, cache, files and constructors fail in many ways
         raise SegtailorError(f"{family}:{rest}{_explain(rest, error)}") from error
 
@@ -101,10 +101,6 @@ def quiet() -> Iterator[None]:
             messages.enable_progress_bar()
         if downloads:
             hub.enable_progress_bars()
-
-
-def _install(family: str) -> str:
-    return f'pip install "segtailor[{family}]"'
 
 
 def _explain(rest: str, error: BaseException) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segtailor.errors import SegtailorError, reason, unknown
+from segtailor.errors import SegtailorError, install, reason, unknown
 from segtailor.models.adapters import Choices
 from segtailor.models.adapters.discovery import LEAST_PROBABILITY, are_probabilities
 from segtailor.models.adapters.wrapper import PROBES
@@ -317,4 +317,4 @@ def _weigh(path: Path) -> tuple[bytes, int]:
 
 
 def _missing() -> SegtailorError:
-    return SegtailorError('ONNX files need ONNX Runtime: pip install "segtailor[export]"')
+    return SegtailorError(f"ONNX files need ONNX Runtime: {install('export')}")

@@ -17,6 +17,7 @@ from segtailor.models.adapters.discovery import find_maps
 from segtailor.models.adapters.hf_files import fetch, front_matter, library
 from segtailor.models.adapters.weights import fill_from, read_weights, widened, with_fresh_classifier
 from segtailor.models.adapters.wrapper import PROBES, Adapted, make_preprocess
+from segtailor.models.backbones import timm_license
 from segtailor.models.network import Preprocess
 from segtailor.models.taps import evaluated, trace
 
@@ -83,10 +84,7 @@ def encoder_license(smp: Any, encoder: str, weights: str | None) -> dict[str, st
     if weights is None:
         return {}
     if encoder.startswith("tu-"):
-        import timm
-
-        config = timm.get_pretrained_cfg(encoder.removeprefix("tu-"))
-        return {"encoder": f"{getattr(config, 'license', None) or 'unknown'} (timm {encoder.removeprefix('tu-')})"}
+        return {"encoder": timm_license(encoder.removeprefix("tu-"))}
     repository = smp.encoders.encoders.get(encoder, {}).get("pretrained_settings", {}).get(weights, {}).get("repo_id")
     if repository is None:
         return {"encoder": f"unknown (smp {encoder}, {weights})"}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from segtailor.errors import SegtailorError, reason, unknown
 from segtailor.models.adapters import Choices
-from segtailor.models.adapters.weights import check_state_dict
+from segtailor.models.adapters.weights import fill
 from segtailor.models.adapters.wrapper import Adapted, Ran
 from segtailor.models.heads import resize
 from segtailor.models.network import Preprocess
@@ -48,7 +48,7 @@ class LiteReducedAspp(TorchvisionNetwork):
         maps = net.backbone(inputs)
         low, high = maps["low"], maps["high"]
         high = net.classifier.cbr(high) * net.classifier.scale(high)
-        high = resize(high, (low.shape[-2], low.shape[-1]), align_corners=False)
+        high = resize(high, low.shape[-2:], align_corners=False)
         logits = net.classifier.low_classifier(low) + net.classifier.high_classifier(high)
         return Ran(logits, None, torch.cat([low, high], dim=1))
 
@@ -89,8 +89,7 @@ def load(rest: str, choices: Choices) -> Adapted:
     given = Choices(choices.classifier, choices.taps, known, choices.config)
     network = _build(rest, builder, len(names), given)
     tensors = network.fitting(_fetch(rest, weights))
-    check_state_dict(network.net.state_dict(), tensors, str(weights), network.name)
-    network.net.load_state_dict(tensors)
+    fill(network.net, tensors, str(weights), network.name)
     network.classes, network.licenses = names, {"model": LICENSE.format(weights, "COCO, with VOC's classes")}
     return network
 
@@ -131,11 +130,9 @@ def _build(rest: str, builder: Any, num_classes: int, choices: Choices) -> Torch
 
 
 def _fill_backbone(network: Adapted, rest: str, tensors: dict[str, Tensor]) -> None:
-    backbone = network.net.get_submodule("backbone")
     trunk = next(prefix for family, prefix in TRUNK.items() if family in rest)
     kept = {name.removeprefix(trunk): value for name, value in tensors.items() if not name.startswith(HEADS)}
-    check_state_dict(backbone.state_dict(), kept, f"ImageNet weights of torchvision:{rest}", "its backbone")
-    backbone.load_state_dict(kept)
+    fill(network.net.get_submodule("backbone"), kept, f"ImageNet weights of torchvision:{rest}", "its backbone")
 
 
 def _fetch(rest: str, weights: Any) -> dict[str, Tensor]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError, reason
 from segtailor.models.adapters.wrapper import Adapted
@@ -29,6 +30,12 @@ def check_state_dict(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]
         raise SegtailorError(f"{source} does not fit {network}: {'; '.join(filter(None, problems))}")
 
 
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str, network: str) -> None:
+    """Load ``tensors`` into ``module``; SegtailorError, which names ``source`` and ``network``, unless all fit."""
+    check_state_dict(module.state_dict(), tensors, source, network)
+    module.load_state_dict(dict(tensors))
+
+
 def count_names(kind: str, names: list[str]) -> str:
     """Return how many ``names`` there are and the first five of them, or nothing.
 
@@ -40,21 +47,27 @@ def count_names(kind: str, names: list[str]) -> str:
     return f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
 
 
+FILES = ("model.safetensors", "pytorch_model.bin")
+"""Weights in a folder of transformers or smp, in order of preference."""
+
 WRAPPERS = ("module.", "model.", "net.", "network.", "segmentor.", "_orig_mod.")
 """Prefixes that training code puts before a network's own names."""
 
 ENTRIES = ("state_dict", "model", "model_state_dict", "model_state", "net")
 """Keys under which training code keeps the state dict, beside epoch and optimizer."""
 
-# What names tell the layout, and how such a file is read.
 LAYOUTS: dict[str, tuple[tuple[str, ...], str]] = {
     "the published benchmark": (("pretrained.", "head.aspp."), "give it as published:FILE"),
     "the published benchmark's SegFormer": (("patch_embed1.", "linear_fuse."), "give it as published:FILE"),
     "a transformers SegFormer": (("segformer.", "decode_head."), "give its folder as hf:FOLDER"),
-    "segmentation_models_pytorch": (("encoder.", "decoder.", "segmentation_head."), "name the model smp:Arch/encoder"),
-    "torchvision": (("backbone.", "classifier."), "name the model torchvision:NAME"),
+    "segmentation_models_pytorch": (
+        ("encoder.", "decoder.", "segmentation_head."),
+        "name the model smp:Arch/encoder, as teacher.model: smp:Unet/resnet18 beside the weights",
+    ),
+    "torchvision": (("backbone.", "classifier."), "name the model torchvision:NAME beside the weights"),
     "mmsegmentation": (("backbone.", "decode_head."), "build that network as module:package.module:factory"),
 }
+"""Projects: the prefixes by which their tensor names are recognized, and how to give such a file."""
 OTHER_ARGUMENTS = {
     "segmentation_models_pytorch": "; was it built with other arguments? Then save it with its save_pretrained and "
     "give the folder as weights: smp:FOLDER"
@@ -63,27 +76,18 @@ OTHER_ARGUMENTS = {
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file; nothing but tensors is read.
+    """Return the tensors of a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file; no code is run.
 
-    Raises SegtailorError for a file that is missing or damaged, and for one that holds more than tensors.
-    """
-    if path.suffix != ".safetensors":
-        return read_tensors(path)
-    if not path.is_file():
-        raise SegtailorError(f"no such file: {path}")
-    try:
-        return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise SegtailorError(f"{path} is damaged or no safetensors file ({error})") from error
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a ``.pth`` file; a wrapper of `ENTRIES` and ``module.`` prefixes are taken off.
-
-    Only tensors are read, no code is run. Raises SegtailorError for anything else.
+    Of a pickled file, a wrapper of `ENTRIES` and ``module.`` prefixes are taken off. Raises SegtailorError for a file
+    that is missing or damaged, and for one that holds more than tensors.
     """
     if not path.is_file():
         raise SegtailorError(f"no such file: {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise SegtailorError(f"{path} is damaged or no safetensors file ({error})") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -92,8 +96,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             "save the state dict alone: torch.save(model.state_dict(), FILE)"
         ) from error
     except Exception as error:  # truncated archives fail in many ways
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SegtailorError(f"{path} cannot be read ({reason[:120]}); is it a whole .pth file?") from error
+        raise SegtailorError(f"{path} cannot be read ({reason(error)[:120]}); is it a whole .pth file?") from error
     for wrapper in ENTRIES:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -135,11 +138,16 @@ def bare(tensors: Mapping[str, Tensor], network: Adapted) -> dict[str, Tensor]:
     """
     found, state = dict(tensors), network.net.state_dict()
     while found and not any(name in state for name in found):
-        inner = {prefix: _under(found, prefix) for prefix in WRAPPERS}
-        prefix = max(WRAPPERS, key=lambda each: len(inner[each]))
-        if 2 * len(inner[prefix]) <= len(found):
+        inner = max(
+            (
+                {name.removeprefix(prefix): found[name] for name in found if name.startswith(prefix)}
+                for prefix in WRAPPERS
+            ),
+            key=len,
+        )
+        if 2 * len(inner) <= len(found):
             break
-        found = inner[prefix]
+        found = inner
     return widened(network.fitting(found), network)
 
 
@@ -187,5 +195,16 @@ def layout_hint(tensors: Mapping[str, Tensor], own: str = "") -> str:
     return ""
 
 
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def weights_file(place: Path) -> Path:
+    """Return ``place``, or the weights file in it where it is a folder; SegtailorError for a folder without one."""
+    if not place.is_dir():
+        return place
+    found = next((place / name for name in FILES if (place / name).is_file()), None)
+    if found is None:
+        raise SegtailorError(f"{place} has no weights: neither {FILES[0]} nor {FILES[1]}; give its folder or file")
+    return found
+
+
+def is_segformer(names: Mapping[str, Tensor]) -> bool:
+    """Return whether the tensors carry the names of transformers' SegFormer, whole or its encoder."""
+    return any(re.match(r"(segformer\.)?(stages|encoder\.patch_embeddings)\.0\.", name) for name in names)
