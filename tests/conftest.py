@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,12 @@ from tiny import tiny_train
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def few_toy_images() -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def few_toy_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the toy data set have 12 validation scenes instead of 60: most of a tiny run is their evaluation."""
     from segtailor.data.toy import LENGTHS
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(LENGTHS, "val", 12)
-        yield
+    monkeypatch.setitem(LENGTHS, "val", 12)
 
 
 @pytest.fixture(scope="session")
