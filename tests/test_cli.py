@@ -156,9 +156,10 @@ def test_an_existing_run_is_refused_and_left_whole(
 def test_a_stopped_run_writes_a_checkpoint_and_prints_how_to_continue(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
+    folder = tmp_path / "my runs"
     recipe = tmp_path / "long.yaml"
-    recipe.write_text(yaml.safe_dump(tiny_train(tmp_path, "long", steps=5000)))
-    metrics = tmp_path / "long" / "metrics.jsonl"
+    recipe.write_text(yaml.safe_dump(tiny_train(folder, "long", steps=5000)))
+    metrics = folder / "long" / "metrics.jsonl"
 
     def stop_soon() -> None:
         deadline = time.monotonic() + 60
@@ -171,6 +172,6 @@ def test_a_stopped_run_writes_a_checkpoint_and_prints_how_to_continue(
     assert code == 128 + number
     last = err.strip().splitlines()[-1]
     assert "the checkpoint is written" in last
-    assert f"segtailor train {tmp_path / 'long' / 'recipe.yaml'} --run.exists resume" in last
-    assert (tmp_path / "long" / "checkpoints" / "last.ckpt").exists()
+    assert f"continue with: segtailor train '{folder / 'long' / 'recipe.yaml'}' --run.exists resume" in last
+    assert (folder / "long" / "checkpoints" / "last.ckpt").exists()
     assert "Traceback" not in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import sys
 from itertools import takewhile
 from pathlib import Path
@@ -239,14 +240,14 @@ def _size(text: str | None, option: str) -> tuple[int, int] | None:
 
 
 def _stoppable(command: str, job: Any, recipe: str, overrides: dict[str, Any], **options: Any) -> Any:
-    """Run a job; after Ctrl-C or SIGTERM print how to continue."""
+    """Run a job; after Ctrl-C or SIGTERM print the command that continues it."""
     from segtailor.engine.runs import RunStopped
 
     try:
         return job(recipe, overrides, **options)
     except RunStopped as stop:
-        where = f" {stop.folder / 'recipe.yaml'}" if stop.folder else f" {recipe}"
-        print(f"{stop}; continue with: segtailor {command}{where} --run.exists resume", file=sys.stderr)
+        where = shlex.quote(str(stop.folder / "recipe.yaml" if stop.folder else recipe))
+        print(f"{stop}; continue with: segtailor {command} {where} --run.exists resume", file=sys.stderr)
         raise typer.Exit(stop.code) from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import signal
+import threading
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeVar
@@ -206,6 +207,10 @@ def _batches(positions: TrainingPositions, plan: Sequence[list[int]], workers: i
     )
     iterator = iter(loader)
     processes = list(getattr(iterator, "_workers", ()))
+    # PyTorch's handler of SIGCHLD raises wherever the main process is. Without it, a dead worker is found where its
+    # batch is fetched: between two steps.
+    handled = bool(processes) and hasattr(signal, "SIGCHLD") and _in_main_thread()
+    previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if handled else None
     try:
         for batch in iterator:
             if isinstance(batch, SegtailorError):
@@ -222,6 +227,14 @@ def _batches(positions: TrainingPositions, plan: Sequence[list[int]], workers: i
         del iterator  # stops the processes; when one is dead, others may not end and would block the exit
         for process in processes:
             process.kill()
+            process.join(5)
+        if previous is not None and _in_main_thread():
+            signal.signal(signal.SIGCHLD, previous)
+
+
+def _in_main_thread() -> bool:
+    """Return whether this thread may set signal handlers."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def _close(batches: weakref.ref[Generator[Batch, None, None]]) -> None:
