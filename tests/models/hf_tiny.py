@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -163,12 +162,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str, str, dict[str, Any]]] = {
 }
 MASKS = ("mask2former", "maskformer", "oneformer")
 LOGITS = tuple(family for family in FAMILIES if family not in MASKS)
-
-
-def without_scipy(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
-    """Let a network be built whose loss needs scipy, where that is not installed; the loss is never computed."""
-    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
-    monkeypatch.setattr(module, "requires_backends", lambda *_: None)
 
 
 def configuration(family: str, **changes: Any) -> Any:

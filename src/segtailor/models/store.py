@@ -1,4 +1,4 @@
-"""What MODEL stands for in a recipe, command or call, and our files: safetensors with a JSON card.
+"""Resolves MODEL of a recipe, command or call, and reads and writes our files: safetensors with a JSON card.
 
 A MODEL is a network, a name, a run folder, a ``.safetensors`` file or a URI. Nothing that is read is ever executed.
 """
@@ -28,10 +28,10 @@ from segtailor.models.segmenter import create_model
 
 CARD_VERSION = 1
 RUN_FILES = ("student.safetensors", "model.safetensors")
-"""What a run folder may hold, in order of preference."""
+"""Weights files of a run folder, in order of preference."""
 PUBLISHED, HUB = "published:", "hf:"
 LOADED_BY_NAME = ("hf", "torchvision", *TEACHERS_ONLY)
-"""Families whose URI stands for weights, not for an architecture alone."""
+"""Families whose URI names weights, not an architecture alone."""
 FOREIGN_SUFFIXES = frozenset({".pth", ".pt", ".bin", ".ckpt"})
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 OWN = "segtailor"
@@ -232,7 +232,7 @@ def is_own(path: Path) -> bool:
 
 
 def find_weights(uri: str | Path) -> Path:
-    """Return the ``.safetensors`` file that ``uri``, a file or a run folder, stands for."""
+    """Return the ``.safetensors`` file that ``uri``, a file or a run folder, means."""
     path = Path(uri)
     if found := _in_run(path):
         return found
