@@ -1,4 +1,4 @@
-"""`segtailor data`: list, fetch, check and pack data sets."""
+"""`segtailor data`: list, download, check and pack data sets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def data_get(
     root: Annotated[Path | None, typer.Option(help="folder to put it in; default: where recipes look")] = None,
     variant: Annotated[str | None, typer.Option(help="as in 10k, of coco-stuff")] = None,
 ) -> None:
-    """Fetch a public data set (voc, ade20k, coco-stuff, loveda), or print what to download and where to put it.
+    """Fetch a public data set (voc, ade20k, coco-stuff, loveda), or say what to fetch where.
 
     Archives are checked and unpacked into the layout that recipes read. After an interruption give the same
     command again.
@@ -92,7 +92,7 @@ def data_pack(
     shard_size: Annotated[int, typer.Option(help="size of a shard in MiB")] = 256,
     splits: Annotated[str | None, typer.Option(help="as in train,val,test; default: the recipe's two")] = None,
 ) -> None:
-    """Repack a data set once for fast reading, in tar shards; with --data.size at the training size.
+    """Repack a data set once for fast reading, in chunks of litdata; with --data.size at the training size.
 
     The data are a recipe's, or set by --data.KEY VALUE. A recipe reads the pack as {name: packed, root: OUT}.
     """

@@ -42,7 +42,7 @@ def test_the_number_of_workers_does_not_matter():
     same(batches(), batches(CONFIG.model_copy(update={"workers": 2})))
 
 
-def test_resuming_goes_on_where_it_stopped():
+def test_resuming_continues_where_it_stopped():
     same(batches()[8:], batches(start_step=4))
 
 

@@ -7,7 +7,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Generator, Iterator, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from segtailor.data.augment import augment
 from segtailor.data.base import Sample, SegmentationDataset
 from segtailor.data.pseudo import Mix, UnlabelledImages, mix_of
 from segtailor.errors import SegtailorError
-from segtailor.files import VOID, Color, Size
+from segtailor.files import VOID, Size
 
 T = TypeVar("T")
 
@@ -69,20 +69,17 @@ class Batch(NamedTuple):
 LABELLED, UNLABELLED = (0, 1), (2, 3)
 
 
-class Images(Protocol):
-    """A labelled split, or unlabelled images."""
-
-    mean_color: Color
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Sample: ...
-
-
 class Stream:
     """An endless stream: position p is sample ``order[p % len]`` of epoch ``p // len``, augmented."""
 
-    def __init__(self, images: Images, config: DataConfig, seed: int, crop: Size, numbers: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        images: SegmentationDataset | UnlabelledImages,
+        config: DataConfig,
+        seed: int,
+        crop: Size,
+        numbers: tuple[int, int],
+    ) -> None:
         self.images, self.config, self.seed, self.crop = images, config, seed, crop
         self.numbers = numbers
         self._epoch, self._order = -1, np.empty(0, np.int64)

@@ -147,13 +147,16 @@ def build_network(config: ModelConfig, num_classes: int) -> Network:
 
     Raises SegtailorError for weights of other classes or of another network, and for one that cannot be trained.
     """
-    if config.weights is not None:
-        network = _with_weights(config, num_classes)
-    else:
-        network = create_model(config.model, num_classes, pretrained=config.pretrained, **config.options())
-    if not network.trainable:
-        raise SegtailorError(f"{network.name} cannot be trained: it can be a teacher only; choose another student")
-    return network
+    named = config.weights or config.model
+    if family_of(named) not in TEACHERS_ONLY:
+        if config.weights is not None:
+            network = _with_weights(config, num_classes)
+        else:
+            network = create_model(named, num_classes, pretrained=config.pretrained, **config.options())
+        if network.trainable:
+            return network
+        named = network.name
+    raise SegtailorError(f"{named} cannot be trained: it can be a teacher only; choose another student")
 
 
 def load_teacher(config: TeacherConfig, num_classes: int) -> Network:
