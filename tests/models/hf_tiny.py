@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -193,9 +197,20 @@ def processor(family: str, **changes: Any) -> Any:
     return getattr(transformers, name)(**{**arguments, **changes})
 
 
+@cache
+def _saved(family: str) -> tuple[Any, TemporaryDirectory[str]]:
+    net, folder = build(family), TemporaryDirectory()
+    net.save_pretrained(folder.name)
+    processor(family).save_pretrained(folder.name)
+    return net, folder
+
+
 def save(family: str, folder: Path, **changes: Any) -> Any:
     """Write a tiny repository of ``family`` into ``folder`` and return its network."""
+    known, place = _saved(family)
+    shutil.copytree(place.name, folder, dirs_exist_ok=True)
+    if not changes:
+        return copy.deepcopy(known)
     net = build(family, **changes)
     net.save_pretrained(folder)
-    processor(family).save_pretrained(folder)
     return net

@@ -236,7 +236,7 @@ def _illustrate(context: Context, recipe: CompareRecipe, folder: Path, names: Se
         ]
         tailoring = write_tailored(folder, context.val_data, context.teacher, altered, recipe.evaluate.samples)
     plan = Plan.model_validate_json(path.read_bytes())
-    plan.model_copy(update={"samples": samples, "tailoring": tailoring}).write(path)
+    Plan.model_validate({**dict(plan), "samples": samples, "tailoring": tailoring}).write(path)
 
 
 def _wait_for(path: Path, seconds: float = 900.0) -> None:
