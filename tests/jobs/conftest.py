@@ -12,7 +12,7 @@ from segtailor.data import toy
 
 
 @pytest.fixture(scope="package", autouse=True)
-def _scenes_drawn_once() -> Iterator[None]:
+def _few_scenes_drawn_once() -> Iterator[None]:
     """Each run opens the toy data; much of a tiny run would be the drawing of the same scenes."""
     drawn = cache(toy.draw_scene)
 
@@ -21,4 +21,5 @@ def _scenes_drawn_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toy, "draw_scene", copied)
+        patch.setitem(toy.LENGTHS, "val", 12)  # as `few_toy_images`, for the fixtures of modules
         yield
