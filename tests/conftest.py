@@ -24,5 +24,8 @@ def few_toy_images(monkeypatch: pytest.MonkeyPatch) -> None:
 def teacher_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished tiny `train` run."""
     from segtailor import train
+    from segtailor.data.toy import LENGTHS
 
-    return train(tiny_train(tmp_path_factory.mktemp("teacher"))).folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LENGTHS, "val", 12)  # as in the tests
+        return train(tiny_train(tmp_path_factory.mktemp("teacher"))).folder
