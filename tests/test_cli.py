@@ -152,13 +152,14 @@ def test_an_existing_run_is_refused_and_left_whole(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_writes_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_stopped_run_writes_a_checkpoint_and_prints_how_to_continue(tmp_path: Path, number: signal.Signals) -> None:
+    folder = tmp_path / "my runs"
     recipe = tmp_path / "long.yaml"
-    recipe.write_text(yaml.safe_dump(tiny_train(tmp_path, "long", steps=5000)))
+    recipe.write_text(yaml.safe_dump(tiny_train(folder, "long", steps=5000)))
     command = [sys.executable, "-m", "segtailor.cli", "train", str(recipe), "--evaluate.every", "5000"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    metrics = tmp_path / "long" / "metrics.jsonl"
+    metrics = folder / "long" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") > 2):
         time.sleep(0.1)
@@ -167,6 +168,6 @@ def test_a_stopped_run_writes_a_checkpoint_and_says_how_to_go_on(tmp_path: Path,
     assert process.returncode == 128 + number
     last = err.strip().splitlines()[-1]
     assert "the checkpoint is written" in last
-    assert f"segtailor train {tmp_path / 'long' / 'recipe.yaml'} --run.exists resume" in last
-    assert (tmp_path / "long" / "checkpoints" / "last.ckpt").exists()
+    assert f"continue with: segtailor train '{folder / 'long' / 'recipe.yaml'}' --run.exists resume" in last
+    assert (folder / "long" / "checkpoints" / "last.ckpt").exists()
     assert "Traceback" not in err

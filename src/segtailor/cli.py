@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import sys
 from itertools import takewhile
 from pathlib import Path
@@ -239,14 +240,14 @@ def _size(text: str | None, option: str) -> tuple[int, int] | None:
 
 
 def _stoppable(command: str, job: Any, recipe: str, overrides: dict[str, Any], **options: Any) -> Any:
-    """Run a job; after Ctrl-C or SIGTERM say how to go on."""
+    """Run a job; after Ctrl-C or SIGTERM print the command that continues it."""
     from segtailor.engine.runs import RunStopped
 
     try:
         return job(recipe, overrides, **options)
     except RunStopped as stop:
-        where = f" {stop.folder / 'recipe.yaml'}" if stop.folder else f" {recipe}"
-        print(f"{stop}; go on with: segtailor {command}{where} --run.exists resume", file=sys.stderr)
+        where = shlex.quote(str(stop.folder / "recipe.yaml" if stop.folder else recipe))
+        print(f"{stop}; continue with: segtailor {command} {where} --run.exists resume", file=sys.stderr)
         raise typer.Exit(stop.code) from None
 
 
@@ -261,7 +262,9 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise
         where = f" ({error.filename})" if error.filename else ""
-        print(f"error: {error.strerror}{where}; free some space or choose another folder, then go on", file=sys.stderr)
+        print(
+            f"error: {error.strerror}{where}; free some space or choose another folder, then continue", file=sys.stderr
+        )
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

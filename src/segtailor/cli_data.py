@@ -1,4 +1,4 @@
-"""`segtailor data`: what lies in a data set, and what is wrong with it."""
+"""`segtailor data`: list, download, check and pack data sets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ data_app = typer.Typer(help="The data sets that segtailor reads.", **PLAIN)
 
 @data_app.command("ls")
 def data_ls() -> None:
-    """List the data sets that segtailor reads: variants, classes, splits with their images, and licences."""
+    """List the data sets that segtailor reads: variants, classes, splits with their images, and licenses."""
     from rich.console import Console
 
     from segtailor.data import datasets_table
@@ -83,7 +83,7 @@ def data_check(
 )
 def data_pack(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="folder to write, new or empty; an interrupted pack there goes on")],
+    out: Annotated[Path, typer.Option(help="folder to write, new or empty; an interrupted pack there is continued")],
     format: Annotated[  # noqa: A002
         str, typer.Option(help="raw (fastest), png (smallest without loss), jpeg (states its loss), keep (own files)")
     ] = "raw",
@@ -92,7 +92,7 @@ def data_pack(
     shard_size: Annotated[int, typer.Option(help="size of a shard in MiB")] = 256,
     splits: Annotated[str | None, typer.Option(help="as in train,val,test; default: the recipe's two")] = None,
 ) -> None:
-    """Repack a data set once for fast reading, in tar shards; with --data.size at the training size.
+    """Repack a data set once for fast reading, in chunks of litdata; with --data.size at the training size.
 
     The data are a recipe's, or set by --data.KEY VALUE. A recipe reads the pack as {name: packed, root: OUT}.
     """

@@ -22,7 +22,7 @@ def save_mask(path: Path, values, palette=False) -> Path:
     pixels.flat[: len(values)] = values
     image = Image.fromarray(pixels)
     if palette:
-        # colours that, read as grey, are other numbers than the indices
+        # colors that, read as grey, are other numbers than the indices
         image.putpalette([(index * 37 + shift) % 256 for index in range(256) for shift in (0, 80, 160)])
     image.save(path)
     return path

@@ -130,7 +130,7 @@ def paint(path: Path, palette=PALETTE) -> None:
 
 
 def permute_palette(path: Path, palette=PALETTE) -> None:
-    """Store other indices, and a palette that still gives every pixel its class's colour."""
+    """Store other indices, and a palette that still gives every pixel its class's color."""
     order = np.array([*np.roll(np.arange(len(palette)), 1), *range(len(palette), 256)], np.uint8)
     colors = np.zeros((256, 3), np.uint8)
     colors[order[: len(palette)]] = palette
@@ -154,7 +154,7 @@ def rotate(path: Path, orientation=6) -> None:
         file.save(path, exif=exif)
 
 
-def save_anew(source: Path, target: Path, quality=60, scale=1.0) -> None:
+def save_again(source: Path, target: Path, quality=60, scale=1.0) -> None:
     """Write the image at ``source`` to ``target`` by way of a JPEG of ``quality``, at ``scale`` times its size."""
     with Image.open(source) as file:
         size = (round(file.width * scale), round(file.height * scale))

@@ -46,7 +46,7 @@ def test_a_value_above_the_classes_is_an_error(tmp_path):
         data[0]
 
 
-def test_masks_that_were_shifted_already_are_told_by_the_recipe(tmp_path):
+def test_masks_that_were_shifted_already_are_read_with_a_line_of_the_recipe(tmp_path):
     data = open_known("ade20k", write_ade20k(tmp_path, (0, 149, 255)), values=list(range(150)), void=[])
     assert first_targets(data, 3) == [0, 149, VOID]
 

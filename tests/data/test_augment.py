@@ -71,7 +71,7 @@ def test_scales_are_the_sixteen_tenths_and_offsets_cover_the_frame():
     assert np.mean([window.flip for window in windows]) == pytest.approx(0.25, abs=0.03)
 
 
-def test_padding_is_mean_colour_and_void_at_bottom_and_right():
+def test_padding_is_mean_color_and_void_at_bottom_and_right():
     result = augment(make((20, 20)), np.random.default_rng(0), (24, 26), (1.0, 1.0), 0.0, MEAN)
     assert (result.target[20:] == VOID).all()
     assert (result.target[:, 20:] == VOID).all()

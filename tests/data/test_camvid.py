@@ -142,7 +142,7 @@ def test_a_limit_is_what_is_expected_then(tmp_path):
     assert [open_split(tmp_path, limit=limit).expected for limit in (None, 2)] == [367, 2]
 
 
-def test_masks_one_too_high_are_told_by_the_recipe(tmp_path):
+def test_masks_one_too_high_are_read_with_a_line_of_the_recipe(tmp_path):
     write_camvid(tmp_path, values=(1, 11, 12))
     data = open_split(tmp_path, values=list(range(1, 12)), void=[12])
     assert data[0].target.flatten()[:3].tolist() == [0, 10, VOID]

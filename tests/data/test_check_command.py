@@ -15,9 +15,8 @@ from data.street_trees import image, mask, write_street
 from data.trees import truncate
 from segtailor.config import DataConfig
 from segtailor.data.check import check_data
-from segtailor.data.check.findings import RULES
-from segtailor.data.check.report import SPLITS, draw_histogram
-from segtailor.data.check.values import Tally
+from segtailor.data.check.report import RULES, SPLITS, draw_histogram
+from segtailor.data.check.scan import Tally
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def test_a_bar_is_shown_on_a_terminal(run, tmp_path, monkeypatch):
     assert "checking" in run(*FOLDER)[2]
 
 
-def test_findings_are_counted_with_three_files_and_what_mends_them(run, tmp_path):
+def test_findings_are_counted_with_three_files_and_their_fix(run, tmp_path):
     root = write_street(tmp_path / "street")
     for path in street.all_masks(root):
         street.change(path, street.one_more)
@@ -73,7 +72,7 @@ def test_findings_are_counted_with_three_files_and_what_mends_them(run, tmp_path
     shifted = next(finding for finding in report["findings"] if finding["kind"] == "labels-one-too-high")
     assert shifted["recipe"] == {"data.values": [1, 2, 3, 4, 5, 6]}
     assert (shifted["severity"], shifted["count"], len(shifted["files"])) == ("error", 32, 32)
-    # the mended recipe passes, but for the truncated files
+    # the fixed recipe passes, but for the truncated files
     code, out, _ = run("my.yaml", "--data.root", "street", "--data.values", "[1, 2, 3, 4, 5, 6]")
     assert code == 1
     assert "1 error, 0 warnings" in out
@@ -162,7 +161,7 @@ def test_histogram_has_a_bar_for_each_class_and_split(tmp_path):
         pixels = np.array(pixels)
         return Tally(split, 4, pixels, (pixels > 0) * 3, 10, 0, [], {})
 
-    names, palette = ("road", "a class whose name is far too long to stand beside its bar"), ((9, 9, 9), (1, 2, 3))
+    names, palette = ("road", "a class whose name is far too long to fit beside its bar"), ((9, 9, 9), (1, 2, 3))
     path = tmp_path / "classes.png"
     draw_histogram(path, "streets", names, palette, [tally("train", [900, 100]), tally("val", [1000, 0])])
     with Image.open(path) as file:

@@ -87,11 +87,11 @@ def plant_no_image(root):
 
 
 def plant_duplicate(root):
-    street.save_anew(image(root, "train", 16), image(root, "val", 0))
+    street.save_again(image(root, "train", 16), image(root, "val", 0))
 
 
 def plant_smaller_duplicate(root):
-    street.save_anew(image(root, "train", 17), image(root, "val", 1), quality=90, scale=0.5)
+    street.save_again(image(root, "train", 17), image(root, "val", 1), quality=90, scale=0.5)
     change(mask(root, "val", 1), lambda target: target[::2, ::2])
 
 
@@ -250,7 +250,7 @@ def test_defects_in_a_copy_of_camvid(tmp_path):
     next(free).mask.write_bytes(b"")
     next(free).mask.unlink()
     next(free).image.unlink()
-    street.save_anew(next(free).image, val.pairs[0].image, quality=40)
+    street.save_again(next(free).image, val.pairs[0].image, quality=40)
     next(free).image.write_text("no picture")
     (root / "train" / "Thumbs.db").write_bytes(b"1")
     report = check_data(config, out=tmp_path / "planted")

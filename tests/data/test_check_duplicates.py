@@ -1,4 +1,4 @@
-"""Telling a picture that was saved anew from one that is only much like it."""
+"""Distinguishing a picture that was saved again from one that is only similar."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_pictures_saved_anew_are_the_same(change):
+def test_pictures_saved_again_are_the_same(change):
     train = [examined("train", Image.fromarray(photo(seed, (96, 128))), f"{seed}") for seed in range(30)]
     val = [examined("val", change(Image.fromarray(photo(seed, (96, 128)))), f"{seed}") for seed in (3, 500, 7)]
     found = matches(pictures(val), pictures(train))
@@ -88,7 +88,7 @@ def camvid() -> Path:
 
 
 @pytest.mark.skipif(not (camvid() / "val").is_dir(), reason=f"no CamVid in {camvid()}")
-def test_neighbouring_frames_of_a_drive_are_not_the_same():
+def test_neighboring_frames_of_a_drive_are_not_the_same():
     """CamVid's validation frames are one drive: every second of them, against those between."""
     frames = [
         SampleStats("val", path.name, small=small_picture(read_image(path)))

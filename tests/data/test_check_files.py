@@ -61,7 +61,7 @@ def test_values_outside_the_classes_give_value_count_and_first_file(tmp_path):
     assert "frame2.png)" in message
 
 
-def test_masks_of_colours_and_jpeg_masks_are_refused(tmp_path):
+def test_masks_of_colors_and_jpeg_masks_are_refused(tmp_path):
     write_camvid(tmp_path, NAMES)
     write_image(tmp_path / "trainannot" / "frame0.png")
     (tmp_path / "trainannot" / "frame1.png").unlink()

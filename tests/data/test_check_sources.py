@@ -27,7 +27,7 @@ def kinds(report):
     return {finding.kind for finding in report.findings}
 
 
-def test_masks_of_colours(tmp_path):
+def test_masks_of_colors(tmp_path):
     root = write_street(tmp_path / "street")
     for path in street.all_masks(root):
         street.paint(path)
@@ -44,7 +44,7 @@ def test_masks_of_colours(tmp_path):
     assert "[[1, 2, 250]]" in found["unknown-colors"].advice
 
 
-def test_colours_that_were_smoothed(tmp_path):
+def test_colors_that_were_smoothed(tmp_path):
     root = write_street(tmp_path / "street")
     for path in street.all_masks(root):
         street.paint(path)
@@ -220,8 +220,8 @@ def test_unlabelled_images_that_are_validation_images(tmp_path):
         street.save(more / f"{number}.png", street.photo(500 + number))
     data = {"name": "folder", "root": root, "unlabelled": {"images": more}}
     assert check(tmp_path, **data).findings == []
-    street.save_anew(image(root, "val", 2), more / "same.jpg")
-    street.save_anew(image(root, "train", 2), more / "taught.jpg")  # harmless
+    street.save_again(image(root, "val", 2), more / "same.jpg")
+    street.save_again(image(root, "train", 2), more / "taught.jpg")  # harmless
     (more / "bad.png").write_bytes(b"")
     report = check(tmp_path, **data)
     assert kinds(report) == {"duplicate-across-splits", "empty-image"}

@@ -53,11 +53,12 @@ def test_raw_ids_and_train_ids_may_be_mixed_and_raw_ids_come_first(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "value", "said"), [("labelIds", 34, "the value 34 "), ("labelTrainIds", 19, "the value 19 as a train id ")]
+    ("kind", "value", "message"),
+    [("labelIds", 34, "the value 34 "), ("labelTrainIds", 19, "the value 19 as a train id ")],
 )
-def test_an_id_that_cityscapes_does_not_have_is_an_error(tmp_path, kind, value, said):
+def test_an_id_that_cityscapes_does_not_have_is_an_error(tmp_path, kind, value, message):
     data = open_split(write_cityscapes(tmp_path, "train", NAMES, (7, value), kind))
-    with pytest.raises(SegtailorError, match=f"holds {said}") as caught:
+    with pytest.raises(SegtailorError, match=f"holds {message}") as caught:
         data[0]
     assert "\n" not in str(caught.value)
     with pytest.raises(SegtailorError, match="2 pairs checked: masks hold 1 value"):

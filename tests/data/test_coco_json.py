@@ -149,7 +149,7 @@ def test_run_lengths_of_random_masks_round_trip():
 
 
 def inside(points, x, y):
-    """Tell by hand whether (x, y) lies in the polygon: count the edges that a ray to the left crosses."""
+    """Return whether (x, y) is in the polygon: count the edges that a ray to the left crosses."""
     crossings = 0
     for (x1, y1), (x2, y2) in zip(points, points[1:] + points[:1], strict=True):
         if (y1 <= y) != (y2 <= y) and x1 + (y - y1) * (x2 - x1) / (y2 - y1) <= x:
@@ -157,7 +157,7 @@ def inside(points, x, y):
     return crossings % 2 == 1
 
 
-def test_a_pixel_belongs_to_a_polygon_when_its_centre_does():
+def test_a_pixel_belongs_to_a_polygon_when_its_center_does():
     rng = np.random.default_rng(1)
     for corners in (3, 4, 5, 9, 30):
         for _ in range(10):

@@ -71,7 +71,7 @@ def test_10k_reads_matlab_files_whose_labels_are_one_higher(tmp_path):
     assert first_targets(raw, 172)[-1] == 181
 
 
-def test_pngs_of_the_matlab_numbers_are_told_by_reduce_zero_label(tmp_path):
+def test_pngs_of_the_matlab_numbers_are_read_with_reduce_zero_label(tmp_path):
     write_coco_10k(tmp_path, (1, 0, 182, 255, 13))
     with pytest.raises(SegtailorError, match=r"holds the value 182 .*data\.reduce_zero_label"):
         open_split(tmp_path, variant="10k")[0]
@@ -89,7 +89,7 @@ def test_damaged_matlab_files_are_all_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"variant": "16k"}, "unknown variant of coco-stuff '16k'; nearest: 1"),
         ({"split": "train2017"}, r"unknown split of coco-stuff \(164k\) 'train2017'; nearest: train"),
@@ -97,6 +97,6 @@ def test_damaged_matlab_files_are_all_named(tmp_path):
         ({"size": (4, 8), "variant": "164k"}, "no such folder: .*images/train2017.*; data.root must hold"),
     ],
 )
-def test_what_is_not_there_is_an_error(tmp_path, options, said):
-    with pytest.raises(SegtailorError, match=said):
+def test_what_is_not_there_is_an_error(tmp_path, options, message):
+    with pytest.raises(SegtailorError, match=message):
         open_split(tmp_path, **options)

@@ -82,7 +82,7 @@ def test_paths_are_under_the_root_or_beside_the_table_or_absolute(tmp_path):
     assert [data[index].target.shape for index in range(3)] == [(12, 16)] * 3
 
 
-def test_masks_of_colours(tmp_path):
+def test_masks_of_colors(tmp_path):
     colors = {0: (1, 1, 1), 1: (2, 2, 2), 255: (3, 3, 3)}
     write_colors(tmp_path, colors)
     (tmp_path / "classes.yaml").write_text("classes: {a: [1, 1, 1], b: [2, 2, 2]}\nvoid_colors: [[3, 3, 3]]")

@@ -38,7 +38,7 @@ def test_the_docs_list_every_variant_with_its_classes_and_splits():
     assert rows_of(DOCS.read_text(), 4) == described
 
 
-def test_the_docs_say_where_each_data_set_lies_and_under_which_license():
+def test_the_docs_say_where_each_data_set_is_and_under_which_license():
     text = DOCS.read_text()
     assert {row[0].split()[0] for row in rows_of(text, 3)} == set(BENCHMARKS)
     assert rows_of(text, 2) == [(name, known.license) for name, known in sorted(BENCHMARKS.items())]

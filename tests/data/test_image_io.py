@@ -110,7 +110,7 @@ def test_jpegs_of_any_file_name_are_read(tmp_path):
     assert read_image(path).shape == (3, 4, 6)
 
 
-def test_too_many_pixels_are_said_to_be_too_many(tmp_path, monkeypatch):
+def test_too_many_pixels_are_named_as_the_reason(tmp_path, monkeypatch):
     Image.fromarray(np.zeros((2000, 2000), np.uint8)).save(tmp_path / "x.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_500_000)
     with pytest.raises(UnreadableFile, match="it has more than 3 megapixels; cut it into tiles"):

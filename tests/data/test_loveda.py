@@ -30,15 +30,15 @@ def test_val(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"split": "test"}, "unknown split of loveda .all. 'test'.*masks of its test images are not published"),
         ({"variant": "Urbn"}, "unknown variant of loveda 'Urbn'; nearest: urban"),
         ({"masks": "color"}, "loveda is a known data set and does not read data.masks"),
     ],
 )
-def test_what_loveda_does_not_have_is_an_error(tmp_path, options, said):
-    with pytest.raises(SegtailorError, match=said):
+def test_what_loveda_does_not_have_is_an_error(tmp_path, options, message):
+    with pytest.raises(SegtailorError, match=message):
         open_known("loveda", write_loveda(tmp_path), **options)
 
 

@@ -145,7 +145,7 @@ def test_class_names_may_be_endings_of_each_other(tmp_path):
     assert [data[index].target.flatten()[0].item() for index in range(2)] == [1, 0]
 
 
-def test_what_does_not_fit_together_is_told_at_once(tmp_path):
+def test_settings_that_do_not_fit_together_are_an_error_at_once(tmp_path):
     write_classes(tmp_path, BINARY)
     write_image(tmp_path / "train/images/a.png", (2, 3))
     save(tmp_path / "train/masks/b_road.png", ROAD)

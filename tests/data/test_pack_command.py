@@ -62,7 +62,7 @@ def test_mistakes_are_one_line_and_leave_nothing(run, tmp_path, words, message):
     assert not (tmp_path / "packed").exists()
 
 
-def test_a_mended_source_goes_on(run, tmp_path):
+def test_a_fixed_source_is_packed_to_the_end(run, tmp_path):
     root = write_camvid(tmp_path / "camvid")
     content = (root / "val/b.png").read_bytes()
     truncate(root / "val/b.png")

@@ -11,11 +11,11 @@ from PIL import Image
 
 from segtailor.config import DataConfig, TrainRecipe, UnlabelledConfig
 from segtailor.data import create_dataset
+from segtailor.data.check import check_unlabelled
 from segtailor.data.loader import train_batches
 from segtailor.data.pseudo import (
     Mix,
     check_apart,
-    check_unlabelled,
     mix_of,
     open_unlabelled,
 )
@@ -204,7 +204,7 @@ def test_unlabelled_rows_are_void_and_each_epoch_shows_every_image_once(folder):
         assert (batch.target[batch.unlabelled.labelled] != 255).any()
 
 
-def test_padding_is_known_and_of_the_mean_colour(folder):
+def test_padding_is_known_and_of_the_mean_color(folder):
     config = toy(folder).model_copy(update={"scale": (0.5, 0.5)})
     for batch in batches(config, global_batch=4, micro_batch=4):
         assert batch.unlabelled is not None
@@ -218,7 +218,7 @@ def test_the_number_of_workers_does_not_matter(folder):
     same(batches(toy(folder)), batches(toy(folder, workers=2)))
 
 
-def test_resuming_goes_on_where_it_stopped(folder):
+def test_resuming_continues_where_it_stopped(folder):
     same(batches(toy(folder))[8:], batches(toy(folder), start_step=4))
 
 

@@ -113,7 +113,7 @@ def test_other_values_are_errors_unless_the_recipe_explains_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"split": "trainaug"}, "unknown split of voc 'trainaug'; nearest: train_aug"),
         ({"variant": "2012"}, "voc has no variants; leave data.variant out"),
@@ -123,8 +123,8 @@ def test_other_values_are_errors_unless_the_recipe_explains_them(tmp_path):
         ),
     ],
 )
-def test_what_voc_does_not_have_is_an_error(tmp_path, options, said):
-    with pytest.raises(SegtailorError, match=said):
+def test_what_voc_does_not_have_is_an_error(tmp_path, options, message):
+    with pytest.raises(SegtailorError, match=message):
         open_split(write_voc(tmp_path), **options)
 
 

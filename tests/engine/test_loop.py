@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from segtailor.config import DataConfig, EvaluateConfig, TrainConfig
 from segtailor.data import create_dataset
+from segtailor.data.loader import Batch
+from segtailor.engine import loop
 from segtailor.engine.launch import launch
-from segtailor.engine.logging import RunState
+from segtailor.engine.logging import RunState, read_metrics
 from segtailor.engine.loop import ArmTrainer, RunSpec, Trained, fit_together
 from segtailor.engine.module import Distiller
 from segtailor.engine.runs import load_checkpoint, save_checkpoint
@@ -86,6 +89,28 @@ def test_a_run_by_itself_ends_where_memory_is_short(tmp_path: Path, monkeypatch:
     short_of_memory(monkeypatch, "a", 2)
     with pytest.raises(torch.OutOfMemoryError):
         trained(tmp_path, ["a"], keep_going=False)
+
+
+def test_where_batches_end_early_the_last_whole_step_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = trained(tmp_path / "whole", ["a"])
+    batches = loop.train_batches
+
+    def cut_off(*arguments: Any, **named: Any) -> Iterator[Batch]:
+        yield from islice(batches(*arguments, **named), 3)
+        raise SegtailorError("a data-loading process was killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "train_batches", cut_off)
+        patched.setattr(TRAIN, "checkpoint_every", 4)
+        with pytest.raises(SegtailorError, match="was killed"):
+            trained(tmp_path / "parts", ["a"])
+    assert load_checkpoint(tmp_path / "parts" / "a" / "checkpoints" / "last.ckpt")["progress"]["step"] == 3
+    again = trained(tmp_path / "parts", ["a"])
+    torch.testing.assert_close(weights(again["a"]), weights(expected["a"]), rtol=0, atol=0)
+    steps = [
+        line["step"] for line in read_metrics(tmp_path / "parts" / "a" / "metrics.jsonl") if line["kind"] == "train"
+    ]
+    assert steps == [2, 3, 4]
 
 
 def test_a_checkpoint_that_does_not_fit_is_one_line(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from segtailor.config import CompareRecipe, ModelConfig, RunConfig, TrainRecipe
-from segtailor.engine.runs import load_checkpoint, open_run, save_checkpoint, write_text
+from segtailor.engine.runs import load_checkpoint, open_run, save_checkpoint
 from segtailor.errors import SegtailorError
+from segtailor.files import write_atomically
 
 RECIPE = {"train": {"steps": 10, "threads": 1}, "method": [{"name": "kt"}], "run": {"exists": "error"}}
 
@@ -100,14 +101,14 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
 
 def test_a_failed_write_keeps_the_old_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "results.json"
-    write_text(path, "old")
+    write_atomically(path, lambda file: file.write(b"old"))
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("segtailor.files.os.fsync", full)
     with pytest.raises(SegtailorError, match="No space"):
-        write_text(path, "new")
+        write_atomically(path, lambda file: file.write(b"new"))
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
+import copy
+import shutil
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -165,12 +168,6 @@ MASKS = ("mask2former", "maskformer", "oneformer")
 LOGITS = tuple(family for family in FAMILIES if family not in MASKS)
 
 
-def without_scipy(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
-    """Let a network be built whose loss needs scipy, where that is not installed; the loss is never computed."""
-    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
-    monkeypatch.setattr(module, "requires_backends", lambda *_: None)
-
-
 def configuration(family: str, **changes: Any) -> Any:
     """Return the tiny configuration of ``family`` with the five classes."""
     name, arguments, *_ = FAMILIES[family]
@@ -200,9 +197,20 @@ def processor(family: str, **changes: Any) -> Any:
     return getattr(transformers, name)(**{**arguments, **changes})
 
 
+@cache
+def _saved(family: str) -> tuple[Any, TemporaryDirectory[str]]:
+    net, folder = build(family), TemporaryDirectory()
+    net.save_pretrained(folder.name)
+    processor(family).save_pretrained(folder.name)
+    return net, folder
+
+
 def save(family: str, folder: Path, **changes: Any) -> Any:
     """Write a tiny repository of ``family`` into ``folder`` and return its network."""
+    known, place = _saved(family)
+    shutil.copytree(place.name, folder, dirs_exist_ok=True)
+    if not changes:
+        return copy.deepcopy(known)
     net = build(family, **changes)
     net.save_pretrained(folder)
-    processor(family).save_pretrained(folder)
     return net

@@ -1,8 +1,8 @@
-"""What each of two processes does to test a tap under data parallelism."""
+"""Gradients of a tap under data parallelism: this process and a second one, each with one of two images."""
 
 from __future__ import annotations
 
-import os
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -38,25 +38,22 @@ def gradients(name: str, path: str, images: Tensor, world: int = 1) -> dict[str,
     return {key: value.grad for key, value in module.named_parameters() if value.grad is not None}
 
 
-def work(rank: int, port: int, taps: dict[str, str], results: Any) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    image = photo(64, 96, 2)[rank : rank + 1]
-    found = {name: gradients(name, path, image, world=2) for name, path in taps.items()}
-    results.put((rank, {name: {key: grad.numpy() for key, grad in grads.items()} for name, grads in found.items()}))
-    dist.barrier()
-    dist.destroy_process_group()
+def work(rank: int, port: int, taps: dict[str, str]) -> dict[str, dict[str, Tensor]]:
+    """Return, by network, the gradients that process ``rank`` of two ends with."""
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", address, rank=rank, world_size=2, timeout=timedelta(seconds=240))
+    try:
+        image = photo(64, 96, 2)[rank : rank + 1]
+        return {name: gradients(name, path, image, world=2) for name, path in taps.items()}
+    finally:
+        dist.destroy_process_group()
 
 
 def on_two_processes(port: int, taps: dict[str, str]) -> dict[str, dict[str, Tensor]]:
-    """Return, by network, what the first of two processes ends with, each with one of two images."""
-    context = mp.get_context("spawn")
-    results = context.Queue()
-    workers = [context.Process(target=work, args=(rank, port, taps, results), daemon=True) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    found = dict(results.get(timeout=240) for _ in workers)
-    for worker in workers:
-        worker.join(20)
-    return {name: {key: torch.from_numpy(grad) for key, grad in grads.items()} for name, grads in found[0].items()}
+    """Return, by network, the gradients that the first of two processes ends with."""
+    second = mp.get_context("spawn").Process(target=work, args=(1, port, taps), daemon=True)
+    second.start()
+    found = work(0, port, taps)
+    second.join(60)
+    assert second.exitcode == 0
+    return found

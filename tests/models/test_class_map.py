@@ -135,7 +135,7 @@ def test_a_file_is_read(network: Network, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "expected"),
     [
         ({"road": "way", "car": "vehicle"}, r"class_map misses 2 classes of the teacher \(bus, sky\).*others: void"),
         ({"road": "way", "others": "void"}, r"maps nothing to 1 classes of the data \(vehicle\)"),
@@ -146,21 +146,21 @@ def test_a_file_is_read(network: Network, tmp_path: Path) -> None:
         ({"road": "way", 0: "vehicle", "others": "void"}, "maps the teacher's class road twice"),
     ],
 )
-def test_a_map_that_does_not_fit_says_where(network: Network, given: dict, told: str) -> None:
-    with pytest.raises(SegtailorError, match=told) as caught:
+def test_a_map_that_does_not_fit_says_where(network: Network, given: dict, expected: str) -> None:
+    with pytest.raises(SegtailorError, match=expected) as caught:
         read_class_map(given, network, DATA)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [(None, "no such file"), ("- road\n", "holds no mapping"), ("road: [way\n", "cannot read .* as YAML")],
 )
-def test_a_file_that_is_no_map_says_so(network: Network, tmp_path: Path, text: str | None, told: str) -> None:
+def test_a_file_that_is_no_map_says_so(network: Network, tmp_path: Path, text: str | None, expected: str) -> None:
     path = tmp_path / "map.yaml"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(SegtailorError, match=told) as caught:
+    with pytest.raises(SegtailorError, match=expected) as caught:
         read_class_map(path, network, DATA)
     assert "\n" not in str(caught.value)
 

@@ -94,7 +94,7 @@ FAMILIES: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """How a recipe names each family's network, which lies on disk in its project's own format."""
+    """How a recipe names each family's network, stored in its project's format."""
     torch.manual_seed(3)
     return {family: save(tmp_path_factory.mktemp("family")) for family, save in FAMILIES.items()}
 
@@ -129,9 +129,9 @@ def shapes(students: dict[str, Network], teachers: dict[str, Teacher]) -> dict[i
     }
 
 
-def check_shapes(output: SegOutput, said: dict[str, tuple[int, ...]]) -> None:
-    assert {"feature", "classifier_input", "logits", "stages.0"} <= said.keys()
-    for name, shape in said.items():
+def check_shapes(output: SegOutput, expected: dict[str, tuple[int, ...]]) -> None:
+    assert {"feature", "classifier_input", "logits", "stages.0"} <= expected.keys()
+    for name, shape in expected.items():
         tensor = output.tap(name)
         assert tensor is not None
         assert tensor.shape == (2, *shape), name

@@ -48,7 +48,7 @@ def test_segformer_drops_nothing() -> None:
     assert torch.equal(feature, after)
 
 
-def test_one_value_per_channel_uses_running_statistics_and_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_value_per_channel_uses_running_statistics_and_is_announced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "_warned_about_single_values", False)
     norm = heads.PooledBatchNorm2d(4)
     norm.running_mean.fill_(2.0)

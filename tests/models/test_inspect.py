@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ from .family import LAYOUTS
 SIZE = (512, 1024)
 
 
+@cache
 def on_meta(name: str, classes: int = 19) -> torch.nn.Module:
     with torch.device("meta"):
         return create_model(name, classes)

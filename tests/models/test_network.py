@@ -156,7 +156,7 @@ DATA = create_dataset(DataConfig.model_validate({**TINY_DATA, "size": [42, 60]})
 
 
 class Guess(Window):
-    """Nine classes by nine directions in the colours that it is given, so that every part of an image tells."""
+    """Nine classes by nine directions in the given colors, so that every part of an image differs."""
 
     def __init__(self, **preprocess: Any) -> None:
         super().__init__(**preprocess)

@@ -70,7 +70,7 @@ def test_another_class_count_names_both(model: Segmenter, tmp_path: Path) -> Non
     assert "11" in message
 
 
-def test_wrong_files_are_told_in_one_line(model: Segmenter, tmp_path: Path) -> None:
+def test_wrong_files_give_one_line(model: Segmenter, tmp_path: Path) -> None:
     assert "no such file" in error_of(tmp_path / "none")
     (tmp_path / "a.pth").write_bytes(b"")
     assert "published:" in error_of(tmp_path / "a.pth")

@@ -21,7 +21,6 @@ from segtailor.config import TeacherConfig
 from segtailor.errors import SegtailorError
 from segtailor.jobs.distill import distill
 from segtailor.models import Network, Teacher, save_model
-from segtailor.models.adapters.wrapper import Adapted
 from segtailor.models.inspect import list_paths
 from segtailor.models.store import load_teacher
 from tiny import TINY_MODEL, tiny_distill
@@ -106,8 +105,8 @@ def test_gradients_pass_through_a_tap_in_a_checkpointed_block(name: str) -> None
         assert (one.grad is None) == (other.grad is None)
         if one.grad is not None and other.grad is not None:
             torch.testing.assert_close(one.grad, other.grad)
-    keeper: Any = networks[1] if isinstance(networks[1], Adapted) else networks[1]._taps
-    assert keeper._store.values == {}  # the second run, in the backward pass, has left nothing behind
+    taps: Any = networks[1]._taps
+    assert taps.values == {}  # the second run, in the backward pass, has left nothing behind
     with torch.no_grad():
         assert networks[1](photo(64, 96)).taps.keys() == {"mine"}
 
@@ -237,7 +236,7 @@ def test_methods_read_the_tap_that_both_recipes_name(tmp_path: Path, teacher_run
     assert sum("mine" in line for line in result.results["alignment"]) == 2
 
 
-def test_a_tap_that_one_network_does_not_name_is_told() -> None:
+def test_a_tap_that_one_network_does_not_name_is_named() -> None:
     channels = create_model(TINY_MODEL, 3).tap_channels
     with pytest.raises(SegtailorError, match="'mine'"):
         create_method("at", num_classes=3, student_channels=channels, teacher_channels=channels, taps="mine")

@@ -128,7 +128,7 @@ def test_a_pyramid_does_not_go_finer_than_stride_4() -> None:
 
 
 def test_a_transformer_tied_to_one_size_is_refused() -> None:
-    with pytest.raises(SegtailorError, match="works at one image size only"):
+    with pytest.raises(SegtailorError, match="works at one image size only"), torch.device("meta"):
         create_model("fcn-beit_base_patch16_224", 3)
 
 

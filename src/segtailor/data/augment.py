@@ -1,7 +1,7 @@
 """Random scale, crop and flip of a training sample, resampling only the window that is kept.
 
-The result is that of resizing the whole frame by s (image bilinear at half-pixel centres without antialiasing, target
-nearest at pixel centres, torch's ``nearest-exact``), padding bottom and right to at least the crop, cropping at a
+The result is that of resizing the whole frame by s (image bilinear at half-pixel centers without antialiasing, target
+nearest at pixel centers, torch's ``nearest-exact``), padding bottom and right to at least the crop, cropping at a
 uniform offset and flipping; but the window is chosen first, and each of its pixels is computed from the source
 coordinates that resizing the whole frame would use. Scales and order are those of the published training code.
 """
@@ -115,9 +115,9 @@ def _mix(
 def _taps(
     first: int, count: int, out: int, old: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint16]]:
-    """Return for each output the two neighbouring source indices and the second one's weight in 256ths."""
-    centres = (np.arange(first, first + count) + 0.5) * (old / out) - 0.5
-    centres = np.clip(centres, 0, old - 1)
-    lower = centres.astype(np.int64)
-    weight = np.rint((centres - lower) * 256).astype(np.uint16)
+    """Return for each output the two neighboring source indices and the second one's weight in 256ths."""
+    centers = (np.arange(first, first + count) + 0.5) * (old / out) - 0.5
+    centers = np.clip(centers, 0, old - 1)
+    lower = centers.astype(np.int64)
+    weight = np.rint((centers - lower) * 256).astype(np.uint16)
     return lower, np.minimum(lower + 1, old - 1), weight

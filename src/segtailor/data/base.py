@@ -65,14 +65,13 @@ def check_classes(name: str, classes: tuple[str, ...]) -> None:
 
 
 class Count(int):
-    """A number that is formatted with the noun that fits.
+    """A number that is formatted with a noun, given in the singular or in both forms.
 
     >>> f"{Count(1):mask}, {Count(2):mask}, {Count(2):class|classes}"
     '1 mask, 2 masks, 2 classes'
     """
 
     def __format__(self, spec: str) -> str:
-        """Return the number and ``spec``: a noun, or its forms for one and for several."""
         one, _, many = spec.partition("|")
         return f"{int(self)} {one if self == 1 else many or one + 's'}"
 

@@ -115,13 +115,8 @@ class BenchmarkDataset(NamedTuple):
             raise unknown(f"split of {where}", split, variant.splits, hint)
 
     def values(self, config: DataConfig, variant: Variant) -> MaskValues:
-        """Return what the masks of ``variant`` hold, unless ``config`` says otherwise."""
-        described = variant.described
-        if config.values is None and config.void is None and not config.reduce_zero_label:
-            hint = "set data.values, data.void or data.reduce_zero_label if your masks differ from those published"
-            numbers = described.class_values()
-            return MaskValues({number: index for index, number in enumerate(numbers)}, described.void, hint)
-        return index_values(config, described, self.name)
+        """Return the meaning of the numbers in the masks of ``variant``: as published, unless ``config`` sets it."""
+        return index_values(config, variant.described, self.name, correct="")
 
     def open(
         self,

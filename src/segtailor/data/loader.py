@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import atexit
 import signal
+import threading
 import weakref
 from collections.abc import Generator, Iterator, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from segtailor.data.augment import augment
 from segtailor.data.base import Sample, SegmentationDataset
 from segtailor.data.pseudo import Mix, UnlabelledImages, mix_of
 from segtailor.errors import SegtailorError
-from segtailor.files import VOID, Color, Size
+from segtailor.files import VOID, Size
 
 T = TypeVar("T")
 
@@ -68,20 +69,17 @@ class Batch(NamedTuple):
 LABELLED, UNLABELLED = (0, 1), (2, 3)
 
 
-class Images(Protocol):
-    """A labelled split, or unlabelled images."""
-
-    mean_color: Color
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Sample: ...
-
-
 class Stream:
     """An endless stream: position p is sample ``order[p % len]`` of epoch ``p // len``, augmented."""
 
-    def __init__(self, images: Images, config: DataConfig, seed: int, crop: Size, numbers: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        images: SegmentationDataset | UnlabelledImages,
+        config: DataConfig,
+        seed: int,
+        crop: Size,
+        numbers: tuple[int, int],
+    ) -> None:
         self.images, self.config, self.seed, self.crop = images, config, seed, crop
         self.numbers = numbers
         self._epoch, self._order = -1, np.empty(0, np.int64)
@@ -206,6 +204,10 @@ def _batches(positions: TrainingPositions, plan: Sequence[list[int]], workers: i
     )
     iterator = iter(loader)
     processes = list(getattr(iterator, "_workers", ()))
+    # PyTorch's handler of SIGCHLD raises wherever the main process is. Without it, a dead worker is found where its
+    # batch is fetched: between two steps.
+    handled = bool(processes) and hasattr(signal, "SIGCHLD") and _in_main_thread()
+    previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if handled else None
     try:
         for batch in iterator:
             if isinstance(batch, SegtailorError):
@@ -222,6 +224,14 @@ def _batches(positions: TrainingPositions, plan: Sequence[list[int]], workers: i
         del iterator  # stops the processes; when one is dead, others may not end and would block the exit
         for process in processes:
             process.kill()
+            process.join(5)
+        if previous is not None and _in_main_thread():
+            signal.signal(signal.SIGCHLD, previous)
+
+
+def _in_main_thread() -> bool:
+    """Return whether this thread may set signal handlers."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def _close(batches: weakref.ref[Generator[Batch, None, None]]) -> None:

@@ -23,7 +23,9 @@ COLOR_MODES = frozenset({"RGB", "RGBA", "P", "L", "LA", "1"})
 UNKNOWN_COLOR = 256
 
 
-def index_values(config: DataConfig, described: ClassesFile, where: str) -> MaskValues:
+def index_values(
+    config: DataConfig, described: ClassesFile, where: str, correct: str = "correct it, or "
+) -> MaskValues:
     """Return the meaning of the numbers in masks: as in ``where``, unless the recipe sets it.
 
     Raises ``SegtailorError`` when ``data.values``, ``data.void`` and ``data.reduce_zero_label`` contradict each other
@@ -50,7 +52,7 @@ def index_values(config: DataConfig, described: ClassesFile, where: str) -> Mask
     return MaskValues(
         {value: index for index, value in enumerate(values)},
         void,
-        hint=f"{where} gives its classes the values {_ranges(values)}; correct it, or set data.values, data.void or "
+        hint=f"{where} gives its classes the values {_ranges(values)}; {correct}set data.values, data.void or "
         "data.reduce_zero_label",
     )
 
@@ -200,12 +202,11 @@ def pair_binary(
     parts: dict[str, list[Part]] = {}
     no_class: list[str] = []
     for stem, path in sorted(found_masks.items()):
-        readings = _readings(stem, names)
-        if not readings:
+        if readings := _readings(stem, names):
+            key, index = next((reading for reading in readings if reading[0] in found_images), readings[0])
+            parts.setdefault(key, []).append(Part(index, path))
+        else:
             no_class.append(stem)
-            continue
-        key, index = next((reading for reading in readings if reading[0] in found_images), readings[0])
-        parts.setdefault(key, []).append(Part(index, path))
     problems = []
     if no_class:
         guess = no_class[0].rsplit("_", 1)[-1] if "/" not in no_class[0] else no_class[0].split("/")[0]
@@ -213,20 +214,19 @@ def pair_binary(
             f"{len(no_class)} masks name no class of {class_file}: {some(no_class)} (nearest: "
             f"{', '.join(nearest(guess, names, 3))}; expected CLASS/frame.png or frame_CLASS.png)"
         )
-    for have, lack, text in (
-        (found_images, parts, "images without a mask of any class"),
-        (parts, found_images, "names of masks without an image"),
-    ):
-        if missing := sorted(have.keys() - lack.keys()):
-            problems.append(f"{len(missing)} {text}: {some(missing)}")
+    no_mask, no_image = sorted(found_images.keys() - parts.keys()), sorted(parts.keys() - found_images.keys())
+    if no_mask:
+        problems.append(f"{len(no_mask)} images without a mask of any class: {some(no_mask)}")
+    if no_image:
+        problems.append(f"{len(no_image)} names of masks without an image: {some(no_image)}")
     twice = [key for key, found in parts.items() if len({part.label for part in found}) < len(found)]
     if twice:
         problems.append(f"{len(twice)} images with two masks of one class: {some(twice)}")
     both = sorted(found_images.keys() & parts.keys())
     unpaired = {
         NO_CLASS: [found_masks[stem] for stem in no_class],
-        NO_MASK: [found_images[key] for key in sorted(found_images.keys() - parts.keys())],
-        NO_IMAGE: [part.path for key in sorted(parts.keys() - found_images.keys()) for part in parts[key]],
+        NO_MASK: [found_images[key] for key in no_mask],
+        NO_IMAGE: [part.path for key in no_image for part in parts[key]],
         TWICE: [part.path for key in twice for part in parts[key]],
     }
     if problems and not (both and record_missing(unpaired)):

@@ -26,12 +26,11 @@ _found: ContextVar[MissingFiles | None] = ContextVar("missing_files", default=No
 
 
 @contextmanager
-def collect_missing() -> Iterator[MissingFiles]:
-    """While the block runs, listings skip the files that they cannot use; it yields those files."""
-    found: MissingFiles = {}
+def collect_missing(found: MissingFiles) -> Iterator[None]:
+    """While the block runs, listings skip the files that they cannot use and record them in ``found``."""
     token = _found.set(found)
     try:
-        yield found
+        yield
     finally:
         _found.reset(token)
 

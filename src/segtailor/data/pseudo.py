@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,25 +109,6 @@ def open_unlabelled(config: UnlabelledConfig, size: Size | None, mean_color: Col
     if config.limit is not None:
         paths = [paths[index] for index in evenly(len(paths), config.limit)]
     return UnlabelledImages(folder, paths, size, mean_color)
-
-
-def check_unlabelled(images: UnlabelledImages, threads: int | None = None) -> None:
-    """Decode every image in ``threads`` (default: one a core, at most 16); unreadable ones raise one SegtailorError."""
-    with ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1)) as pool:
-        bad = [text for text in pool.map(_problem, images.paths) if text]
-    if bad:
-        raise SegtailorError(
-            f"{images.folder} ({WHERE}), {len(images)} images checked: {Count(len(bad)):file} cannot be read: "
-            f"{some(bad)}; fix or remove these files and run again"
-        )
-
-
-def _problem(path: Path) -> str | None:
-    try:
-        read_image(path)
-    except UnreadableFile as error:
-        return f"{path} ({error})"
-    return None
 
 
 def check_apart(images: UnlabelledImages, val: SegmentationDataset) -> str | None:

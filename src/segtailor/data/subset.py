@@ -51,5 +51,4 @@ class Subset(SegmentationDataset):
         return len(self.indices)
 
     def __getitem__(self, index: int, /) -> Sample:
-        """Return sample ``index`` of those chosen."""
         return self.whole[self.indices[index]]

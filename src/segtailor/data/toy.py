@@ -67,7 +67,6 @@ class Toy(SegmentationDataset):
         return self.length
 
     def __getitem__(self, index: int, /) -> Sample:
-        """Return scene ``index``."""
         if not 0 <= index < self.length:
             raise IndexError(index)
         kept = self._kept.get(index)
@@ -292,7 +291,7 @@ class Scene:
         self.target[rim & (self.noise(3, 3) > 0)] = VOID
 
     def draw_void(self) -> None:
-        """Draw what is in the picture but not labelled: patches that imitate other classes, a thing, the own bonnet."""
+        """Draw unlabelled things: patches that imitate other classes, an object, the car's hood."""
         for _ in range(self.count(0, 4)):  # a shadow, a poster: the label underneath stays
             x, y = self.between(0, self.w), self.between(0.2 * self.h, self.h)
             wide, high = (self.between(3, 14) * self.unit for _ in range(2))

@@ -115,7 +115,12 @@ def fit_together(
             stack.callback(arm.recorder.close)
         for n in range(start + 1, train.steps + 1):
             began = time.perf_counter()
-            batches = [next(reader).to(device) for _ in range(count)]
+            try:
+                batches = [next(reader).to(device) for _ in range(count)]
+            except SegtailorError:
+                for arm in arms if world == 1 else ():
+                    arm.rescue()
+                raise
             waited = time.perf_counter() - began
             active = [arm for arm in arms if arm.problem is None and arm.state.step < n]
             for arm in active:
@@ -249,17 +254,30 @@ class ArmTrainer:
         evaluating = self.subject is not None and (last or n % every == 0)
         saving = last or stopping or n % (train.checkpoint_every or every) == 0
         if evaluating or saving or n % train.log_every == 0:
-            with self.timed(wait):
-                means = self.recorder.losses()  # waits for the device
-            self.recorder.flush(n, means, self.optimizer.param_groups[0]["lr"])
+            self._flush(wait)
         if evaluating:
             self._score(n, last)
         if saving:
-            check_weights(self.objective, n, self.state.saved)
-            self.state.saved = n
-            if self.fabric.is_global_zero:
-                save_checkpoint(self.checkpoint, self._snapshot())
+            self._save()
             self.fabric.barrier()
+
+    def rescue(self) -> None:
+        """Save the last whole step where no more batches come, unless it is saved already."""
+        if self.problem is None and self.state.step > self.state.saved:
+            self._flush()
+            self._save()
+
+    def _flush(self, wait: bool = False) -> None:
+        with self.timed(wait):
+            means = self.recorder.losses()  # waits for the device
+        if means:
+            self.recorder.flush(self.state.step, means, self.optimizer.param_groups[0]["lr"])
+
+    def _save(self) -> None:
+        check_weights(self.objective, self.state.step, self.state.saved)
+        self.state.saved = self.state.step
+        if self.fabric.is_global_zero:
+            save_checkpoint(self.checkpoint, self._snapshot())
 
     def trained(self) -> Trained:
         """Return what became of the arm; a finished one that was only resumed is scored now."""
@@ -315,7 +333,7 @@ class ArmTrainer:
         """Return the bytes that the arm keeps on the GPU: weights, gradients, optimizers, averages, teachers."""
         networks = [self.objective, *self.objective.own_teachers.values(), *self.objective.adversaries.values()]
         networks += [] if self.average is None else [self.average.model]
-        optimizers = [self.optimizer, *self.adversaries.optimizers]
+        optimizers = [self.optimizer, *self.adversaries.optimizers.values()]
         weights = [value for network in networks for value in (*network.parameters(), *network.buffers())]
         states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
         held = [*weights, *(value.grad for value in weights), *states]

@@ -1,4 +1,4 @@
-"""What the loop trains as one module: a student with its methods, or a method's pre-training; and its adversaries."""
+"""What the loop trains as one module: a student with its methods, or a method's pre-training; their adversaries."""
 
 from __future__ import annotations
 
@@ -60,37 +60,26 @@ class AdversaryInputs(NamedTuple):
 
 
 class Objective(nn.Module, ABC):
-    """One forward gives all weighted terms; set up as one module, so that data parallelism averages every gradient."""
+    """One forward gives all weighted terms; set up as one module, so that data parallelism averages every gradient.
+
+    ``uses_teacher``: whether it learns from the recipe's teacher. The others are by the name of a method: teachers
+    beside the recipe's, networks trained against the student, the last forward's inputs for these, and which targets
+    the method reads in batches with unlabelled images.
+    """
+
+    uses_teacher = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own_teachers: dict[str, Teacher] = {}
+        self.adversaries: dict[str, Adversary] = {}
+        self.adversary_inputs: dict[str, AdversaryInputs] = {}
+        self.target_kinds: dict[str, TargetKind] = {}
 
     @property
     @abstractmethod
     def subject(self) -> nn.Module | None:
         """The network that is scored, averaged and kept as best; None where there is nothing to score."""
-
-    @property
-    def own_teachers(self) -> dict[str, Teacher]:
-        """Teachers of single methods, beside the recipe's, by the method's name."""
-        return {}
-
-    @property
-    def adversaries(self) -> dict[str, Adversary]:
-        """Networks trained against the student, by the method's name."""
-        return {}
-
-    @property
-    def adversary_inputs(self) -> dict[str, AdversaryInputs]:
-        """What the last forward left for each adversary."""
-        return {}
-
-    @property
-    def uses_teacher(self) -> bool:
-        """Whether it learns from the recipe's teacher."""
-        return True
-
-    @property
-    def target_kinds(self) -> dict[str, TargetKind]:
-        """Which targets each method reads, by its name, in batches with unlabelled images."""
-        return {}
 
     @abstractmethod
     def select(self, shared: SegOutput | None, own: TeacherOutputs) -> TeacherOutputs:
@@ -107,7 +96,7 @@ class Objective(nn.Module, ABC):
 
 
 class PretrainModule(Objective):
-    """A method's pre-training."""
+    """A method's pre-training; it learns from labelled images alone."""
 
     def __init__(self, objective: PretrainObjective) -> None:
         super().__init__()
@@ -125,7 +114,7 @@ class PretrainModule(Objective):
     def forward(
         self, images: Tensor, target: Tensor, teachers: TeacherOutputs, step: Step, targets: Targets | None = None
     ) -> dict[str, Tensor]:
-        """Return the objective's terms; it is trained on labelled images alone."""
+        """Return the objective's terms."""
         terms: dict[str, Tensor] = self.objective(images, target, teachers.get("teacher"), step)
         return terms
 
@@ -149,7 +138,10 @@ class Distiller(Objective):
         self.methods = nn.ModuleDict(methods)
         self.weights = {name: (weights or {}).get(name, 1.0) for name in methods}
         self.aux_weight = aux_weight
-        self._adversary_inputs: dict[str, AdversaryInputs] = {}
+        self.uses_teacher = any(method.teacher == "recipe" for method in methods.values())
+        self.own_teachers = {name: own for name, method in methods.items() if (own := method.own_teacher) is not None}
+        self.adversaries = {name: foe for name, method in methods.items() if (foe := method.adversary) is not None}
+        self.target_kinds = {name: target_kind(method) for name, method in methods.items()}
 
     def _methods(self) -> dict[str, Method]:
         return {name: method for name, method in self.methods.items() if isinstance(method, Method)}
@@ -159,35 +151,13 @@ class Distiller(Objective):
         """The student."""
         return self.student
 
-    @property
-    def own_teachers(self) -> dict[str, Teacher]:
-        """Methods' own teachers."""
-        return {name: own for name, method in self._methods().items() if (own := method.own_teacher) is not None}
-
-    @property
-    def adversaries(self) -> dict[str, Adversary]:
-        """Methods' adversaries."""
-        return {name: own for name, method in self._methods().items() if (own := method.adversary) is not None}
-
-    @property
-    def adversary_inputs(self) -> dict[str, AdversaryInputs]:
-        """What the last forward left for methods' adversaries."""
-        return self._adversary_inputs
-
-    @property
-    def uses_teacher(self) -> bool:
-        """Whether a method learns from the recipe's teacher."""
-        return any(method.teacher == "recipe" for method in self._methods().values())
-
-    @property
-    def target_kinds(self) -> dict[str, TargetKind]:
-        """Which targets each method reads."""
-        return {name: target_kind(method) for name, method in self._methods().items()}
-
     def select(self, shared: SegOutput | None, own: TeacherOutputs) -> TeacherOutputs:
         """Return for each method what it reads of its own teacher, or of the shared one."""
-        found = {name: (method, own.get(name, shared)) for name, method in self._methods().items()}
-        return {name: method.select(output) for name, (method, output) in found.items() if output is not None}
+        return {
+            name: method.select(output)
+            for name, method in self._methods().items()
+            if (output := own.get(name, shared)) is not None
+        }
 
     def forward(
         self, images: Tensor, target: Tensor, teachers: TeacherOutputs, step: Step, targets: Targets | None = None
@@ -203,17 +173,17 @@ class Distiller(Objective):
         terms = {"task": self._task(output.logits, supervised)}
         if output.aux_logits is not None and self.aux_weight > 0:
             terms["task_aux"] = self.aux_weight * self._task(output.aux_logits, supervised)
-        self._adversary_inputs = {}
+        self.adversary_inputs = {}
         for name, method in self._methods().items():
             if name not in teachers:
                 continue
-            given = every if targets is None else targets[target_kind(method)]
+            given = every if targets is None else targets[self.target_kinds[name]]
             own = given.rows_of(output)
             for term, value in method(own, teachers[name], given.target, given.step).items():
                 terms[f"{name}.{term}"] = self.weights[name] * value
             if method.adversary is not None:
                 seen = method.select(own).detach()
-                self._adversary_inputs[name] = AdversaryInputs(seen, teachers[name], given.target, given.step)
+                self.adversary_inputs[name] = AdversaryInputs(seen, teachers[name], given.target, given.step)
         return terms
 
     def _task(self, logits: Tensor, given: BatchTarget) -> Tensor:
@@ -232,26 +202,23 @@ class Adversaries:
 
     def __init__(self, fabric: Any, adversaries: Mapping[str, Adversary]) -> None:
         self._fabric = fabric
-        self._modules = dict(adversaries)
-        self._set_up: dict[str, tuple[Any, Any]] = {}
+        self._adversaries = dict(adversaries)
+        self._modules: dict[str, Any] = {}
+        self.optimizers: dict[str, Any] = {}
         for name, adversary in adversaries.items():
             adversary.trained = True
-            self._set_up[name] = fabric.setup(adversary, adversary.build_optimizer(adversary.parameters()))
-
-    @property
-    def optimizers(self) -> list[Any]:
-        """The optimizer of each."""
-        return [optimizer for _, optimizer in self._set_up.values()]
+            optimizer = adversary.build_optimizer(adversary.parameters())
+            self._modules[name], self.optimizers[name] = fabric.setup(adversary, optimizer)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Inside, no adversary takes a gradient."""
-        for adversary in self._modules.values():
+        for adversary in self._adversaries.values():
             adversary.requires_grad_(False)
         try:
             yield
         finally:
-            for adversary in self._modules.values():
+            for adversary in self._adversaries.values():
                 adversary.requires_grad_(True)
 
     def accumulate(self, inputs: Mapping[str, AdversaryInputs], share: float, last: bool) -> dict[str, Tensor]:
@@ -260,7 +227,7 @@ class Adversaries:
         Gradients are exchanged between processes with the ``last`` micro-batch.
         """
         losses = {}
-        for name, (module, _) in self._set_up.items():
+        for name, module in self._modules.items():
             with nullcontext() if last else self._fabric.no_backward_sync(module):
                 loss = module(*inputs[name])
                 self._fabric.backward(loss * share)
@@ -269,19 +236,19 @@ class Adversaries:
 
     def step(self) -> None:
         """Step every optimizer and clear the gradients."""
-        for optimizer in self.optimizers:
+        for optimizer in self.optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return networks and optimizers."""
         return {
-            name: {"module": self._modules[name].state_dict(), "optimizer": optimizer.state_dict()}
-            for name, (_, optimizer) in self._set_up.items()
+            name: {"module": self._adversaries[name].state_dict(), "optimizer": optimizer.state_dict()}
+            for name, optimizer in self.optimizers.items()
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        for name, (_, optimizer) in self._set_up.items():
-            self._modules[name].load_state_dict(state[name]["module"])
+        """Take over a :meth:`state_dict`."""
+        for name, optimizer in self.optimizers.items():
+            self._adversaries[name].load_state_dict(state[name]["module"])
             optimizer.load_state_dict(state[name]["optimizer"])

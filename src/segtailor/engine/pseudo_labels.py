@@ -14,8 +14,9 @@ from torch import Tensor
 
 from segtailor.config import DataConfig
 from segtailor.data.base import SegmentationDataset
+from segtailor.data.check import check_unlabelled
 from segtailor.data.loader import Batch
-from segtailor.data.pseudo import UnlabelledImages, check_apart, check_unlabelled, mix_of, open_unlabelled
+from segtailor.data.pseudo import UnlabelledImages, check_apart, mix_of, open_unlabelled
 from segtailor.engine.launch import on_first_process
 from segtailor.engine.logging import read_metrics
 from segtailor.engine.module import BatchTarget, TargetKind, target_kind

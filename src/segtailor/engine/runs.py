@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 import signal
 import threading
@@ -66,18 +65,9 @@ def open_run(config: RunConfig, name: str, recipe: dict[str, Any]) -> RunFolder:
             _check_same(path, yaml.safe_load(written.read_text(encoding="utf-8")), recipe)
             return RunFolder(path, finished=(path / "results.json").exists())
         shutil.rmtree(path)
-    write_text(written, yaml.safe_dump(recipe, sort_keys=False))
+    text = yaml.safe_dump(recipe, sort_keys=False)
+    write_atomically(written, lambda file: file.write(text.encode("utf-8")))
     return RunFolder(path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` atomically; raises ``SegtailorError`` when the disk is full or read-only."""
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON to ``path`` atomically."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def computing_settings(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +158,7 @@ def fitting_checkpoint(path: Path) -> Iterator[None]:
         ) from error
 
 
-class RunStopped(Exception):  # noqa: N818 - it is a request, not an error
+class RunStopped(Exception):  # noqa: N818 - a request, not an error
     """The run was asked to stop and did so after a checkpoint.
 
     ``code`` is the exit code to leave with, ``folder`` the run's folder once the job has filled it in.

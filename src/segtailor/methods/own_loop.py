@@ -211,20 +211,21 @@ class _View(Adapted):
             for part, kind in kinds:
                 part.__class__ = kind
         self._whole = [module]
-        self._begin = net.register_forward_pre_hook(_Begin(self._store))
+        self._begin = net.register_forward_pre_hook(_Begin(self._taps))
 
     def run_whole(self, images: Tensor) -> Any:
         """Return what the module, wrapped as it was given, returns for ``images``."""
-        self._store.begin()
+        self._taps.begin()
         return self._whole[0](images)
 
     def collect(self, result: Any, images: Tensor) -> SegOutput:
         """Return ``result`` with the inner tensors of the forward that gave it."""
-        seen = self._store.take()
-        lacking = sorted(self._sources.keys() - seen.keys())
+        seen = self._taps.take()
+        lacking = sorted(self._taps.sources.keys() - seen.keys())
         if lacking:
+            path = self._taps.sources[lacking[0]].path
             raise SegtailorError(
-                f"{self.name}: {self._sources[lacking[0]].path} was not run since the last call, or by code that was "
+                f"{self.name}: {path} was not run since the last call, or by code that was "
                 "compiled before create_method; call the student with gradients once before each loss, and compile it "
                 "after create_method (torch.compiler.reset() forgets earlier code)"
             )
@@ -234,7 +235,7 @@ class _View(Adapted):
         self._begin.remove()
         for part in self.net.modules():
             for key, hook in list(part._forward_hooks.items()):
-                if isinstance(hook, Capture) and hook.store is self._store:
+                if isinstance(hook, Capture) and hook.taps is self._taps:
                     part._forward_hooks.pop(key)
                     part._forward_hooks_with_kwargs.pop(key, None)
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -157,42 +157,14 @@ _HEAD = {
 }
 
 
-class SegformerFile(NamedTuple):
-    """What a transformers SegFormer checkpoint holds, under our names; ``width`` is the head's where it is unusual."""
-
-    size: str
-    num_classes: int
-    width: int | None
-    tensors: dict[str, Tensor]
-    classes: tuple[str, ...]
-    licenses: dict[str, str]
-
-
-def read_segformer(tensors: Mapping[str, Tensor], path: Path) -> SegformerFile:
-    """Return what the checkpoint's ``tensors``, read from ``path``, are in our SegFormer.
-
-    Raises SegtailorError for a size other than B0 to B5 and for an encoder alone.
-    """
-    theirs = _renamed(tensors)
-    classifier = theirs.get("decode_head.classifier.weight")
-    if classifier is None:
-        raise SegtailorError(f"{path} holds a SegFormer's encoder alone; give it to a new model as pretrained")
-    size = _size(theirs, path)
-    width = None if classifier.shape[1] == MIT_SIZES[size].decoder_width else classifier.shape[1]
-    ours = {f"backbone.net.{name}": value for name, value in _encoder(theirs, path).items()}
-    ours |= {f"head.{name}": value for name, value in _head(theirs).items()}
-    count = classifier.shape[0]
-    return SegformerFile(size, count, width, ours, _classes(path, count), _license(path))
-
-
 def load_encoder(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, Any]]:
     """Fill the Mix Transformer ``net`` from a checkpoint's ``tensors``; its head, if any, is left out.
 
     Returns the license as far as known, and what the weights expect of their input.
     """
-    ours = _encoder(_renamed(tensors), path)
+    ours = encoder_tensors(current_names(tensors), path)
     fill(net, ours, str(path), "the backbone")
-    return _license(path).get("backbone", ""), expected(path)
+    return license_beside(path).get("backbone", ""), expected(path)
 
 
 def expected(path: Path) -> dict[str, Any]:
@@ -211,7 +183,7 @@ def expected(path: Path) -> dict[str, Any]:
     return Preprocess(**values).spec()
 
 
-def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def current_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return ``tensors`` under version 5's names, the encoder's without their prefix."""
     found = {}
     for name, value in tensors.items():
@@ -222,7 +194,8 @@ def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _size(theirs: Mapping[str, Tensor], path: Path) -> str:
+def segformer_size(theirs: Mapping[str, Tensor], path: Path) -> str:
+    """Return which of `MIT_SIZES` the tensors belong to; SegtailorError for none."""
     embeddings = [theirs.get(f"stages.{stage}.patch_embeddings.proj.weight") for stage in range(4)]
     channels = tuple(0 if weight is None else weight.shape[0] for weight in embeddings)
     # counted from 1 there
@@ -239,7 +212,7 @@ def _size(theirs: Mapping[str, Tensor], path: Path) -> str:
     return size
 
 
-def _encoder(theirs: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def encoder_tensors(theirs: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Return the encoder's tensors under the names of our `MixTransformer`."""
     found: dict[str, Tensor] = {}
     for name, value in theirs.items():
@@ -264,7 +237,7 @@ def _encoder(theirs: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     return found
 
 
-def _head(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def head_tensors(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the head's tensors under our names; transformers' fuse convolution has no bias, ours gets zeros."""
     found = {}
     for name, value in theirs.items():
@@ -277,13 +250,15 @@ def _head(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _classes(path: Path, count: int) -> tuple[str, ...]:
+def class_names(path: Path, count: int) -> tuple[str, ...]:
+    """Return the ``count`` class names that ``config.json`` beside ``path`` gives, if any."""
     named = _json(path.parent / "config.json").get("id2label") or {}
     names = [str(named.get(str(index), f"LABEL_{index}")) for index in range(count)]
     return () if all(name.startswith("LABEL_") for name in names) else tuple(names)
 
 
-def _license(path: Path) -> dict[str, str]:
+def license_beside(path: Path) -> dict[str, str]:
+    """Return the license that the files beside ``path`` name, for `Network.licenses`."""
     config = _json(path.parent / "config.json")
     if not config:  # a file alone: its neighbors say nothing about it
         return {}

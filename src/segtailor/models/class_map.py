@@ -29,8 +29,8 @@ class ClassMap(nn.Module):
 
     ``indices[k]`` is the class that the teacher's class k belongs to, or -1 for none. A class's logit is the log of the
     summed exponentials of its members, so its softmax is the sum of their probabilities, divided by what the mapped
-    classes hold together. A logit is at most 87 below the pixel's largest, which stands for a probability of 0; so
-    does that of a class without members. ``sources`` and ``targets`` are both sides' names, for `rows`.
+    classes hold together. A logit is at most 87 below the pixel's largest, a probability of 0 in effect; so is
+    that of a class without members. ``sources`` and ``targets`` are both sides' names, for `rows`.
     """
 
     order: Tensor
@@ -47,7 +47,7 @@ class ClassMap(nn.Module):
         self.register_buffer("order", torch.tensor([source for group in members for source in group]), persistent=False)
 
     def members(self, target: int) -> list[int]:
-        """Return the teacher's classes that belong to the class ``target``; -1 stands for void."""
+        """Return the teacher's classes that belong to the class ``target``; -1 means void."""
         return [source for source, index in enumerate(self.indices) if index == target]
 
     def forward(self, logits: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def read_class_map(given: Path | Mapping[Any, Any], network: Network, classes: S
     """Return the map from the classes of ``network`` to ``classes``.
 
     ``given`` maps a class of the network (name or number) to one of ``classes`` (name or number) or to ``void``, or is
-    a YAML file of that; ``others`` stands for all that it does not name. Raises SegtailorError for a class that neither
+    a YAML file of that; ``others`` means all that it does not name. Raises SegtailorError for a class that neither
     side has, for a class of the network that is not mapped, and for one of ``classes`` that nothing is mapped to.
     """
     where = f"class_map {given}" if isinstance(given, Path) else "class_map"

@@ -1,7 +1,9 @@
-"""What a model is made of and costs: parameters, multiply-adds, taps, and every module by its path."""
+"""Parameters, multiply-adds and taps of a model, and every module by its path."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,11 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from segtailor.errors import SegtailorError
 from segtailor.models.adapters.discovery import find_maps
 from segtailor.models.adapters.onnx import OnnxNetwork
-from segtailor.models.adapters.wrapper import PROBES, Adapted
+from segtailor.models.adapters.wrapper import Adapted, run_on_noise
 from segtailor.models.backbones import run_without_values
 from segtailor.models.network import Network, SegOutput
 from segtailor.models.segmenter import Segmenter, is_published
-from segtailor.models.taps import Step, evaluated, layout_of, trace
+from segtailor.models.taps import evaluated, layout_of, to_map, trace
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -53,7 +55,10 @@ def published_multiply_adds(model: Network, size: tuple[int, int]) -> int:
     def count(module: nn.Module, inputs: tuple[Tensor, ...], _: Any) -> None:
         nonlocal total
         if isinstance(module, nn.Conv2d):
-            total += _published_convolution(module, inputs[0])
+            padding: Any = module.padding
+            geometry = zip(inputs[0].shape[2:], padding, module.kernel_size, module.stride, strict=True)
+            cells = math.prod((side + 2 * pad - kernel) // stride + 1 for side, pad, kernel, stride in geometry)
+            total += module.weight.numel() * cells
         elif isinstance(module, nn.Linear):
             total += module.weight.numel()
 
@@ -66,19 +71,10 @@ def published_multiply_adds(model: Network, size: tuple[int, int]) -> int:
     return total
 
 
-def _published_convolution(module: nn.Conv2d, x: Tensor) -> int:
-    cells = 1
-    for axis in range(2):
-        padding = module.padding[axis]
-        assert isinstance(padding, int)
-        cells *= (x.shape[2 + axis] + 2 * padding - module.kernel_size[axis]) // module.stride[axis] + 1
-    return module.weight.numel() * cells
-
-
 def run_on_meta(model: Network, size: tuple[int, int], exact: bool = False) -> SegOutput:
     """Run ``model`` in eval mode on one image of ``size``; the output has shapes alone.
 
-    The size is what the network makes of it (its own, or padded to its multiple), unless ``exact``. Nothing is computed
+    The size is padded to the network's multiple, or replaced by its one size, unless ``exact``. Nothing is computed
     or stored, but for networks that cannot run without values.
     """
     if not exact or model.preprocess.size is not None:
@@ -108,6 +104,16 @@ DEFAULT_TAP = "feature"
 """The tap that feature methods use unless a recipe names another."""
 
 
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return ``rows`` as lines of a table whose third column is numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    pads = [str.rjust if index == 2 else str.ljust for index in range(len(widths))]
+    return [
+        "  " + "  ".join(pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
 class TapInfo(NamedTuple):
     """A tap's name, its shape (C,h,w) for one image, and its stride."""
 
@@ -118,7 +124,7 @@ class TapInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect_model` found; ``published_multiply_adds`` is None outside the published family."""
+    """The findings of `inspect_model`; ``published_multiply_adds`` is None outside the published family."""
 
     name: str
     num_classes: int
@@ -150,42 +156,33 @@ class Inspection:
         lines += [f"  license         {part}: {text}" for part, text in self.licenses.items()]
         rows = [("tap", "shape", "stride")]
         rows += [(tap.name, " x ".join(map(str, tap.shape)), str(tap.stride)) for tap in self.taps]
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines.append("")
-        lines += [f"  {name:<{widths[0]}}  {shape:<{widths[1]}}  {stride:>{widths[2]}}" for name, shape, stride in rows]
         default = next((tap for tap in self.taps if tap.name == DEFAULT_TAP), None)
-        lines.append("")
-        if default is None:
-            lines.append(
-                "It gives no feature: choose a method that compares logits, or name one of its modules as a tap: "
-                "taps: {feature: PATH}."
-            )
-        else:
-            lines.append(
-                f"Methods use the tap '{DEFAULT_TAP}' unless a recipe names another: {default.shape[0]} channels at "
-                f"stride {default.stride}."
-            )
-        return "\n".join(lines)
+        last = (
+            "It gives no feature: choose a method that compares logits, or name one of its modules as a tap: "
+            "taps: {feature: PATH}."
+            if default is None
+            else f"Methods use the tap '{DEFAULT_TAP}' unless a recipe names another: {default.shape[0]} channels at "
+            f"stride {default.stride}."
+        )
+        return "\n".join([*lines, "", *_aligned(rows), "", last])
 
 
 def inspect_model(model: Network, size: tuple[int, int] = (512, 1024)) -> Inspection:
     """Return cost and taps of ``model`` for one image of ``size`` (height, width); computes no value."""
     padded = model.preprocess.input_size(size)
-    output = run_on_meta(model, padded)
+    output, multiply_adds = run_and_count(model, padded)
     stages = [f"stages.{index}" for index in range(len(output.stages))]
-    names = [*stages, *output.taps, "aux_logits", "feature", "classifier_input", "logits"]
-    found = [(name, output.tap(name)) for name in names]
     taps = [
         TapInfo(name, tuple(tensor.shape[1:]), _stride(name, tensor, output, model, padded))
-        for name, tensor in found
-        if tensor is not None
+        for name in [*stages, *output.taps, "aux_logits", "feature", "classifier_input", "logits"]
+        if (tensor := output.tap(name)) is not None
     ]
     return Inspection(
         name=model.name,
         num_classes=model.num_classes,
         size=padded,
         parameters=count_parameters(model),
-        multiply_adds=count_multiply_adds(model, padded),
+        multiply_adds=multiply_adds,
         published_multiply_adds=published_multiply_adds(model, padded) if is_published(model.name) else None,
         taps=taps,
         output_stride=model.stage_strides[-1] if model.stage_strides else taps[-1].stride,
@@ -229,7 +226,7 @@ class PathInfo(NamedTuple):
 
 
 class PathList(NamedTuple):
-    """What `list_paths` found at ``size`` (height, width); paths are those that a recipe's ``taps`` take."""
+    """The findings of `list_paths` at ``size`` (height, width); paths are those that a recipe's ``taps`` take."""
 
     name: str
     size: tuple[int, int]
@@ -243,12 +240,8 @@ class PathList(NamedTuple):
             (path, " x ".join(map(str, shape)), "-" if stride is None else str(stride), ", ".join(taps))
             for path, shape, stride, taps in self.paths
         ]
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
         lines = [f"{self.name} at {self.size[0]} x {self.size[1]}, its modules in the order of a forward", ""]
-        lines += [
-            f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip() for row in rows
-        ]
-        lines += ["", *(f"  {name} is {where}" for name, where in self.hidden.items())]
+        lines += [*_aligned(rows), "", *(f"  {name} is {where}" for name, where in self.hidden.items())]
         example = next(
             (row for row in reversed(self.paths) if any(tap.startswith("stages.") for tap in row.taps)), None
         )
@@ -278,10 +271,9 @@ def list_paths(model: Network, size: tuple[int, int] = (512, 1024)) -> PathList:
             names.setdefault(path, []).append(tap)
         else:
             hidden[tap] = "no one module's output" if source is None else f"the input of {source.path}"
-    rows = {step.path: step for step in steps if step.output is not None}
-    return PathList(
-        model.name, padded, [_row(step, padded, names.get(path, [])) for path, step in rows.items()], hidden
-    )
+    outputs = {step.path: step.output for step in steps if step.output is not None}
+    rows = [_row(path, output, padded, names.get(path, [])) for path, output in outputs.items()]
+    return PathList(model.name, padded, rows, hidden)
 
 
 def _root(model: Network) -> nn.Module:
@@ -302,27 +294,17 @@ def _find(original: Network) -> dict[str, str | None]:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.rand_like(parameter) * (parameter.abs().mean() + 0.1))
     device = next((value.device for value in model.parameters()), torch.device("cpu"))
-    for probe in PROBES:
-        size = model.preprocess.input_size(probe)
-        noise = torch.randn(1, model.planes, *size, generator=torch.Generator().manual_seed(0)).to(device)
-        try:
-            with evaluated(model):
-                steps, output = trace(root, lambda: model.forward_normalized(noise))  # noqa: B023  (called at once)
-        except RuntimeError:  # too small for it
-            continue
-        names = [*(f"stages.{index}" for index in range(len(output.stages))), *output.taps, "feature", "logits"]
-        tensors = {name: tensor for name in names if (tensor := output.tap(name)) is not None}
-        return dict(zip(tensors, find_maps(steps, list(tensors.values()), size), strict=True))
-    return {}
+    with evaluated(model):
+        (steps, output), size = run_on_noise(
+            lambda noise: trace(root, lambda: model.forward_normalized(noise.to(device))), model.preprocess, model.name
+        )
+    names = [*(f"stages.{index}" for index in range(len(output.stages))), *output.taps, "feature", "logits"]
+    tensors = {name: tensor for name in names if (tensor := output.tap(name)) is not None}
+    return dict(zip(tensors, find_maps(steps, list(tensors.values()), size), strict=True))
 
 
-def _row(step: Step, size: tuple[int, int], taps: list[str]) -> PathInfo:
-    assert step.output is not None
-    layout = layout_of(step.output, size)
-    if layout is None:
-        return PathInfo(step.path, tuple(step.output.shape[1:]), None, tuple(taps))
-    name, channels, stride = layout
-    if name.startswith("tokens"):
-        return PathInfo(step.path, (channels, -(-size[0] // stride), -(-size[1] // stride)), stride, tuple(taps))
-    height, width = step.output.shape[-2:] if name == "map" else step.output.shape[1:3]
-    return PathInfo(step.path, (channels, height, width), stride, tuple(taps))
+def _row(path: str, output: Tensor, size: tuple[int, int], taps: list[str]) -> PathInfo:
+    layout = layout_of(output, size)
+    if layout is not None:
+        output = to_map(output, layout[0], size, path)
+    return PathInfo(path, tuple(output.shape[1:]), None if layout is None else layout[2], tuple(taps))

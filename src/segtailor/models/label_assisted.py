@@ -45,7 +45,7 @@ def add_label_plane(model: Network, dropout: float | None = None) -> Network:
 
 
 def plane_scale(preprocess: Preprocess) -> float:
-    """Return the step of the label plane that stands for a code of 1: as large as 100 grey levels of the image.
+    """Return the step of the label plane for a code of 1: as large as 100 grey levels of the image.
 
     >>> plane_scale(Preprocess((104.0, 117.0, 123.0), (1.0, 1.0, 1.0), scale=1.0, channel_order="bgr"))
     100.0
@@ -57,7 +57,7 @@ def plane_scale(preprocess: Preprocess) -> float:
 def label_plane(target: Tensor, num_classes: int, codes: Codes, noise: float) -> Tensor:
     """Return the coded labels (B,1,H,W) of ``target`` (B,H,W); void is a further label.
 
-    ``random``: each label of each image gets a code from N(0,1). ``fixed``: codes lie 0.1 apart around 0, closer where
+    ``random``: each label of each image gets a code from N(0,1). ``fixed``: codes are 0.1 apart around 0, closer where
     more than 22 labels would leave the range of the published 21 classes and void. Gaussian ``noise`` is added to every
     pixel.
     """
@@ -91,7 +91,7 @@ class LabelAssisted(nn.Module):
 
     def __init__(self, model: Network, codes: Codes, noise: float) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.num_classes = model, model.num_classes
         self.codes: Codes = codes
         self.noise = noise
 
@@ -102,11 +102,6 @@ class LabelAssisted(nn.Module):
     def upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Return ``logits`` (B,K,h,w) at ``size`` by the model's own rule."""
         return self.model.upsample(logits, size)
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes."""
-        return self.model.num_classes
 
     @property
     def preprocess(self) -> Preprocess:

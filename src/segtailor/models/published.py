@@ -25,9 +25,14 @@ from segtailor.models.adapters.weights import (
 from segtailor.models.checkpoint_keys import (
     MIT_LICENSE,
     block_counts,
+    class_names,
+    current_names,
+    encoder_tensors,
     expected,
+    head_tensors,
+    license_beside,
     published_names,
-    read_segformer,
+    segformer_size,
     to_published,
 )
 from segtailor.models.mit import MIT_SIZES
@@ -46,7 +51,7 @@ CLASSIFIERS = {
 
 
 class Recognized(NamedTuple):
-    """What a file's tensors say about their network."""
+    """The network that a file's tensors belong to."""
 
     name: str
     num_classes: int
@@ -54,7 +59,7 @@ class Recognized(NamedTuple):
 
 
 def recognize(tensors: dict[str, Tensor], source: str) -> Recognized:
-    """Tell network, class count and head width from ``tensors``; SegtailorError when no published network has them."""
+    """Return network, class count and head width of ``tensors``; SegtailorError when no published network has them."""
     names = set(tensors)
     head = next((head for head, classifier in CLASSIFIERS.items() if classifier in names), None)
     backbone = _backbone(tensors)
@@ -113,10 +118,16 @@ def load_published(path: Path) -> Segmenter:
 
 def _load_segformer(tensors: Mapping[str, Tensor], path: Path) -> Segmenter:
     """Build and fill our SegFormer from a transformers checkpoint's ``tensors``; every tensor must fit."""
-    found = read_segformer(tensors, path)
-    name = f"segformer-{found.size}"
-    model = create_segmenter(name, found.num_classes, head_width=found.width, preprocess=expected(path))
-    fill(model, found.tensors, str(path), f"{name} ({found.num_classes} classes)")
-    model.classes = found.classes
-    model.licenses |= found.licenses
+    theirs = current_names(tensors)
+    classifier = theirs.get("decode_head.classifier.weight")
+    if classifier is None:
+        raise SegtailorError(f"{path} holds a SegFormer's encoder alone; give it to a new model as pretrained")
+    size, (count, width) = segformer_size(theirs, path), classifier.shape[:2]
+    unusual = None if width == MIT_SIZES[size].decoder_width else width
+    model = create_segmenter(f"segformer-{size}", count, head_width=unusual, preprocess=expected(path))
+    ours = {f"backbone.net.{name}": value for name, value in encoder_tensors(theirs, path).items()}
+    ours |= {f"head.{name}": value for name, value in head_tensors(theirs).items()}
+    fill(model, ours, str(path), f"{model.name} ({count} classes)")
+    model.classes = class_names(path, count)
+    model.licenses |= license_beside(path)
     return model

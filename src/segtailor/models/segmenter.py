@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError, reason, unknown
 from segtailor.models.adapters import Choices, create_adapted, family_of
+from segtailor.models.adapters.wrapper import PROBES
 from segtailor.models.backbones import Backbone, is_timm_name, mit_backbone, timm_backbone
 from segtailor.models.checkpoint_keys import load_published_backbone
 from segtailor.models.heads import FCN, HEADS, Head, resize
 from segtailor.models.mit import MIT_SIZES
 from segtailor.models.network import Network, Preprocess, SegOutput
-from segtailor.models.taps import NamedTaps
+from segtailor.models.taps import Source, Taps, evaluated, trace
 
 PUBLISHED_RESNETS = ("resnet18", "resnet50", "resnet101")
 PUBLISHED_HEADS = ("deeplabv3", "pspnet")
@@ -33,6 +35,7 @@ COMMON_BACKBONES = (
     *("swin_tiny_patch4_window7_224", "vit_small_patch16_224"),
     *("vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"),
 )
+RESERVED = ("feature", "classifier_input", "logits", "aux_logits")
 MIT_STRIDE = 32
 MOST_CLASSES = 255
 
@@ -40,8 +43,7 @@ MOST_CLASSES = 255
 class Segmenter(Network):
     """A backbone with a head and, for most heads, an auxiliary FCN head on the last map but one.
 
-    Built by `create_model`. ``tap_channels`` names every tap that a method may ask for; ``options`` are the
-    construction options that were set.
+    Built by `create_model`; ``options`` are the construction options that were set.
     """
 
     def __init__(
@@ -66,38 +68,35 @@ class Segmenter(Network):
         self.note = backbone.note
         self.feature_channels = head.width
         self.licenses: dict[str, str] = {"backbone": backbone.license} if backbone.license else {}
-        self._taps = NamedTaps()
-        self._taps.name(self, options.get("taps") or {})
+        self.has_aux, self.stage_strides = aux_head is not None, backbone.strides
+        stages = {f"stages.{index}": channels for index, channels in enumerate(backbone.channels)}
+        self.tap_channels = {"feature": head.width, "classifier_input": head.width, **stages}
+        self._taps = Taps(name)
+        self.name_taps(options.get("taps") or {})
 
     def name_taps(self, taps: dict[str, str]) -> None:
         """Offer the outputs of further modules as taps: name -> path below this network.
 
         Raises SegtailorError for a path that it does not have, or whose output is no map.
         """
-        self._taps.name(self, taps)
-        if taps:
-            self.options["taps"] = {**(self.options.get("taps") or {}), **taps}
+        if not taps:
+            return
+        for name in taps:
+            if name in RESERVED or name.startswith("stages."):
+                raise SegtailorError(f"{self.name} has a tap '{name}' already; choose another name")
+        size = self.preprocess.input_size(PROBES[0])
+        with evaluated(self):
+            steps, _ = trace(self, lambda: self.forward_normalized(torch.zeros(1, 3, *size)))
+        known = {step.path: step for step in steps}
+        for name, path in taps.items():
+            self._taps.add(name, Source(path), known, self, size)
+        self._taps.attach(self)
+        self.tap_channels.update(self._taps.channels)
+        self.options["taps"] = {**(self.options.get("taps") or {}), **taps}
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return the backbone's parameters."""
         return list(self.backbone.parameters())
-
-    @property
-    def has_aux(self) -> bool:
-        """Whether the output carries auxiliary logits."""
-        return self.aux_head is not None
-
-    @property
-    def tap_channels(self) -> dict[str, int]:
-        """Channels of every tap: the feature, the same after dropout, the backbone's maps, and those named by path."""
-        taps = {"feature": self.feature_channels, "classifier_input": self.feature_channels}
-        taps.update({f"stages.{index}": channels for index, channels in enumerate(self.backbone.channels)})
-        return {**taps, **self._taps.channels}
-
-    @property
-    def stage_strides(self) -> tuple[int, ...]:
-        """Strides of the backbone's maps, finest first."""
-        return self.backbone.strides
 
     def forward_normalized(self, inputs: Tensor) -> SegOutput:
         """Return the output for ``inputs`` (B,3,H,W) that are preprocessed already."""
@@ -113,8 +112,8 @@ class Segmenter(Network):
                 "larger data.crop or train.batch"
             ) from error
         finally:
-            seen = self._taps.end()
-        taps = self._taps.maps(seen, inputs, self)
+            seen = self._taps.take()
+        taps = self._taps.maps(seen, inputs.shape[-2:], self, logits)
         return SegOutput(logits, aux_logits, feature, classifier_input, tuple(stages), taps)
 
     def upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -196,13 +195,16 @@ def create_segmenter(
     """Build a network of our own; see `create_model`."""
     head_name, _, backbone_name = name.partition("-")
     head_type = HEADS.get(head_name)
-    if head_type is None or not _is_backbone(backbone_name):
+    known = backbone_name in MIT_SIZES or backbone_name == "mobilenetv2" or is_timm_name(backbone_name)
+    if head_type is None or not known:
         raise unknown("model", name, _choices(head_name, backbone_name))
     stride = output_stride or head_type.output_stride
     backbone = _backbone(name, backbone_name, stride, output_stride is not None, pretrained, head_type.fine_maps)
     channels, strides = backbone.channels, backbone.strides
-    width = head_width or _width(head_name, backbone_name, channels)
-    head = head_type(channels, strides, num_classes, width)
+    width = head_type.default_width(channels)
+    if head_name == "segformer" and backbone_name in MIT_SIZES:
+        width = MIT_SIZES[backbone_name].decoder_width
+    head = head_type(channels, strides, num_classes, head_width or width)
     aux_head = None
     if head_type.has_aux and len(channels) > 1 and not (is_published(name) and backbone_name == "mobilenetv2"):
         aux_head = FCN(channels[:-1], strides[:-1], num_classes, FCN.default_width(channels[:-1]))
@@ -225,22 +227,12 @@ def _refuse(name: str, **given: Any) -> None:
             raise SegtailorError(f"{name} has no option {option}; leave it out")
 
 
-def _is_backbone(name: str) -> bool:
-    return bool(name) and (name in MIT_SIZES or name == "mobilenetv2" or is_timm_name(name))
-
-
 def _choices(head_name: str, backbone_name: str) -> list[str]:
     if head_name not in HEADS or not backbone_name:
         return list_models()
     import timm
 
     return [*list_models(), *(f"{head_name}-{backbone}" for backbone in timm.list_models())]
-
-
-def _width(head_name: str, backbone_name: str, channels: tuple[int, ...]) -> int:
-    if head_name == "segformer" and backbone_name in MIT_SIZES:
-        return MIT_SIZES[backbone_name].decoder_width
-    return HEADS[head_name].default_width(channels)
 
 
 def _backbone(

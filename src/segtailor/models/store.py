@@ -1,4 +1,4 @@
-"""What MODEL stands for in a recipe, command or call, and our files: safetensors with a JSON card.
+"""Resolves MODEL of a recipe, command or call, and reads and writes our files: safetensors with a JSON card.
 
 A MODEL is a network, a name, a run folder, a ``.safetensors`` file or a URI. Nothing that is read is ever executed.
 """
@@ -28,10 +28,10 @@ from segtailor.models.segmenter import create_model
 
 CARD_VERSION = 1
 RUN_FILES = ("student.safetensors", "model.safetensors")
-"""What a run folder may hold, in order of preference."""
+"""Weights files of a run folder, in order of preference."""
 PUBLISHED, HUB = "published:", "hf:"
 LOADED_BY_NAME = ("hf", "torchvision", *TEACHERS_ONLY)
-"""Families whose URI stands for weights, not for an architecture alone."""
+"""Families whose URI names weights, not an architecture alone."""
 FOREIGN_SUFFIXES = frozenset({".pth", ".pt", ".bin", ".ckpt"})
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 OWN = "segtailor"
@@ -147,13 +147,16 @@ def build_network(config: ModelConfig, num_classes: int) -> Network:
 
     Raises SegtailorError for weights of other classes or of another network, and for one that cannot be trained.
     """
-    if config.weights is not None:
-        network = _with_weights(config, num_classes)
-    else:
-        network = create_model(config.model, num_classes, pretrained=config.pretrained, **config.options())
-    if not network.trainable:
-        raise SegtailorError(f"{network.name} cannot be trained: it can be a teacher only; choose another student")
-    return network
+    named = config.weights or config.model
+    if family_of(named) not in TEACHERS_ONLY:
+        if config.weights is not None:
+            network = _with_weights(config, num_classes)
+        else:
+            network = create_model(named, num_classes, pretrained=config.pretrained, **config.options())
+        if network.trainable:
+            return network
+        named = network.name
+    raise SegtailorError(f"{named} cannot be trained: it can be a teacher only; choose another student")
 
 
 def load_teacher(config: TeacherConfig, num_classes: int) -> Network:
@@ -232,7 +235,7 @@ def is_own(path: Path) -> bool:
 
 
 def find_weights(uri: str | Path) -> Path:
-    """Return the ``.safetensors`` file that ``uri``, a file or a run folder, stands for."""
+    """Return the ``.safetensors`` file that ``uri``, a file or a run folder, means."""
     path = Path(uri)
     if found := _in_run(path):
         return found

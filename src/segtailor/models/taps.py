@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -10,15 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError, unknown
-from segtailor.models.network import Network
 
 Side = Literal["input", "output"]
 
-RESERVED = ("feature", "classifier_input", "logits", "aux_logits")
-PROBE = (96, 128)
-
 MOST_PREFIX = 8
-"""Tokens in front that stand for no place: the class token and registers."""
+"""How many tokens without a position, the class token and registers, may be in front."""
 
 
 class Source(NamedTuple):
@@ -28,43 +24,21 @@ class Source(NamedTuple):
     side: Side = "output"
 
 
-class Store:
-    """What the hooks of one network have seen in the forward under way; closed, and empty, between forwards.
-
-    A hook that runs while the store is closed does nothing: activation checkpointing calls modules a second time in
-    the backward pass.
-    """
-
-    def __init__(self) -> None:
-        self.open = False
-        self.values: dict[str, Tensor] = {}
-
-    def begin(self) -> None:
-        """Start to collect."""
-        self.values = {}
-        self.open = True
-
-    def take(self) -> dict[str, Tensor]:
-        """Stop, and return what was seen."""
-        values, self.values, self.open = self.values, {}, False
-        return values
-
-
 class Capture:
     """A forward hook that keeps the first tensor that goes into a module or comes out of it.
 
-    An object and not a closure, so that a copied network's hooks fill the copied store.
+    An object and not a closure, so that a copied network's hooks fill the copied taps.
     """
 
-    def __init__(self, store: Store, name: str, side: Side) -> None:
-        self.store, self.name, self.side = store, name, side
+    def __init__(self, taps: Taps, name: str, side: Side) -> None:
+        self.taps, self.name, self.side = taps, name, side
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Keep the tensor; when a module runs several times in a forward, the last time counts."""
-        if self.store.open:
+        if self.taps.open:
             found = first_tensor((args, kwargs) if self.side == "input" else output)
             if found is not None:
-                self.store.values[self.name] = found
+                self.taps.values[self.name] = found
 
 
 def first_tensor(value: Any) -> Tensor | None:
@@ -81,40 +55,7 @@ def first_tensor(value: Any) -> Tensor | None:
     return None
 
 
-def check_paths(net: nn.Module, sources: dict[str, Source], network: str) -> None:
-    """Raise SegtailorError for a source whose module ``net`` does not have; it lists the nearest paths."""
-    paths = [path for path, _ in net.named_modules() if path]
-    for name, source in sources.items():
-        if source.path not in paths:
-            hint = "`segtailor inspect MODEL --paths` lists all"
-            raise unknown(f"module of {network} for '{name}'", source.path, paths, hint)
-
-
-def attach(net: nn.Module, sources: dict[str, Source], network: str) -> Store:
-    """Hook every source, by the tap's name; raises SegtailorError for a path that ``net`` does not have."""
-    check_paths(net, sources, network)
-    store = Store()
-    for name, source in sources.items():
-        hook = Capture(store, name, source.side)
-        net.get_submodule(source.path).register_forward_hook(hook, with_kwargs=True)
-    return store
-
-
-def check_gradients(values: dict[str, Tensor], sources: dict[str, Source], net: nn.Module, network: str) -> None:
-    """Raise SegtailorError for a tap that no gradient reaches, in a forward that is to be trained."""
-    for name, value in values.items():
-        source = sources[name]
-        if value.requires_grad or source.side == "input":
-            continue
-        # a part without trainable parameters may simply be frozen
-        if any(parameter.requires_grad for parameter in net.get_submodule(source.path).parameters()):
-            raise SegtailorError(
-                f"{network}: no gradient reaches the tap '{name}'; it lies in a block under re-entrant activation "
-                "checkpointing: use use_reentrant=False"
-            )
-
-
-def to_map(value: Tensor, layout: str, size: torch.Size | tuple[int, ...], tap: str) -> Tensor:
+def to_map(value: Tensor, layout: str, size: Sequence[int], tap: str) -> Tensor:
     """Return ``value`` as a map (B,C,h,w) for inputs of ``size`` (H,W).
 
     ``layout`` is `layout_of`'s: ``map``, ``channels_last`` or ``tokens:N``, where N tokens in front belong to no
@@ -214,70 +155,77 @@ def _stride(grid: tuple[int, int], size: tuple[int, int]) -> int | None:
     return stride if fits and 0.75 < skew < 1.34 else None
 
 
-def layout_at(
-    source: Source, tap: str, known: Mapping[str, Step], net: nn.Module, size: tuple[int, int], network: str
-) -> tuple[str, int, int]:
-    """Return how the tensor at ``source`` shows the image: layout, channels, stride; ``known`` are the runs by path.
+class Taps:
+    """Inner tensors of the network called ``network``, by name; hooks read them in each forward.
 
-    Raises SegtailorError for a path that ``net`` does not have, that does not run, or whose tensor shows no image.
+    ``sources``, ``layouts`` and ``channels`` describe them. ``values`` holds what the forward in progress has given;
+    it is empty between forwards, and hooks that run then do nothing: activation checkpointing calls modules a second
+    time in the backward pass. The network's modules are passed in, so that no reference cycle keeps them alive.
     """
-    step = known.get(source.path)
-    if step is None:
-        check_paths(net, {tap: source}, network)
-        raise SegtailorError(f"{network}: the module {source.path} of tap '{tap}' does not run in a forward")
-    tensor = step.input if source.side == "input" else step.output
-    layout = None if tensor is None else layout_of(tensor, size)
-    if layout is None:
-        shape = "no tensor" if tensor is None else f"a tensor of shape {list(tensor.shape)}"
-        raise SegtailorError(f"{network}: {source.path} gives {shape}, no map of the image; choose another tap")
-    return layout
 
-
-class NamedTaps:
-    """Reads named modules' outputs in each forward of a network; ``channels`` holds their widths."""
-
-    def __init__(self) -> None:
+    def __init__(self, network: str) -> None:
+        self.network = network
+        self.sources: dict[str, Source] = {}
+        self.layouts: dict[str, str] = {}
         self.channels: dict[str, int] = {}
-        self._layouts: dict[str, str] = {}
-        self._sources: dict[str, Source] = {}
-        self._store: Store | None = None
+        self.values: dict[str, Tensor] = {}
+        self.open = False
 
-    def name(self, network: Network, taps: dict[str, str]) -> None:
-        """Read ``taps`` (name -> path below ``network``) from now on; a small image's forward gives their widths.
+    def add(self, name: str, source: Source, known: Mapping[str, Step], net: nn.Module, size: tuple[int, int]) -> int:
+        """Name the tensor at ``source`` and return its stride; ``known`` are the runs of ``net`` by path.
 
-        Raises SegtailorError for a path that the network does not have, or whose output is no map.
+        Raises SegtailorError for a path that ``net`` does not have, that does not run, or whose tensor shows no image
+        of ``size``.
         """
-        if not taps:
-            return
-        taken = [name for name in taps if name in RESERVED or name.startswith("stages.")]
-        if taken:
-            raise SegtailorError(f"{network.name} has a tap '{taken[0]}' already; choose another name")
-        self._sources = {name: Source(path) for name, path in taps.items()}
-        check_paths(network, self._sources, network.name)
-        size = network.preprocess.input_size(PROBE)
-        with evaluated(network):
-            steps, _ = trace(network, lambda: network.forward_normalized(torch.zeros(1, 3, *size)))
-        known = {step.path: step for step in steps}
-        for name, source in self._sources.items():
-            layout = layout_at(source, name, known, network, size, network.name)
-            self._layouts[name], self.channels[name] = layout[0], layout[1]
-        self._store = attach(network, self._sources, network.name)
+        step = known.get(source.path)
+        if step is None:
+            paths = [path for path, _ in net.named_modules() if path]
+            if source.path not in paths:
+                hint = "`segtailor inspect MODEL --paths` lists all"
+                raise unknown(f"module of {self.network} for '{name}'", source.path, paths, hint)
+            raise SegtailorError(f"{self.network}: the module {source.path} of tap '{name}' does not run in a forward")
+        tensor = step.input if source.side == "input" else step.output
+        layout = None if tensor is None else layout_of(tensor, size)
+        if layout is None:
+            shape = "no tensor" if tensor is None else f"a tensor of shape {list(tensor.shape)}"
+            raise SegtailorError(
+                f"{self.network}: {source.path} gives {shape}, no map of the image; choose another tap"
+            )
+        self.sources[name] = source
+        self.layouts[name], self.channels[name], stride = layout
+        return stride
+
+    def attach(self, net: nn.Module) -> None:
+        """Hook the modules of ``net`` that are named."""
+        for name, source in self.sources.items():
+            hook = Capture(self, name, source.side)
+            net.get_submodule(source.path).register_forward_hook(hook, with_kwargs=True)
 
     def begin(self) -> None:
         """Start to collect, at the start of a forward."""
-        if self._store is not None:
-            self._store.begin()
+        self.values, self.open = {}, bool(self.sources)
 
-    def end(self) -> dict[str, Tensor]:
+    def take(self) -> dict[str, Tensor]:
         """Stop, also where the forward fails, and return what was seen."""
-        return {} if self._store is None else self._store.take()
+        values, self.values, self.open = self.values, {}, False
+        return values
 
-    def maps(self, seen: dict[str, Tensor], inputs: Tensor, network: Network) -> dict[str, Tensor]:
-        """Return what was ``seen`` as maps (B,C,h,w) of ``inputs`` (B,3,H,W).
+    def maps(self, seen: dict[str, Tensor], size: Sequence[int], net: nn.Module, logits: Tensor) -> dict[str, Tensor]:
+        """Return what was ``seen`` in a forward on images of ``size`` as maps (B,C,h,w).
 
-        Raises SegtailorError for a tap that no gradient reaches while ``network`` is trained.
+        Raises SegtailorError for a tap that no gradient reaches while the network of these ``logits`` is trained.
         """
-        found = {name: to_map(value, self._layouts[name], inputs.shape[-2:], name) for name, value in seen.items()}
-        if found and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            check_gradients(found, self._sources, network, network.name)
+        found = {name: to_map(value, self.layouts[name], size, name) for name, value in seen.items()}
+        if not logits.requires_grad or torch.compiler.is_compiling():
+            return found
+        for name, value in found.items():
+            path, side = self.sources[name]
+            if value.requires_grad or side == "input":
+                continue
+            # a part without trainable parameters may simply be frozen
+            if any(parameter.requires_grad for parameter in net.get_submodule(path).parameters()):
+                raise SegtailorError(
+                    f"{self.network}: no gradient reaches the tap '{name}'; it is in a block under re-entrant "
+                    "activation checkpointing: use use_reentrant=False"
+                )
         return found

@@ -24,6 +24,8 @@ class Teacher(nn.Module):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.class_map = class_map
+        self.name, self.has_aux, self.tap_channels = model.name, model.has_aux, model.tap_channels
+        self.num_classes = model.num_classes if class_map is None else class_map.num_classes
         self.training = False
 
     def train(self, mode: bool = True) -> Teacher:
@@ -57,29 +59,9 @@ class Teacher(nn.Module):
         return self.model.upsample(logits, size)
 
     @property
-    def name(self) -> str:
-        """The model's name."""
-        return self.model.name
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes."""
-        return self.model.num_classes if self.class_map is None else self.class_map.num_classes
-
-    @property
     def preprocess(self) -> Preprocess:
         """The model's preprocessing."""
         return self.model.preprocess
-
-    @property
-    def tap_channels(self) -> dict[str, int]:
-        """Channels of every tap."""
-        return self.model.tap_channels
-
-    @property
-    def has_aux(self) -> bool:
-        """Whether the output carries auxiliary logits."""
-        return self.model.has_aux
 
     def fingerprint(self) -> str:
         """Return a hash of every parameter and buffer, bit for bit, and of the class map."""

@@ -47,7 +47,8 @@ class TokenPyramid(nn.Module):
 
     def __init__(self, channels: int, stride: int, maps: int, fine: int = 2) -> None:
         super().__init__()
-        first = next(factor for factor in (4, 2, 1) if factor == 1 or _fits(stride, factor))
+        fitting = (factor for factor in (4, 2) if stride % factor == 0 and stride // factor >= FINEST)
+        first = next(fitting, 1)
         factors = [*[first, min(first, 2)][:fine], *[1] * maps][:maps]
         self.enlarge = nn.ModuleList(_enlarge(channels, factor) for factor in factors)
         self.channels = [channels // factor for factor in factors]
@@ -70,7 +71,3 @@ def _enlarge(channels: int, factor: int) -> nn.Module:
         nn.GELU(),
         nn.ConvTranspose2d(half, half // 2, 2, stride=2),
     )
-
-
-def _fits(stride: int, factor: int) -> bool:
-    return stride % factor == 0 and stride // factor >= FINEST

@@ -59,7 +59,7 @@ def test_folders_that_are_no_repository(tmp_path: Path) -> None:
     assert create_model(f"hf:{tmp_path}", 3).num_classes == 3  # a fresh network needs none
 
 
-def test_offline_mode_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     message = of_loading("nobody/no-such-model")
     assert "offline mode is on (HF_HUB_OFFLINE)" in message
@@ -67,17 +67,17 @@ def test_offline_mode_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cause", "said"),
+    ("cause", "expected"),
     [(LocalEntryNotFoundError, "there is no connection"), (RepositoryNotFoundError, "no public repository")],
 )
-def test_what_the_hub_says_is_told_in_one_line(
-    cause: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+def test_what_the_hub_reports_gives_one_line(
+    cause: type[Exception], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("some\nlines") from cause.__new__(cause)
 
     monkeypatch.setattr(transformers.PreTrainedConfig, "get_config_dict", fail)
-    assert said in error_of(lambda: hf.load("nobody/no-such-model", Choices()))
+    assert expected in error_of(lambda: hf.load("nobody/no-such-model", Choices()))
 
 
 def test_missing_and_unexpected_tensors_are_counted_and_five_named(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ CARD = "---\nlicense: {}\ntags: [a]\n---\n# A model\n"
 
 
 @pytest.mark.parametrize(
-    ("card", "said"),
+    ("card", "expected"),
     [
         (CARD.format("apache-2.0"), {"model": "apache-2.0"}),
         (CARD.format("[mit, cc-by-4.0]"), {"model": "mit, cc-by-4.0"}),
@@ -222,13 +222,13 @@ CARD = "---\nlicense: {}\ntags: [a]\n---\n# A model\n"
         (None, {}),
     ],
 )
-def test_the_cards_license_is_carried(card: str | None, said: dict[str, str] | str, tmp_path: Path) -> None:
+def test_the_cards_license_is_carried(card: str | None, expected: dict[str, str] | str, tmp_path: Path) -> None:
     save("segformer", tmp_path)
     if card is not None:
         (tmp_path / "README.md").write_text(card)
     found = load_model(f"hf:{tmp_path}").licenses
-    assert said in found["model"] if isinstance(said, str) else found == said
-    assert create_model(f"hf:{tmp_path}", 5).licenses == {}  # fresh weights are the user's own
+    assert expected in found["model"] if isinstance(expected, str) else found == expected
+    assert create_model(f"hf:{tmp_path}", 5).licenses == {}  # fresh weights have no license
 
 
 def test_nvidias_weights_are_known_by_their_name(monkeypatch: pytest.MonkeyPatch) -> None:

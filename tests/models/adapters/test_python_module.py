@@ -1,4 +1,4 @@
-"""A user's own network, made by a function of theirs."""
+"""Networks made by a user's factory function."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_what_goes_wrong_is_one_line(name: str, message: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_results_without_logits_are_told() -> None:
+def test_results_without_logits_are_named() -> None:
     for form, message in (
         ("text", "returns str, no tensor"),
         ("unnamed", "returns a, b; which of them are the logits"),

@@ -267,7 +267,7 @@ def break_folder(kind: str, folder: Path) -> None:
         ("gone", r"no such folder: "),
     ],
 )
-def test_a_broken_folder_is_told_in_one_line(kind: str, message: str, tmp_path: Path) -> None:
+def test_a_broken_folder_gives_one_line(kind: str, message: str, tmp_path: Path) -> None:
     folder = tmp_path / "net"
     smp_net("FPN").save_pretrained(folder)
     break_folder(kind, folder)

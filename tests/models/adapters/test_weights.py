@@ -74,7 +74,7 @@ def test_safetensors_and_students_are_filled_alike(net: nn.Module, tmp_path: Pat
     student = build_network(ModelConfig(model=NAME, weights=str(tmp_path / "w.safetensors")), CLASSES)
     for name, value in net.state_dict().items():
         assert torch.equal(student.state_dict()[f"net.{name}"], value)
-    save_model(student, tmp_path / "own.safetensors")  # a file of ours of the same suffix is told by its card
+    save_model(student, tmp_path / "own.safetensors")  # a file of ours of the same suffix is recognized by its card
     assert build_network(ModelConfig(model=NAME, weights=str(tmp_path / "own.safetensors")), CLASSES).name == NAME
 
 

@@ -128,7 +128,7 @@ def test_a_network_without_one_classifier_gives_its_own_logits_and_says_so(ends:
 
 
 class Tokens(nn.Module):
-    """A plain transformer's shapes: tokens with two in front that stand for no place."""
+    """A plain transformer's shapes: tokens with two in front that have no position."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ def test_a_network_of_one_size_is_run_at_it_and_enlarges_in_two_steps() -> None:
     torch.testing.assert_close(network.upsample(output.logits, (80, 90)), full)
 
 
-def test_a_size_that_it_does_not_take_is_told_and_what_else_fails_is_not_hidden() -> None:
+def test_a_size_that_it_does_not_take_is_named_and_what_else_fails_is_not_hidden() -> None:
     network = Adapted("module:mine:net", 4, Picky(), Preprocess(size=(40, 60)))
     with pytest.raises(SegtailorError, match=r"does not run on an image of 64 x 96 \(size must be \(40, 60\)\); if it"):
         network.forward_normalized(torch.zeros(1, 3, 64, 96))
@@ -211,7 +211,7 @@ def run_out_of_memory(*_: Any) -> None:
     raise torch.OutOfMemoryError("out of memory")
 
 
-def test_wrong_class_counts_and_paths_are_told() -> None:
+def test_wrong_class_counts_and_paths_are_named() -> None:
     with pytest.raises(SegtailorError, match=r"gives logits of shape \[1, 4, 96, 128\] .*, not \(1,5,h,w\); check"):
         adapted(Segmentation(), num_classes=5)
     with pytest.raises(SegtailorError, match=r"unknown module .*'clasifier'; nearest: classifier, "):

@@ -21,12 +21,10 @@ from segtailor.data.check.files import (
     find_unreadable,
     unreadable_files,
 )
-from segtailor.data.check.findings import SEVERITIES, Finding
 from segtailor.data.check.offset import HIGH, LOW, OWN, ZERO, Encoding, encoding_of
-from segtailor.data.check.report import CheckReport
-from segtailor.data.check.scan import UNLABELLED, Opened, SampleStats, in_threads, open_splits, scan
+from segtailor.data.check.report import SEVERITIES, CheckReport, Finding
+from segtailor.data.check.scan import UNLABELLED, Opened, SampleStats, count_classes, in_threads, open_splits, scan
 from segtailor.data.check.values import (
-    count_classes,
     count_unknown,
     find_binary,
     find_classes,
@@ -37,10 +35,11 @@ from segtailor.data.check.values import (
 )
 from segtailor.data.masks import ColorValues
 from segtailor.data.paired import FileDataset, MaskDataset
+from segtailor.data.pseudo import WHERE, UnlabelledImages
 from segtailor.errors import SegtailorError
 from segtailor.files import VOID
 
-__all__ = ["CheckReport", "check_data", "check_files"]
+__all__ = ["CheckReport", "check_data", "check_files", "check_unlabelled"]
 
 # Kinds of findings that change the classes of every mask they name.
 MISREAD = {"binary-mask", "colors-read-as-grey", "wrong-palette", HIGH, LOW, ZERO}
@@ -69,7 +68,7 @@ def check_data(
         raise SegtailorError(
             f"cannot write the report into {folder}: {error.strerror}; choose another --out"
         ) from error
-    datasets = {name: split.dataset for name, split in opened.splits.items()}
+    datasets = opened.splits
     unlabelled = {UNLABELLED: opened.unlabelled} if opened.unlabelled is not None else {}
     samples = scan({**datasets, **unlabelled}, threads, progress=progress)
     by_split: defaultdict[str, list[SampleStats]] = defaultdict(list)
@@ -94,7 +93,7 @@ def check_data(
 
 def _find(config: DataConfig, opened: Opened, by_split: dict[str, list[SampleStats]]) -> list[Finding]:
     samples = [sample for group in by_split.values() for sample in group]
-    datasets = {name: split.dataset for name, split in opened.splits.items()}
+    datasets = opened.splits
     findings = [
         *find_missing(opened),
         *find_limits(opened, config),
@@ -164,6 +163,15 @@ def check_files(dataset: SegmentationDataset, config: DataConfig | None = None, 
     if problems:
         raise SegtailorError(
             f"{dataset.name} {dataset.split}, {len(dataset)} {unit} checked: {'; '.join(problems)}{advice}"
+        )
+
+
+def check_unlabelled(images: UnlabelledImages, threads: int | None = None) -> None:
+    """Decode every image in ``threads`` (default: one a core, at most 16); unreadable ones raise one SegtailorError."""
+    if bad := unreadable_files(scan({UNLABELLED: images}, threads, pictures=False)):
+        raise SegtailorError(
+            f"{images.folder} ({WHERE}), {len(images)} images checked: {Count(len(bad)):file} cannot be read: "
+            f"{some(list(map(str, bad)))}; fix or remove these files and run again"
         )
 
 

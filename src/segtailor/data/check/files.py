@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
 from segtailor.data import pairing
-from segtailor.data.check.findings import Finding, Location, found
+from segtailor.data.check.report import Finding, Location, found
 from segtailor.data.check.scan import SMALL, UNLABELLED, Opened, SampleStats
 from segtailor.data.image_io import IMAGE_SUFFIXES, SIDEWAYS
 from segtailor.data.paired import FileDataset, shape
@@ -55,13 +55,9 @@ def find_missing(opened: Opened) -> list[Finding]:
     findings = []
     for name, problem in opened.failed.items():
         findings += found("split-not-opened", [Location(name)], split=name, problem=problem)
-    files: defaultdict[str, list[Location]] = defaultdict(list)
-    for split in opened.splits.values():
-        for problem, paths in split.missing.items():
-            files[problem] += map(Location, paths)
-    for problem, locations in files.items():
-        findings += found(MISSING[problem], locations, suffixes=", ".join(sorted(IMAGE_SUFFIXES)))
-    for name, (dataset, _) in opened.splits.items():
+    for problem, paths in opened.missing.items():
+        findings += found(MISSING[problem], map(Location, paths), suffixes=", ".join(sorted(IMAGE_SUFFIXES)))
+    for name, dataset in opened.splits.items():
         if isinstance(dataset, FileDataset) and dataset.expected not in (None, len(dataset)):
             words: dict[str, Any] = {"split": name, "found": len(dataset), "published": dataset.expected}
             findings += found("other-count", [Location(name)], **words)
@@ -72,7 +68,7 @@ def find_limits(opened: Opened, config: DataConfig) -> list[Finding]:
     """Return the limits of the recipe that ask for more images than there are."""
     asked, sizes = {"data.limit": config.limit}, {}
     if config.train_split in opened.splits:
-        sizes["data.limit"] = len(opened.splits[config.train_split].dataset)
+        sizes["data.limit"] = len(opened.splits[config.train_split])
     if config.unlabelled is not None and opened.unlabelled is not None:
         asked["data.unlabelled.limit"] = config.unlabelled.limit
         sizes["data.unlabelled.limit"] = len(opened.unlabelled)

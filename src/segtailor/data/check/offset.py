@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from segtailor.config import DataConfig
 from segtailor.data.base import SegmentationDataset
-from segtailor.data.check.findings import Finding, Location, Severity, found
+from segtailor.data.check.report import Finding, Location, Severity, found
 from segtailor.data.check.scan import SampleStats
 from segtailor.data.classes_file import distinct_colors
 from segtailor.data.paired import FileDataset, MaskDataset, MaskValues, read_index_mask

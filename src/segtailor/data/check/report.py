@@ -1,23 +1,113 @@
-"""The report of a check: text, JSON, and a picture of how many pixels of each split every class has."""
+"""Findings and the report of a check: text, JSON, and a picture of the share of each class in every split.
+
+`rules.yaml` is the table of all kinds of findings.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
+import yaml
 from PIL import Image, ImageDraw, ImageFont
 
 from segtailor.config import DataConfig
 from segtailor.data.base import Count
-from segtailor.data.check.findings import SEVERITIES, Finding, Location, Severity
-from segtailor.data.check.values import Tally
+from segtailor.data.check.scan import Tally
 from segtailor.errors import SegtailorError
 from segtailor.files import Color
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+# How many locations of a finding are printed, and the length to which each is cut.
+FIRST, LONG, INDENT = 3, 160, " " * 9
+
+
+def _read_rules() -> dict[str, tuple[Severity, str, str]]:
+    rules: dict[str, tuple[Severity, str, str]] = {}
+    content = yaml.safe_load(Path(__file__).with_name("rules.yaml").read_text(encoding="utf-8"))
+    for severity in SEVERITIES:
+        for kind, texts in content[severity].items():
+            text, fix = (texts, "") if isinstance(texts, str) else texts
+            for role in ("image", "mask"):
+                rules[kind.replace("ROLE", role)] = severity, text.replace("ROLE", role), fix
+    return rules
+
+
+RULES = _read_rules()
+"""Severity, text and fix of each kind of finding."""
+
+
+class Location(NamedTuple):
+    """Where something is wrong: a path (or the name of a class), and what about it."""
+
+    path: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.detail})" if self.detail else self.path
+
+
+class Finding(NamedTuple):
+    """What is wrong, and where: ``kind`` is for programs, ``text`` for people.
+
+    ``recipe`` holds the fields of a recipe that fix it, ``advice`` what else to do.
+    """
+
+    kind: str
+    severity: Severity
+    text: str
+    locations: Sequence[Location]
+    recipe: Mapping[str, Any]
+    advice: str
+
+    def fix(self) -> list[str]:
+        """Return what fixes it: lines of a recipe, then advice."""
+        lines = [f"{key}: {as_yaml(value)}" for key, value in self.recipe.items()]
+        return lines + ([self.advice] if self.advice else [])
+
+    def lines(self) -> list[str]:
+        """Return the finding for a terminal: its text, the first three locations, and what fixes it."""
+        lines = [f"{self.severity:<8} {self.text}"]
+        lines += [
+            INDENT + textwrap.shorten(str(location), LONG, placeholder=" ...") for location in self.locations[:FIRST]
+        ]
+        if len(self.locations) > FIRST:
+            lines.append(f"{INDENT}and {len(self.locations) - FIRST} more")
+        return lines + [f"{INDENT}{'     ' if number else 'fix: '}{line}" for number, line in enumerate(self.fix())]
+
+
+def found(
+    rule: str,
+    locations: Iterable[Location],
+    recipe: Mapping[str, Any] | None = None,
+    advice: str | None = None,
+    severity: Severity | None = None,
+    **words: Any,
+) -> list[Finding]:
+    """Return the finding of :data:`RULES` in ``locations``, with ``words`` in its text; none without a location.
+
+    ``advice`` and ``severity`` replace those of the rule.
+    """
+    locations = list(locations)
+    if not locations:
+        return []
+    usual, text, usual_advice = RULES[rule]
+    advice = usual_advice.format(**words) if advice is None else advice
+    text = text.format(n=Count(len(locations)), **words)
+    return [Finding(rule.partition("/")[0], severity or usual, text, locations, recipe or {}, advice)]
+
+
+def as_yaml(value: Any) -> str:
+    """Return ``value`` as YAML on one line."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
+
 
 REPORT, TEXT, HISTOGRAM = "report.json", "report.txt", "classes.png"
 
@@ -112,7 +202,9 @@ def _locations_json(locations: Sequence[Location]) -> list[dict[str, str]]:
 # The smallest share that the logarithmic scale shows.
 LEAST = 1e-5
 BAR, GAP, MARGIN, SWATCH = 14, 10, 24, 14
-AXIS_WIDTH, NUMBERS_WIDTH, MOST_NAME = 560, 150, 260
+AXIS_WIDTH, NUMBERS_WIDTH = 560, 150
+# Longer names of classes are cut.
+MOST_NAME = 40
 INK, FAINT, GRID, ABSENT = (30, 34, 40), (105, 112, 122), (226, 229, 233), (176, 42, 48)
 # Distinct with every kind of color vision (Okabe and Ito).
 SPLITS: tuple[Color, ...] = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167))
@@ -126,7 +218,7 @@ def draw_histogram(
     The scale is logarithmic, so that rare classes show. Each bar is followed by the share and the number of masks.
     """
     body, head = _font(13), _font(18)
-    names = [_fit(body, text) for text in classes]
+    names = [text if len(text) <= MOST_NAME else text[: MOST_NAME - 1] + "…" for text in classes]
     left = MARGIN + SWATCH + 8 + max((math.ceil(body.getlength(text)) for text in names), default=0) + 12
     top = 102
     block = BAR * max(1, len(tallies)) + GAP
@@ -194,11 +286,3 @@ def _scale(share: float) -> float:
 @lru_cache
 def _font(size: int) -> Any:
     return ImageFont.load_default(size)
-
-
-def _fit(font: Any, text: str) -> str:
-    while font.getlength(text) > MOST_NAME:
-        text = text[:-2] + "…" if len(text) > 2 else text[:1]
-        if len(text) < 3:
-            break
-    return text

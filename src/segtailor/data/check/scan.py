@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ from segtailor.data.paired import FileDataset, MaskDataset, read_index_mask
 from segtailor.data.pairing import MissingFiles, collect_missing
 from segtailor.data.pseudo import UnlabelledImages, open_unlabelled
 from segtailor.errors import SegtailorError
-from segtailor.files import Color, Size
+from segtailor.files import VOID, Color, Size
 
 T = TypeVar("T")
 TEST, UNLABELLED = "test", "unlabelled"
@@ -52,17 +52,11 @@ TIFF_STARTS = (b"II*\x00", b"MM\x00*")
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-class OpenedSplit(NamedTuple):
-    """One split, and the files that were left out of it."""
-
-    dataset: SegmentationDataset
-    missing: MissingFiles
-
-
 class Opened(NamedTuple):
-    """The splits by name, the errors of those that could not be opened, and the unlabelled images, if any."""
+    """The splits by name, the files left out of them, errors of splits that cannot be opened, and unlabelled images."""
 
-    splits: dict[str, OpenedSplit]
+    splits: dict[str, SegmentationDataset]
+    missing: MissingFiles
     failed: dict[str, str]
     unlabelled: UnlabelledImages | None
 
@@ -73,11 +67,12 @@ def open_splits(config: DataConfig, splits: Sequence[str] | None = None) -> Open
     Raises ``SegtailorError`` when none can be opened, or one that ``splits`` names.
     """
     whole = config.model_copy(update={"limit": None, "unlabelled": None})
-    opened: dict[str, OpenedSplit] = {}
+    opened: dict[str, SegmentationDataset] = {}
+    missing: MissingFiles = {}
     failed: dict[str, SegtailorError] = {}
     for name in dict.fromkeys(splits or (config.train_split, config.val_split)):
         try:
-            opened[name] = _open(whole, name)
+            opened[name] = _open(whole, name, missing)
         except SegtailorError as error:
             if splits is not None:
                 raise
@@ -87,25 +82,27 @@ def open_splits(config: DataConfig, splits: Sequence[str] | None = None) -> Open
     # the Hub is not asked for splits that the recipe does not name
     if splits is None and TEST not in opened and TEST not in failed and config.name != "hf":
         with suppress(SegtailorError):  # there is none
-            test = _open(whole, TEST)
+            missing_in_test: MissingFiles = {}
+            test = _open(whole, TEST, missing_in_test)
             # where a path does not depend on the split, every name opens the same files
-            files = _images(test.dataset)
-            if not files or all(files != _images(split.dataset) for split in opened.values()):
+            files = _images(test)
+            if not files or all(files != _images(split) for split in opened.values()):
                 opened[TEST] = test
+                for problem, paths in missing_in_test.items():
+                    missing.setdefault(problem, []).extend(paths)
     unlabelled = None
     if config.unlabelled is not None:
         everything = config.unlabelled.model_copy(update={"limit": None})
         try:
-            unlabelled = open_unlabelled(everything, config.size, next(iter(opened.values())).dataset.mean_color)
+            unlabelled = open_unlabelled(everything, config.size, next(iter(opened.values())).mean_color)
         except SegtailorError as error:
             failed[UNLABELLED] = error
-    return Opened(opened, {name: str(error) for name, error in failed.items()}, unlabelled)
+    return Opened(opened, missing, {name: str(error) for name, error in failed.items()}, unlabelled)
 
 
-def _open(config: DataConfig, split: str) -> OpenedSplit:
-    with collect_missing() as missing:
-        dataset = create_dataset(config, split, training=split == config.train_split)
-    return OpenedSplit(dataset, missing)
+def _open(config: DataConfig, split: str, missing: MissingFiles) -> SegmentationDataset:
+    with collect_missing(missing):
+        return create_dataset(config, split, training=split == config.train_split)
 
 
 def _images(dataset: SegmentationDataset) -> set[Path]:
@@ -301,3 +298,55 @@ def _stored_colors(path: Path) -> list[Color]:
     numbers, counts = np.unique(pixels @ np.array([1 << 16, 1 << 8, 1], np.int32), return_counts=True)
     common = numbers[np.argsort(-counts, kind="stable")[:MOST_VALUES]].tolist()
     return [(number >> 16, number >> 8 & 255, number & 255) for number in common]
+
+
+@dataclass
+class Tally:
+    """Counts of one split: ``pixels`` and ``masks`` (K) of each class, pixels of void and of values without a meaning.
+
+    ``empty`` are the masks that are void throughout, ``first`` a few masks of each class that occurs.
+    """
+
+    split: str
+    samples: int
+    pixels: NDArray[np.int64]
+    masks: NDArray[np.int64]
+    void: int = 0
+    unknown: int = 0
+    empty: list[str] = field(default_factory=list)
+    first: dict[int, list[str]] = field(default_factory=dict)
+
+    @property
+    def labelled(self) -> int:
+        """The number of pixels that have a class."""
+        return int(self.pixels.sum())
+
+
+def count_classes(dataset: SegmentationDataset, split: str, samples: Iterable[SampleStats]) -> Tally:
+    """Count the classes in ``samples`` of ``dataset``, which is called ``split``."""
+    number = dataset.num_classes
+    tally = Tally(split, len(dataset), np.zeros(number, np.int64), np.zeros(number, np.int64))
+    if isinstance(dataset, MaskDataset):
+        target, known = dataset.values.target, dataset.values.known
+    else:
+        target, known = np.arange(256, dtype=np.uint8), np.arange(256) < number
+        known[VOID] = True
+    for sample in samples:
+        void = 0
+        seen = set()
+        for value, pixels in sample.values.items():
+            if not (0 <= value <= VOID and known[value]):
+                tally.unknown += pixels
+            elif target[value] == VOID:
+                void += pixels
+            else:
+                tally.pixels[target[value]] += pixels
+                seen.add(int(target[value]))
+        tally.void += void
+        for index in seen:
+            tally.masks[index] += 1
+            if len(first := tally.first.setdefault(index, [])) < 3:
+                first.append(sample.mask)
+        if sample.values and void == sample.pixels:
+            tally.empty.append(sample.mask)
+    return tally

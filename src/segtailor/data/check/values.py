@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from segtailor.data.base import Count, SegmentationDataset, some
-from segtailor.data.check.findings import Finding, Location, as_yaml, found
+from segtailor.data.base import Count, some
 from segtailor.data.check.offset import Encoding, LabelOffset, find_label_offset, spans, with_values
-from segtailor.data.check.scan import SampleStats
+from segtailor.data.check.report import Finding, Location, as_yaml, found
+from segtailor.data.check.scan import SampleStats, Tally
 from segtailor.data.masks import UNKNOWN_COLOR
-from segtailor.data.paired import MaskDataset
 from segtailor.files import VOID, Color
 
 # In masks with other values, too, borders and gaps take less than this share of 255.
@@ -259,58 +256,6 @@ def find_unknown_colors(palette: Sequence[Color], masks: Sequence[SampleStats]) 
         named=some([f"{color} ({Count(number):pixel})" for color, number in colors.items()]),
         listed=str([list(color) for color in list(colors)[:8]]) + (" ..." if len(colors) > 8 else ""),
     )
-
-
-@dataclass
-class Tally:
-    """Counts of one split: ``pixels`` and ``masks`` (K) of each class, pixels of void and of values without a meaning.
-
-    ``empty`` are the masks that are void throughout, ``first`` a few masks of each class that occurs.
-    """
-
-    split: str
-    samples: int
-    pixels: NDArray[np.int64]
-    masks: NDArray[np.int64]
-    void: int = 0
-    unknown: int = 0
-    empty: list[str] = field(default_factory=list)
-    first: dict[int, list[str]] = field(default_factory=dict)
-
-    @property
-    def labelled(self) -> int:
-        """The number of pixels that have a class."""
-        return int(self.pixels.sum())
-
-
-def count_classes(dataset: SegmentationDataset, split: str, samples: Iterable[SampleStats]) -> Tally:
-    """Count the classes in ``samples`` of ``dataset``, which is called ``split``."""
-    number = dataset.num_classes
-    tally = Tally(split, len(dataset), np.zeros(number, np.int64), np.zeros(number, np.int64))
-    if isinstance(dataset, MaskDataset):
-        target, known = dataset.values.target, dataset.values.known
-    else:
-        target, known = np.arange(256, dtype=np.uint8), np.arange(256) < number
-        known[VOID] = True
-    for sample in samples:
-        void = 0
-        seen = set()
-        for value, pixels in sample.values.items():
-            if not (0 <= value <= VOID and known[value]):
-                tally.unknown += pixels
-            elif target[value] == VOID:
-                void += pixels
-            else:
-                tally.pixels[target[value]] += pixels
-                seen.add(int(target[value]))
-        tally.void += void
-        for index in seen:
-            tally.masks[index] += 1
-            if len(first := tally.first.setdefault(index, [])) < 3:
-                first.append(sample.mask)
-        if sample.values and void == sample.pixels:
-            tally.empty.append(sample.mask)
-    return tally
 
 
 def find_classes(tallies: Sequence[Tally], classes: Sequence[str], train_split: str) -> list[Finding]:

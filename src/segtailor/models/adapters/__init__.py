@@ -25,8 +25,8 @@ TEACHERS_ONLY = ("onnx",)
 
 @dataclass(frozen=True)
 class Choices:
-    """What a recipe may say of a foreign network: path of the classifier, taps by name, its preprocessing, and the
-    network's own configuration, which a card carries so that nothing is looked up again."""
+    """A recipe's options for a foreign network: path of the classifier, taps by name, preprocessing, and the network's
+    configuration in its library, which a card carries so that nothing is looked up again."""
 
     classifier: str | None = None
     taps: dict[str, str] | None = None
@@ -57,19 +57,17 @@ def family_of(name: str) -> str | None:
 
 def create_adapted(name: str, num_classes: int, pretrained: bool | str | Path, choices: Choices) -> Network:
     """Build the network ``name`` (with its prefix) for ``num_classes``; ``pretrained`` loads what the library has."""
-    return cast(Network, _module(name).create(_rest(name), num_classes, pretrained, choices))
+    family, rest = _split(name)
+    return cast(Network, family.create(rest, num_classes, pretrained, choices))
 
 
 def load_adapted(uri: str, choices: Choices) -> Network:
     """Load the trained network that ``uri`` names, with its own classes."""
-    return cast(Network, _module(uri).load(_rest(uri), choices))
+    family, rest = _split(uri)
+    return cast(Network, family.load(rest, choices))
 
 
-def _module(name: str) -> Any:
-    return importlib.import_module(FAMILIES[family_of(name) or ""])
-
-
-def _rest(name: str) -> str:
-    """Return what follows the prefix, or the whole of a bare path."""
+def _split(name: str) -> tuple[Any, str]:
+    """Return the module that reads ``name``, and what follows the prefix, or the whole of a bare path."""
     _, colon, rest = name.partition(":")
-    return rest if colon else name
+    return importlib.import_module(FAMILIES[family_of(name) or ""]), rest if colon else name

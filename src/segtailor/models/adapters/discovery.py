@@ -1,4 +1,4 @@
-"""Where a foreign network's classifier, encoder and stages are, found by running it on a small image."""
+"""Finds the classifier, encoder and stages of a foreign network by running it on a small image."""
 
 from __future__ import annotations
 
@@ -23,17 +23,14 @@ class Classifier(NamedTuple):
     """Where the logits are computed, and how the network enlarges them; where its feature is."""
 
     path: str
-    layout: str
     align_corners: bool
     feature: Source
-    feature_layout: str
 
 
 class Stage(NamedTuple):
-    """A backbone's map: where, its tensor's layout, its channels and its stride."""
+    """A backbone's map: where, its channels and its stride."""
 
     path: str
-    layout: str
     channels: int
     stride: int
 
@@ -50,8 +47,8 @@ def find_classifier(
         leaf = isinstance(step.module, CLASSIFIERS) if wanted is None else step.path == wanted
         if not leaf or step.output is None or step.input is None:
             continue
-        found, before = layout_of(step.output, size), layout_of(step.input, size)
-        if found is None or before is None or found[1] != num_classes:
+        found = layout_of(step.output, size)
+        if found is None or found[1] != num_classes or layout_of(step.input, size) is None:
             continue
         corners = _enlarged_by(to_map(step.output, found[0], size, "logits"), logits)
         if corners is None:
@@ -61,7 +58,7 @@ def find_classifier(
             if isinstance(earlier.module, DROPOUTS) and _same(earlier.output, step.input):
                 source = Source(earlier.path, "input")
                 break
-        return Classifier(step.path, found[0], corners, source, before[0])
+        return Classifier(step.path, corners, source)
     return None
 
 
@@ -88,12 +85,12 @@ def _enlarged_by(small: Tensor, logits: Tensor) -> bool | None:
 
 
 def are_probabilities(logits: Tensor) -> bool:
-    """Tell whether ``logits`` (1,K,h,w), K above 1, are none, but shares that sum to 1."""
+    """Return whether ``logits`` (1,K,h,w), K above 1, are probabilities that sum to 1."""
     shares = bool(logits.min() >= 0) and bool((logits.sum(1) - 1).abs().max() < 1e-3)
     return shares and logits.shape[1] > 1
 
 
-def find_encoder(net: nn.Module, steps: list[Step], classifier: str | None, size: tuple[int, int]) -> str:
+def find_encoder(net: nn.Module, classifier: str | None) -> str:
     """Return the path of the part that makes the maps: the first child that is well known, else the first deep one."""
     children = [name for name, _ in net.named_children()]
     for known in ("backbone", "encoder", "pretrained", "features"):
@@ -129,7 +126,7 @@ def find_stages(steps: list[Step], encoder: str, size: tuple[int, int]) -> list[
             if layout is None or layout[2] < FINEST_STRIDE or layout[2] < coarsest:
                 continue
             coarsest = layout[2]
-            found.setdefault(coarsest, []).append(Stage(step.path, *layout))
+            found.setdefault(coarsest, []).append(Stage(step.path, *layout[1:]))
         stages = [group[-1] for group in found.values()]
         if len(found) == 1:
             stages = _evenly(next(iter(found.values())))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,20 +36,13 @@ SEMANTIC_TASK = (49406, 518, 10549, 533, 29119, 1550, 49407)
 NOTE = "its logits are the log of its semantic map's normalized scores; mask classification is a teacher only"
 
 
-class Places(NamedTuple):
-    """Paths below the network: its encoder, its maps (finest first), the module of its auxiliary logits."""
-
-    encoder: str | None
-    stages: tuple[str, ...] | None
-    aux: str | None
-
-
-def find_places(net: nn.Module) -> Places:
-    """Return where the maps of ``net`` are; None where they are to be found by trial."""
+def find_places(net: nn.Module) -> dict[str, Any]:
+    """Return the paths of the encoder of ``net``, of its maps (finest first), and of the module of its auxiliary
+    logits; None where they are to be found by trial."""
     config: Any = net.config
     encoder, within, names = _MAPS.get(config.model_type, lambda net, config: (None, "", None))(net, config)
     stages = None if names is None else tuple(".".join(filter(None, [encoder, within, str(name)])) for name in names)
-    return Places(encoder, stages, _aux(net, config))
+    return {"encoder": encoder, "stages": stages, "aux": _aux(net, config)}
 
 
 def _norms(path: str) -> Any:
@@ -173,7 +166,8 @@ def create(rest: str, num_classes: int, pretrained: bool | str | Path, choices: 
         raise SegtailorError(f"hf:{rest}: pretrained is true or false; its weights come from the repository")
     library(rest)
     if choices.config is not None:
-        config = fetch(rest, lambda: _from_card(rest, dict(choices.config or {})))
+        plain = dict(choices.config)
+        config = fetch(rest, lambda: library(rest).AutoConfig.for_model(**plain))
         net = fetch(rest, lambda: _network_class(rest, config)(_with_classes(config, num_classes)))
         return _trainable(_wrapped(rest, num_classes, net, dict(choices.preprocess), choices))
     check_place(rest, pretrained)
@@ -219,7 +213,6 @@ def _wrapped(
     rest: str, num_classes: int, net: nn.Module, preprocess: dict[str, Any], choices: Choices, **known: Any
 ) -> Adapted:
     config: Any = net.config
-    found = find_places(net)
     kind = MaskClassifier if config.model_type in MASK_TYPES else HubNetwork
     return kind(
         f"hf:{rest}",
@@ -228,10 +221,8 @@ def _wrapped(
         make_preprocess(f"hf:{rest}", preprocess),
         classifier=choices.classifier,
         taps=choices.taps,
-        encoder=found.encoder,
-        stages=found.stages,
-        aux=found.aux,
         options={"config": _plain(config)},
+        **find_places(net),
         **known,
     )
 
@@ -244,9 +235,9 @@ def _trainable(network: Adapted) -> Adapted:
     size = network.preprocess.input_size(PROBES[0])
     with evaluated(network), torch.enable_grad():
         output = network.forward_normalized(torch.zeros(1, 3, *size))
-        total = output.logits.sum() + (0 if output.aux_logits is None else output.aux_logits.sum())
+        sums = [logits.sum() for logits in (output.logits, output.aux_logits) if logits is not None]
     parameters = list(network.parameters())
-    for parameter, found in zip(parameters, torch.autograd.grad(total, parameters, allow_unused=True), strict=True):
+    for parameter, found in zip(parameters, torch.autograd.grad(sums, parameters, allow_unused=True), strict=True):
         parameter.requires_grad_(found is not None)
     return network
 
@@ -257,11 +248,6 @@ def _read_config(rest: str) -> tuple[Any, str]:
     plain, _ = fetch(rest, lambda: transformers.PreTrainedConfig.get_config_dict(rest))
     config = fetch(rest, lambda: transformers.AutoConfig.from_pretrained(rest, trust_remote_code=False))
     return config, str(plain.get("_name_or_path") or "")
-
-
-def _from_card(rest: str, plain: dict[str, Any]) -> Any:
-    transformers = library(rest)
-    return transformers.AutoConfig.for_model(**plain)
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -293,7 +279,7 @@ def _has_head(config: Any, net_class: Any) -> bool:
 
 
 def _with_classes(config: Any, num_classes: int) -> Any:
-    if config.num_labels != num_classes:
+    if config.num_labels != num_classes:  # setting it renames the classes
         config.num_labels = num_classes
     if config.model_type == "oneformer":
         config.is_training = False  # its text branch is for its own loss

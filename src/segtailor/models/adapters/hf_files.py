@@ -64,7 +64,7 @@ def check_place(rest: str, weights: bool) -> None:
 
 
 def fetch(rest: str, action: Callable[[], T], family: str = "hf") -> T:
-    """Return what ``action`` reads for ``rest``, silently; every failure is one SegtailorError."""
+    """Return the result of ``action``, silently; every failure is one SegtailorError about ``rest``."""
     try:
         with quiet():
             return action()
@@ -238,8 +238,8 @@ def _three(rest: str, processor: Any, name: str) -> tuple[float, ...]:
 def _one_size(rest: str, processor: Any, config: Any, own: tuple[int, int]) -> tuple[int, int]:
     """Return the size to which whole images are resized for a network of one size.
 
-    Raises SegtailorError where the processor crops or pads on the way to it: what is cropped is lost, and what is
-    padded cannot be told from the image.
+    Raises SegtailorError where the processor crops or pads: a cropped part is lost, and padding cannot be
+    distinguished from the image.
     """
     resized = _exact(getattr(processor, "size", None)) if _does(processor, "do_resize") else None
     cropped = _exact(getattr(processor, "crop_size", None)) if _does(processor, "do_center_crop") else None
@@ -253,7 +253,7 @@ def _one_size(rest: str, processor: Any, config: Any, own: tuple[int, int]) -> t
             f"hf:{rest}: its image processor {step} the image, which cannot be undone where the network takes "
             f"{own[0]} x {own[1]} only; set preprocess.size: [{own[0]}, {own[1]}] to resize whole images to it"
         )
-    # DPT's position embeddings are enlarged to what its processor makes, as long as that is square
+    # DPT's position embeddings are enlarged to its processor's size, as long as that is square
     square = resized is not None and resized[0] == resized[1]
     return resized if resized is not None and square and config.model_type == "dpt" else own
 
@@ -336,9 +336,9 @@ def license_of(rest: str, origin: str) -> dict[str, str]:
     """Return the license that the repository's card names, for `Network.licenses`; ``origin`` is what its
     configuration says that it was made from.
 
-    A repository on the hub without one gets ``unknown``; a user's own folder gets nothing.
+    A repository on the hub without one gets ``unknown``; a local folder gets nothing.
     """
-    text, local = _read_card(rest), Path(rest).expanduser().is_dir()
+    text, local = read_readme(rest), Path(rest).expanduser().is_dir()
     front = front_matter(text)
     named = front.get("license")
     named = ", ".join(map(str, named)) if isinstance(named, list) else str(named or "")
@@ -351,16 +351,16 @@ def license_of(rest: str, origin: str) -> dict[str, str]:
     return {} if local else {"model": f"unknown ({rest} names none)"}
 
 
-def _read_card(rest: str) -> str:
-    """Return the text of the repository's README.md, empty where there is none."""
-    folder = Path(rest).expanduser()
+def read_readme(rest: str) -> str:
+    """Return the text of the card of the folder or hub repository ``rest``, empty where there is none."""
+    from huggingface_hub import hf_hub_download
+
+    path = Path(rest).expanduser() / "README.md"
     try:
-        path: Any = folder / "README.md"
-        if not folder.is_dir():
+        if not path.parent.is_dir():
             with quiet():
-                hub: Any = importlib.import_module("transformers.utils.hub")
-                path = hub.cached_file(rest, "README.md", _raise_exceptions_for_missing_entries=False)
-        return "" if path is None else Path(path).read_text(encoding="utf-8", errors="replace")
+                path = Path(hf_hub_download(rest, "README.md"))
+        return path.read_text(encoding="utf-8", errors="replace")
     except Exception:  # no card, no connection: the license is unknown then
         return ""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from segtailor.errors import SegtailorError, install, reason, unknown
 from segtailor.models.adapters import Choices
 from segtailor.models.adapters.discovery import LEAST_PROBABILITY, are_probabilities
-from segtailor.models.adapters.wrapper import PROBES
+from segtailor.models.adapters.wrapper import refusal, run_on_noise
 from segtailor.models.heads import resize
 from segtailor.models.network import Network, Preprocess, SegOutput
 from segtailor.models.taps import layout_of, to_map
@@ -53,7 +53,7 @@ class OnnxFile(nn.Module):
 
     On the CPU, or on a GPU where both PyTorch and ONNX Runtime have one. ``batch`` is the number of images that it
     takes at a time (None: any), ``size`` the one size that it takes (None: any), ``raw`` says that it takes bytes, and
-    ``stored_parameters`` counts what PyTorch does not see. Its only tensor is the hash of the file and of the files
+    ``stored_parameters`` counts the file's weights. Its only tensor is the hash of the file and of the files
     beside it that hold its weights, which makes a teacher's fingerprint meaningful.
     """
 
@@ -115,6 +115,8 @@ class OnnxNetwork(Network):
     """
 
     trainable = False
+    has_aux = False
+    stage_strides = ()
 
     def __init__(
         self, name: str, program: OnnxFile, preprocess: dict[str, Any], classifier: str | None, taps: dict[str, str]
@@ -125,21 +127,6 @@ class OnnxNetwork(Network):
         self._taps = taps
         self._find(classifier)
 
-    @property
-    def has_aux(self) -> bool:
-        """Nothing is trained here, so that auxiliary logits are ordinary taps."""
-        return False
-
-    @property
-    def tap_channels(self) -> dict[str, int]:
-        """Channels of every tap."""
-        return dict(self._channels)
-
-    @property
-    def stage_strides(self) -> tuple[int, ...]:
-        """No map is known to be the backbone's."""
-        return ()
-
     def forward_normalized(self, inputs: Tensor) -> SegOutput:
         """Return the output for ``inputs`` (B,3,H,W) that are preprocessed already."""
         size = inputs.shape[-2:]
@@ -148,10 +135,7 @@ class OnnxNetwork(Network):
         except (SegtailorError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # any program may fail in any way
-            raise SegtailorError(
-                f"{self.name} does not run on an image of {size[0]} x {size[1]} ({reason(error)[:160]}); set "
-                "preprocess.size or preprocess.size_multiple"
-            ) from error
+            raise refusal(error, self.name, size) from error
         maps = {tap: to_map(found[name], self._layouts[tap], size, tap) for tap, name in self._taps.items()}
         logits = to_map(found[self._output], self._layouts["logits"], size, "logits")
         if self._probabilities:
@@ -181,45 +165,32 @@ class OnnxNetwork(Network):
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _find(self, classifier: str | None) -> None:
-        outputs, size = self._probe()
+        with torch.no_grad():
+            outputs, size = run_on_noise(
+                lambda noise: self._run(self.preprocess(128 + 64 * noise)), self.preprocess, self.name
+            )
         self._output = _find_logits(self.name, outputs, size, classifier, set(self._taps.values()))
         logits = outputs[self._output]
         layout = layout_of(logits, size) if logits.ndim == 4 else None
         if layout is None or layout[1] < 2:
             raise SegtailorError(f"{self.name}: its output {_shown(self._output, logits)} is no map of class logits")
         self.num_classes = layout[1]
-        self._layouts, self._channels = {"logits": layout[0]}, dict[str, int]()
+        self._layouts, self.tap_channels = {"logits": layout[0]}, {}
         for tap, name in self._taps.items():
             if name not in outputs:
                 raise unknown(f"output of {self.name} for '{tap}'", name, outputs)
             found = layout_of(outputs[name][:1], size)
             if found is None:
                 raise SegtailorError(f"{self.name}: its output {_shown(name, outputs[name])} is no map of the image")
-            self._layouts[tap], self._channels[tap] = found[0], found[1]
-        if "feature" in self._channels:
-            self._channels["classifier_input"] = self._channels["feature"]
+            self._layouts[tap], self.tap_channels[tap] = found[0], found[1]
+        if "feature" in self.tap_channels:
+            self.tap_channels["classifier_input"] = self.tap_channels["feature"]
         self._probabilities = are_probabilities(to_map(logits, layout[0], size, "logits"))
         notes = ["its probabilities are taken as logits by their logarithm"] if self._probabilities else []
         others = [name for name in self.program.offers if name != self._output]
         more = f"; taps may be: {', '.join(others[:MOST_OFFERED])}{', ...' if len(others) > MOST_OFFERED else ''}"
-        notes += [] if "feature" in self._channels else [f"no feature is named{more if others else ''}"]
+        notes += [] if "feature" in self.tap_channels else [f"no feature is named{more if others else ''}"]
         self.note = "; ".join(notes)
-
-    def _probe(self) -> tuple[dict[str, Tensor], tuple[int, int]]:
-        problem: Exception | None = None
-        for probe in PROBES:
-            size = self.preprocess.input_size(probe)
-            pixels = torch.randint(0, 256, (1, 3, *size), generator=torch.Generator().manual_seed(0))
-            try:
-                with torch.no_grad():
-                    return self._run(self.preprocess(pixels)), size
-            except Exception as error:  # any program may fail in any way
-                problem = problem or error
-        why = "" if problem is None else f" ({reason(problem)[:160]})"
-        raise SegtailorError(
-            f"{self.name} does not run on an image of {PROBES[0][0]} x {PROBES[0][1]}{why}; if it needs a certain "
-            "size, set preprocess.size or preprocess.size_multiple"
-        ) from problem
 
 
 def _preprocess(name: str, program: OnnxFile, given: dict[str, Any]) -> Preprocess:
@@ -270,7 +241,7 @@ def _find_logits(
 
 
 def _are_indices(value: Tensor, size: tuple[int, int]) -> bool:
-    """Tell whether ``value`` is one whole number for each place of an image of ``size``."""
+    """Return whether ``value`` is one whole number for each place of an image of ``size``."""
     planes = value.squeeze()
     return (
         planes.ndim == 2 and layout_of(planes[None, None], size) is not None and bool((planes == planes.round()).all())

@@ -14,7 +14,7 @@ from segtailor.models.network import Network
 from segtailor.plugins import accepted_parameters, call_factory, load_object
 
 OBJECT = "object:"
-"""What the name of a network begins with that was passed as a Python object."""
+"""Prefix of the name of a network that was passed as a Python object."""
 
 
 def adapt(

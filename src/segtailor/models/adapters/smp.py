@@ -8,15 +8,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from segtailor.errors import SegtailorError, reason, unknown
 from segtailor.models.adapters import Choices
 from segtailor.models.adapters.discovery import find_maps
-from segtailor.models.adapters.hf_files import fetch, front_matter, library
+from segtailor.models.adapters.hf_files import fetch, front_matter, library, read_readme
 from segtailor.models.adapters.weights import fill_from, read_weights, widened, with_fresh_classifier
-from segtailor.models.adapters.wrapper import PROBES, Adapted, make_preprocess
+from segtailor.models.adapters.wrapper import Adapted, make_preprocess, run_on_noise
 from segtailor.models.backbones import timm_license
 from segtailor.models.network import Preprocess
 from segtailor.models.taps import evaluated, trace
@@ -93,11 +92,7 @@ def encoder_license(smp: Any, encoder: str, weights: str | None) -> dict[str, st
 
 def card_license(repository: str) -> str:
     """Return the license that the card of ``repository``, a folder or a hub name, states; ``unknown`` where none."""
-    try:
-        text = _file(repository, Path(repository), "README.md").read_text(encoding="utf-8", errors="replace")
-        return str(front_matter(text).get("license") or "unknown")
-    except (SegtailorError, OSError):
-        return "unknown"
+    return str(front_matter(read_readme(repository)).get("license") or "unknown")
 
 
 def _arguments(settings: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +146,7 @@ ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img
 """How an encoder of timm's is asked to take images of any size, best first."""
 DPT_STRIDE = 32
 OWN = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
-"""What is decided here: a card's configuration does not repeat it."""
+"""Arguments set here, which a card's configuration leaves out."""
 
 
 class SmpNetwork(Adapted):
@@ -211,7 +206,7 @@ def _load(smp: Any, rest: str, choices: Choices, num_classes: int | None) -> Smp
     fitting = widened(network.fitting(tensors), network)
     fill_from(network, with_fresh_classifier(fitting, network) if num_classes else fitting, f"smp:{rest}")
     local = Path(rest).expanduser().is_dir()
-    if not local:  # what smp writes into a folder's card is its own license, not the weights'
+    if not local:  # smp writes its code's license into a folder's card, not the weights'
         network.licenses = {"model": f"{card_license(rest)} ({rest}'s card)", **network.licenses}
     if count > 2 and trained_with == "sigmoid":
         network.note = "it was trained with a sigmoid for each class; its logits are taken as a softmax's"
@@ -234,11 +229,18 @@ def _build(
     net = _construct(smp, rest, kind, arguments)
     accepted = {name: net.config[name] for options in ANY_SIZE for name in options if name in net.config}
     if weights is not None:
-        _check_weights(smp, encoder, weights)
+        settings = smp.encoders.encoders.get(encoder, {}).get("pretrained_settings")
+        if settings is not None and weights not in settings:
+            raise unknown(f"weights of smp's encoder {encoder}", weights, settings)
         named = True if encoder.startswith("tu-") else weights
         net = fetch(rest, lambda: kind(**{**arguments, **accepted, "encoder_weights": named}), "smp")
     known = {**statistics(smp, encoder, weights, rest), **_sizes(net, accepted)}
     preprocess = make_preprocess(f"smp:{rest}", {**known, **choices.preprocess})
+    plain = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in net.config.items()
+        if name not in OWN
+    }
     return SmpNetwork(
         f"smp:{architecture}/{encoder}",
         num_classes,
@@ -248,7 +250,7 @@ def _build(
         taps=choices.taps,
         encoder="encoder",
         stages=_stages(net, preprocess),
-        options={"config": {name: value for name, value in _plain(net.config).items() if name not in OWN}},
+        options={"config": plain},
         licenses=encoder_license(smp, encoder, weights),
     )
 
@@ -256,27 +258,18 @@ def _build(
 def _construct(smp: Any, rest: str, kind: Any, arguments: dict[str, Any]) -> Any:
     """Return the network without weights, such that it takes images of any size where its encoder can."""
     encoder = arguments["encoder_name"]
-    if not encoder.startswith(("tu-", "timm-")):
-        if encoder not in smp.encoders.encoders:
-            raise unknown("encoder of segmentation_models_pytorch", encoder, _encoders(smp))
-        return fetch(rest, lambda: kind(**arguments), "smp")
+    own = encoder in smp.encoders.encoders
     problem: SegtailorError | None = None
-    attempts = ANY_SIZE if encoder not in smp.encoders.encoders else ({},)
-    for options in ({},) if any(name in arguments for each in ANY_SIZE for name in each) else attempts:
-        try:
-            return fetch(rest, lambda: kind(**{**options, **arguments}), "smp")  # noqa: B023  (called at once)
-        except SegtailorError as error:
-            problem = error
-    assert problem is not None
-    if "Unknown model" in str(problem):
+    if own or encoder.startswith(("tu-", "timm-")):
+        chosen = any(name in arguments for options in ANY_SIZE for name in options)
+        for options in ({},) if own or chosen else ANY_SIZE:
+            try:
+                return fetch(rest, lambda: kind(**{**options, **arguments}), "smp")  # noqa: B023  (called at once)
+            except SegtailorError as error:
+                problem = error
+    if problem is None or "Unknown model" in str(problem):
         raise unknown("encoder of segmentation_models_pytorch", encoder, _encoders(smp)) from problem
     raise problem
-
-
-def _check_weights(smp: Any, encoder: str, weights: str) -> None:
-    settings = smp.encoders.encoders.get(encoder, {}).get("pretrained_settings")
-    if settings is not None and weights not in settings:
-        raise unknown(f"weights of smp's encoder {encoder}", weights, settings)
 
 
 def _sizes(net: Any, accepted: dict[str, Any]) -> dict[str, Any]:
@@ -293,12 +286,10 @@ def _sizes(net: Any, accepted: dict[str, Any]) -> dict[str, Any]:
 
 def _stages(net: Any, preprocess: Preprocess) -> list[str] | None:
     """Return the paths of the encoder's own maps from stride 4 on, or None where they are no module's outputs."""
-    size = preprocess.input_size(PROBES[0])
-    noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     try:
         with evaluated(net):
-            steps, maps = trace(net, lambda: net.encoder(noise))
-    except Exception:  # what is wrong is reported where the whole network is tried
+            (steps, maps), size = run_on_noise(lambda noise: trace(net, lambda: net.encoder(noise)), preprocess, "")
+    except SegtailorError:  # reported where the whole network is tried
         return None
     maps = maps[0] if isinstance(maps, tuple) else maps  # DPT's come with their prefix tokens
     coarse = [each for each in maps if each.shape[1] and 4 * each.shape[-1] <= size[-1]]
@@ -333,7 +324,3 @@ def _encoders(smp: Any) -> list[str]:
     import timm
 
     return [*smp.encoders.get_encoder_names(), *(f"tu-{name}" for name in timm.list_models())]
-
-
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}

@@ -17,7 +17,7 @@ from segtailor.models.heads import resize
 from segtailor.models.network import Preprocess
 
 TRUNK = {"resnet": "", "mobilenet": "features."}
-"""What precedes the backbone's names in the file of the classifier whose trunk it is."""
+"""Prefix of the backbone's names in the weights file of an ImageNet classifier."""
 HEADS = ("fc.", "classifier.")
 LICENSE = "BSD-3-Clause (torchvision {}); trained on {}"
 SUMMED = "its logits are the sum of two classifiers' on maps of two depths; feature is both maps one upon the other"
@@ -54,7 +54,7 @@ class LiteReducedAspp(TorchvisionNetwork):
 
     @property
     def classifier(self) -> str | None:
-        """The path of the first of the two: it tells the number of classes."""
+        """The path of the first of the two, whose outputs are counted as classes."""
         return "classifier.low_classifier"
 
 

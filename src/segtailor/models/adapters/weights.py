@@ -72,7 +72,7 @@ OTHER_ARGUMENTS = {
     "segmentation_models_pytorch": "; was it built with other arguments? Then save it with its save_pretrained and "
     "give the folder as weights: smp:FOLDER"
 }
-"""What to do with weights of the right project that do not fit."""
+"""Advice for weights of the right project that do not fit."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -171,8 +171,9 @@ def with_fresh_classifier(tensors: Mapping[str, Tensor], network: Adapted) -> di
     if count_classes(tensors, network) == network.num_classes:
         return dict(tensors)
     state = network.net.state_dict()
-    heads = tuple(f"{path}." for path in (network.classifier, network.aux_classifier) if path)
-    return {**tensors, **{name: value for name, value in state.items() if heads and name.startswith(heads)}}
+    aux = network.tap_sources.get("aux_logits")
+    heads = tuple(f"{path}." for path in (network.classifier, aux and aux.path) if path)
+    return {**tensors, **{name: value for name, value in state.items() if name.startswith(heads)}}
 
 
 def count_classes(tensors: Mapping[str, Tensor], network: Adapted) -> int | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from segtailor.errors import SegtailorError, reason
 from segtailor.models.adapters.discovery import (
     LEAST_PROBABILITY,
-    Classifier,
     are_probabilities,
     find_classifier,
     find_encoder,
@@ -19,7 +18,7 @@ from segtailor.models.adapters.discovery import (
 )  # fmt: skip
 from segtailor.models.heads import PooledBatchNorm2d, resize
 from segtailor.models.network import Network, Preprocess, SegOutput
-from segtailor.models.taps import Source, Step, Store, attach, check_gradients, evaluated, layout_at, to_map, trace
+from segtailor.models.taps import Side, Source, Taps, evaluated, trace
 
 CLASSIFIER, AUX = "classifier:output", "aux:output"
 _SHOWN = {CLASSIFIER: "logits", AUX: "aux_logits"}
@@ -29,11 +28,14 @@ the network's multiple."""
 LOGITS_NAMES, AUX_NAMES = ("out", "logits", "masks", "pred", "preds"), ("aux", "aux_logits")
 """Names under which networks give their logits."""
 REFUSALS = (AssertionError, RuntimeError, ValueError)
-"""What networks raise, these types themselves, at a size that they do not take."""
+"""Types, subclasses excluded, that networks raise at a size that they do not take."""
+
+
+T = TypeVar("T")
 
 
 class Ran(NamedTuple):
-    """What a foreign network gives: logits (B,K,h,w) at any size, auxiliary logits, and what it taps itself."""
+    """The result of a foreign network: logits (B,K,h,w) at any size, auxiliary logits, and a feature."""
 
     logits: Tensor
     aux_logits: Tensor | None = None
@@ -79,6 +81,21 @@ def refusal(error: Exception, network: str, size: Sequence[int]) -> SegtailorErr
         f"{network} does not run on an image of {size[0]} x {size[1]} ({reason(error)[:160]}); if it needs a certain "
         "size, set preprocess.size or preprocess.size_multiple"
     )
+
+
+def run_on_noise(run: Callable[[Tensor], T], preprocess: Preprocess, network: str) -> tuple[T, tuple[int, int]]:
+    """Return what ``run`` gives for noise (1,3,H,W) of the first of `PROBES` that works, and its height and width."""
+    problem: Exception | None = None
+    for probe in PROBES:
+        size = preprocess.input_size(probe)
+        try:
+            return run(torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))), size
+        except SegtailorError:
+            raise
+        except Exception as error:  # foreign code may fail in any way
+            problem = problem or error
+    assert problem is not None
+    raise refusal(problem, network, size) from problem
 
 
 def _is_map(value: Any) -> bool:
@@ -131,17 +148,13 @@ class Adapted(Network):
         self.options = {**(options or {}), **({"classifier": classifier} if classifier else {})}
         self.options |= {"taps": dict(taps)} if taps else {}
         self.align_corners = False
-        self._sources: dict[str, Source] = {}
-        self._layouts: dict[str, str] = {}
-        self._channels: dict[str, int] = {}
-        self._strides: tuple[int, ...] = ()
-        self._enlarges = False
+        self._taps, self._enlarges = Taps(name), False
         # a pooled branch leaves one value a channel where an image is alone in its batch
         for module in net.modules():
             if type(module) is nn.BatchNorm2d:
                 module.__class__ = PooledBatchNorm2d
         self._find(classifier, taps or {}, encoder, stages, aux)
-        self._store: Store = attach(net, self._sources, name)
+        self._taps.attach(net)
 
     def run(self, inputs: Tensor) -> Ran:
         """Return what the network gives for normalized ``inputs`` (B,3,H,W)."""
@@ -155,40 +168,19 @@ class Adapted(Network):
         return tensors
 
     @property
-    def has_aux(self) -> bool:
-        """Whether the output carries auxiliary logits."""
-        return self._aux
-
-    @property
-    def tap_channels(self) -> dict[str, int]:
-        """Channels of every tap."""
-        return dict(self._channels)
-
-    @property
     def tap_sources(self) -> dict[str, Source]:
         """Where every tap is read; ``logits`` and ``aux_logits`` where modules give them."""
-        return {_SHOWN.get(name, name): source for name, source in self._sources.items()}
+        return {_SHOWN.get(name, name): source for name, source in self._taps.sources.items()}
 
     @property
     def classifier(self) -> str | None:
         """The path of the module that computes the logits, where there is one."""
-        source = self._sources.get(CLASSIFIER)
+        source = self._taps.sources.get(CLASSIFIER)
         return None if source is None else source.path
-
-    @property
-    def aux_classifier(self) -> str | None:
-        """The path of the module that computes the auxiliary logits, where there is one."""
-        source = self._sources.get(AUX)
-        return None if source is None else source.path
-
-    @property
-    def stage_strides(self) -> tuple[int, ...]:
-        """Strides of the backbone's maps, finest first."""
-        return self._strides
 
     def forward_normalized(self, inputs: Tensor) -> SegOutput:
         """Return the output for ``inputs`` (B,3,H,W) that are preprocessed already."""
-        self._store.begin()
+        self._taps.begin()
         try:
             ran = self.run(inputs)
         except REFUSALS as error:
@@ -196,18 +188,16 @@ class Adapted(Network):
                 raise
             raise refusal(error, self.name, inputs.shape[-2:]) from error
         finally:
-            seen = self._store.take()
+            seen = self._taps.take()
         return self.assemble(ran, seen, inputs.shape[-2:])
 
     def assemble(self, ran: Ran, seen: dict[str, Tensor], size: torch.Size) -> SegOutput:
         """Return the output of a forward on inputs of ``size``, from what it gave and which taps were ``seen``."""
-        found = {name: to_map(value, self._layouts[name], size, name) for name, value in seen.items()}
-        if torch.is_grad_enabled() and ran.logits.requires_grad and not torch.compiler.is_compiling():
-            check_gradients(found, self._sources, self.net, self.name)
+        found = self._taps.maps(seen, size, self.net, ran.logits)
         logits, aux_logits = found.pop(CLASSIFIER, ran.logits), found.pop(AUX, ran.aux_logits)
         if self._probabilities:
             logits = logits.clamp(min=LEAST_PROBABILITY).log()
-        stages = tuple(found.pop(f"stages.{index}") for index in range(len(self._strides)))
+        stages = tuple(found.pop(f"stages.{index}") for index in range(len(self.stage_strides)))
         feature = found.pop("feature", ran.feature)
         return SegOutput(logits, aux_logits, feature, found.pop("classifier_input", feature), stages, found)
 
@@ -218,7 +208,7 @@ class Adapted(Network):
     def upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Return ``logits`` (B,K,h,w) at ``size``, bilinear, with the corner rule that the network itself has.
 
-        A network of one size that enlarges its logits itself does so to that size; what is left is done from there.
+        A network of one size that enlarges its logits itself does so to that size; the rest is enlarged from there.
         """
         own = self.preprocess.size
         if own is not None and self._enlarges and tuple(size) != own:
@@ -232,9 +222,8 @@ class Adapted(Network):
 
     def _forget_aux(self) -> None:
         """Have no auxiliary logits from now on; the family has taken their module out."""
-        self._aux = False
-        for kept in (self._sources, self._layouts):
-            kept.pop(AUX, None)
+        self.has_aux = False
+        self._taps.sources.pop(AUX, None)
 
     def _find(
         self,
@@ -244,71 +233,47 @@ class Adapted(Network):
         stages: Sequence[str] | None,
         aux: str | None,
     ) -> None:
-        steps, ran, size = self._probe()
+        device = next((value.device for value in self.net.parameters()), torch.device("cpu"))
+        with evaluated(self.net):
+            (steps, ran), size = run_on_noise(
+                lambda noise: trace(self.net, lambda: self.run(noise.to(device))), self.preprocess, self.name
+            )
         if ran.logits.ndim != 4 or ran.logits.shape[1] != self.num_classes:
             raise SegtailorError(
                 f"{self.name} gives logits of shape {list(ran.logits.shape)} for an image of {size[0]} x {size[1]}, "
                 f"not (1,{self.num_classes},h,w); check the number of classes"
             )
-        self._aux = aux is not None or ran.aux_logits is not None
         known = {step.path: step for step in steps}
+
+        def add(tap: str, path: str, side: Side = "output") -> int:
+            return self._taps.add(tap, Source(path, side), known, self.net, size)
+
+        self.has_aux = aux is not None or ran.aux_logits is not None
         found = find_classifier(steps, ran.logits, size, self.num_classes, classifier)
         self._probabilities = found is None and are_probabilities(ran.logits)
-        if found is None and classifier is not None and classifier in known:
-            raise SegtailorError(f"{self.name}: the output of {classifier}, enlarged, is not the network's logits")
-        if classifier is not None and found is None:
-            layout_at(Source(classifier), "classifier", known, self.net, size, self.name)  # says what is wrong
-            raise SegtailorError(f"{self.name}: {classifier} gives no logits of {self.num_classes} classes")
         if found is not None:
-            self._add_classifier(found, known, size)
-            self._enlarges = tuple(ran.logits.shape[-2:]) == size
-        elif ran.feature is not None:
-            self._channels["feature"] = self._channels["classifier_input"] = ran.feature.shape[1]
-        encoder = find_encoder(self.net, steps, found.path if found else None, size) if encoder is None else encoder
-        self._encoder = encoder
+            self.align_corners, self._enlarges = found.align_corners, tuple(ran.logits.shape[-2:]) == size
+            add(CLASSIFIER, found.path)
+            add("feature", *found.feature)
+            if "feature" not in taps:
+                add("classifier_input", found.path, "input")
+        elif classifier in known:
+            raise SegtailorError(f"{self.name}: the output of {classifier}, enlarged, is not the network's logits")
+        elif classifier is not None:
+            add("classifier", classifier)  # reports why there is no such module
+        self._encoder = find_encoder(self.net, found.path if found else None) if encoder is None else encoder
         if stages is None:
-            stages = [stage.path for stage in find_stages(steps, encoder, size)]
-        self._strides = tuple(
-            self._add(f"stages.{index}", Source(path), known, size) for index, path in enumerate(stages)
-        )
+            stages = [stage.path for stage in find_stages(steps, self._encoder, size)]
+        self.stage_strides = tuple(add(f"stages.{index}", path) for index, path in enumerate(stages))
         if aux is not None:
-            self._add(AUX, Source(aux), known, size)
-            del self._channels[AUX]
+            add(AUX, aux)
         for name, path in taps.items():
-            self._add(name, Source(path), known, size)
-        if "feature" in taps:
-            for kept in (self._sources, self._layouts):
-                kept.pop("classifier_input", None)
-            self._channels["classifier_input"] = self._channels["feature"]
-        notes = ["it gives logits alone and no feature"] if "feature" not in self._channels else []
+            add(name, path)
+        self.tap_channels = {tap: width for tap, width in self._taps.channels.items() if tap not in _SHOWN}
+        if ran.feature is not None:
+            self.tap_channels.setdefault("feature", ran.feature.shape[1])
+        if "feature" in self.tap_channels:
+            self.tap_channels.setdefault("classifier_input", self.tap_channels["feature"])
+        notes = ["it gives logits alone and no feature"] if "feature" not in self.tap_channels else []
         notes += ["its probabilities are taken as logits by their logarithm"] if self._probabilities else []
         self.note = self.note or "; ".join(notes)
-
-    def _probe(self) -> tuple[list[Step], Ran, tuple[int, int]]:
-        device = next((value.device for value in self.net.parameters()), torch.device("cpu"))
-        problem: Exception | None = None
-        for probe in PROBES:
-            size = self.preprocess.input_size(probe)
-            noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
-            try:
-                with evaluated(self.net):
-                    steps, ran = trace(self.net, lambda: self.run(noise))  # noqa: B023  (called at once)
-                return steps, ran, size
-            except SegtailorError:
-                raise
-            except Exception as error:  # any network may fail in any way
-                problem = problem or error
-        assert problem is not None
-        raise refusal(problem, self.name, size) from problem
-
-    def _add_classifier(self, found: Classifier, known: dict[str, Step], size: tuple[int, int]) -> None:
-        self.align_corners = found.align_corners
-        self._sources[CLASSIFIER], self._layouts[CLASSIFIER] = Source(found.path), found.layout
-        self._add("feature", found.feature, known, size)
-        self._add("classifier_input", Source(found.path, "input"), known, size)
-
-    def _add(self, name: str, source: Source, known: dict[str, Step], size: tuple[int, int]) -> int:
-        """Read ``source`` as the tap ``name`` from now on, and return its stride."""
-        layout = layout_at(source, name, known, self.net, size, self.name)
-        self._sources[name], self._layouts[name], self._channels[name] = source, layout[0], layout[1]
-        return layout[2]
