@@ -12,6 +12,14 @@ from tiny import tiny_train
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(autouse=True)
+def few_toy_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the toy data set have 12 validation scenes instead of 60: most of a tiny run is their evaluation."""
+    from segtailor.data.toy import LENGTHS
+
+    monkeypatch.setitem(LENGTHS, "val", 12)
+
+
 @pytest.fixture(scope="session")
 def teacher_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished tiny `train` run."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -152,20 +153,23 @@ def test_an_existing_run_is_refused_and_left_whole(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_writes_a_checkpoint_and_prints_how_to_continue(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_stopped_run_writes_a_checkpoint_and_prints_how_to_continue(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
     folder = tmp_path / "my runs"
     recipe = tmp_path / "long.yaml"
     recipe.write_text(yaml.safe_dump(tiny_train(folder, "long", steps=5000)))
-    command = [sys.executable, "-m", "segtailor.cli", "train", str(recipe), "--evaluate.every", "5000"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     metrics = folder / "long" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") > 2):
-        time.sleep(0.1)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+
+    def stop_soon() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") > 2):
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    Thread(target=stop_soon).start()
+    code, _, err = run(capsys, monkeypatch, "train", str(recipe), "--evaluate.every", "5000")
+    assert code == 128 + number
     last = err.strip().splitlines()[-1]
     assert "the checkpoint is written" in last
     assert f"continue with: segtailor train '{folder / 'long' / 'recipe.yaml'}' --run.exists resume" in last

@@ -7,7 +7,7 @@ from typing import Any
 
 TINY_DATA: dict[str, Any] = {"name": "toy", "size": [32, 48], "crop": [32, 48], "workers": 0, "length": 12}
 TINY_TRAIN: dict[str, Any] = {"steps": 4, "batch": 4, "threads": 1, "log_every": 1, "optimizer": {"lr": 0.001}}
-TINY_EVALUATE: dict[str, Any] = {"every": 2, "batch": 8, "samples": 1}
+TINY_EVALUATE: dict[str, Any] = {"every": 2, "batch": 32, "samples": 1}
 TINY_MODEL = "deeplabv3plus-lcnet_035"
 
 

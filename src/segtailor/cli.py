@@ -19,7 +19,7 @@ FREE = {"allow_extra_args": True, "ignore_unknown_options": True}
 app = typer.Typer(
     name="segtailor",
     add_completion=False,
-    help="Distil a big semantic-segmentation model into a small one.",
+    help="Distill a big semantic-segmentation model into a small one.",
     epilog="Start with: segtailor recipes ls   then: segtailor distill toy-kt",
     **PLAIN,
 )
@@ -35,7 +35,7 @@ ModelName = Annotated[
 
 @app.command(context_settings=FREE, epilog="Example: segtailor train toy-teacher --train.steps 300 --run.name teacher")
 def train(context: typer.Context, recipe: RecipeName) -> None:
-    """Train one model (a teacher, say); any field of the recipe can be set: --section.key VALUE."""
+    """Train one model, such as a teacher; any field of the recipe can be set: --section.key VALUE."""
     from segtailor.jobs.train import train as job
     from segtailor.recipes import parse_overrides
 
@@ -46,9 +46,9 @@ def train(context: typer.Context, recipe: RecipeName) -> None:
 def distill(
     context: typer.Context,
     recipe: RecipeName,
-    arm: Annotated[str | None, typer.Option(help="of a recipe with arms: the one to distil")] = None,
+    arm: Annotated[str | None, typer.Option(help="of a recipe with arms: the one to distill")] = None,
 ) -> None:
-    """Distil a teacher into a student; any field of the recipe can be set: --section.key VALUE."""
+    """Distill a teacher into a student; any field of the recipe can be set: --section.key VALUE."""
     from segtailor.jobs.distill import distill as job
     from segtailor.recipes import parse_overrides
 
@@ -67,7 +67,7 @@ def evaluate(
         Path | None, typer.Option(help="YAML file: a class of the model's -> one of the data's, or void")
     ] = None,
 ) -> None:
-    """Score a model: mIoU, per-class IoU, accuracy, Dice; --data.KEY VALUE and --model.KEY VALUE say how it is read."""
+    """Score a model: mIoU, per-class IoU, accuracy, Dice; --data.KEY VALUE and --model.KEY VALUE set how it is read."""
     from segtailor.jobs.evaluate import data_of, model_choices
     from segtailor.jobs.evaluate import evaluate as job
     from segtailor.recipes import parse_overrides
@@ -118,18 +118,18 @@ def repro(
 def predict(
     model: ModelName,
     path: Annotated[Path, typer.Argument(metavar="PATH", help="an image, or a folder of images")],
-    out: Annotated[Path, typer.Option(help="folder for index masks, coloured masks and overlays")],
+    out: Annotated[Path, typer.Option(help="folder for index masks, colored masks and overlays")],
     size: Annotated[
         str | None, typer.Option(help="HEIGHTxWIDTH given to the network; default: the training size")
     ] = None,
     window: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of a sliding window; default: whole image")] = None,
 ) -> None:
-    """Segment images: writes index masks, coloured masks and overlays under --out."""
+    """Segment images: writes index masks, colored masks and overlays under --out."""
     from segtailor.jobs.predict import predict as job
 
     slide = _size(window, "--window")
     written = job(model, path, out, size=_size(size, "--size"), mode="slide" if slide else "whole", window=slide)
-    print(f"{len(written)} images segmented; masks, colours and overlays are in {out}")
+    print(f"{len(written)} images segmented; masks, colors and overlays are in {out}")
 
 
 @app.command(epilog="Example: segtailor publish runs/toy-kt --to hf:./toy-student")
@@ -223,7 +223,7 @@ def recipes_fields() -> None:
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run or of a comparison")]) -> None:
-    """Write the report.html of a run or a comparison anew."""
+    """Rewrite the report.html of a run or a comparison."""
     from segtailor.report import write_report
 
     print(write_report(run))
@@ -262,9 +262,7 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise
         where = f" ({error.filename})" if error.filename else ""
-        print(
-            f"error: {error.strerror}{where}; free some space or choose another folder, then continue", file=sys.stderr
-        )
+        print(f"error: {error.strerror}{where}; free space or choose another folder, then continue", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

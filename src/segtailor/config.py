@@ -79,7 +79,7 @@ class TrainConfig(Strict):
 
 
 class EvaluateConfig(Strict):
-    """When and how a model is scored; always at the masks' own size."""
+    """When and how a model is scored; always at the size of the masks."""
 
     every: PositiveInt = 200
     batch: PositiveInt = 4
@@ -90,7 +90,7 @@ class EvaluateConfig(Strict):
 
 
 class RunConfig(Strict):
-    """Where the run lies."""
+    """Name, folder and license policy of the run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     folder: Path = Path("runs")
@@ -101,7 +101,7 @@ class RunConfig(Strict):
 
 
 class SplitConfig(Strict):
-    """Where one split of a folder data set lies, under ``root``; give ``images`` and ``masks``, or ``list``."""
+    """Paths of one split of a folder data set, below ``root``; give ``images`` and ``masks``, or ``list``."""
 
     images: str | None = Field(None, description="folder of images")
     masks: str | None = Field(None, description="folder of masks; a mask has its image's name")
@@ -109,13 +109,13 @@ class SplitConfig(Strict):
 
 
 class UnlabelledConfig(Strict):
-    """Images without masks, which the teacher labels in passing."""
+    """Images without masks, pseudo-labeled by the teacher on the fly."""
 
     images: Path = Field(description="folder of images; sub-folders are read, too")
     share: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="share of each batch that is unlabelled")
     limit: PositiveInt | None = Field(None, description="use only so many of them, evenly chosen")
     threshold: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.9, description="methods that need labels take the teacher's class where it is at least so sure"
+        0.9, description="confidence threshold for pseudo-labels, for methods that need labels"
     )
 
 
@@ -131,7 +131,7 @@ class DataConfig(Strict):
     train_split: str = "train"
     val_split: str = "val"
     classes: Path | None = Field(None, description="YAML with class names, palette and void values (folder)")
-    splits: dict[str, SplitConfig] | None = Field(None, description="where each split of a folder lies")
+    splits: dict[str, SplitConfig] | None = Field(None, description="paths of each split of a folder")
     masks: Literal["index", "color", "binary"] | None = Field(
         None, description="what a mask holds: class indices (default), palette colors, or one file for each class"
     )
@@ -147,7 +147,8 @@ class DataConfig(Strict):
     image_column: str = Field("image", description="column of images (hf, csv)")
     mask_column: str = Field("mask", description="column of masks (hf, csv)")
     annotations: Path | None = Field(
-        None, description="the table or JSON that names images and masks (csv, coco-json); {split} stands for the split"
+        None,
+        description="table or JSON that names images and masks (csv, coco-json); {split} becomes the split's name",
     )
     limit: PositiveInt | None = Field(None, description="use only so many training images, evenly chosen")
     unlabelled: UnlabelledConfig | None = Field(None, description="images without masks beside the labelled ones")
@@ -165,7 +166,7 @@ class DataConfig(Strict):
 
 
 class PreprocessConfig(Strict):
-    """What a network's weights expect of its input, where the network does not say so itself."""
+    """The input that a network's weights expect, where the network does not declare it."""
 
     mean: tuple[float, float, float] | None = Field(None, description="in the network's channel order, after scaling")
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
@@ -195,7 +196,7 @@ class ModelConfig(Strict):
         None,
         description="taps by name and module path: {deep: encoder.layer3}; `segtailor inspect --paths` lists paths",
     )
-    preprocess: PreprocessConfig | None = Field(None, description="overrides what the network says of its input")
+    preprocess: PreprocessConfig | None = Field(None, description="overrides the network's own preprocessing")
 
     def options(self) -> dict[str, Any]:
         """Return the construction options that were set."""
@@ -297,10 +298,10 @@ class CompareRecipe(Strict):
     student: ModelConfig
     arms: dict[ArmName, Annotated[ArmConfig, BeforeValidator(_arm)]] = Field(min_length=1)
     seeds: Annotated[list[NonNegativeInt], Field(min_length=1), AfterValidator(_different)] = Field(
-        [0, 1, 2], description="each seed is a group of its own: data order, initial weights and noise"
+        [0, 1, 2], description="a seed sets data order, initial weights and noise of all arms"
     )
     spread: Literal["groups", "data"] = Field(
-        "groups", description="with several processes: seeds are dealt to them, or each arm is data-parallel"
+        "groups", description="several processes: `groups` splits seeds across them, `data` runs each arm data-parallel"
     )
     arms_at_once: PositiveInt | None = Field(None, description="arms trained side by side; default: all of a seed")
     boundary: bool = Field(True, description="score boundaries and calibration at the end, too")

@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake, and the nearest-name lists that its messages carry."""
+"""The exception for users' mistakes, and the nearest-name lists in its messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXTRAS = {
 
 
 class SegtailorError(Exception):
-    """A mistake that the user can fix: one line that says what is wrong, where, and what to do.
+    """A user's mistake: one line with the problem, its place, and the remedy.
 
     The command line prints the message without a traceback and exits with code 2.
     """

@@ -1,4 +1,4 @@
-"""Ground floor of files: atomic writing, and the constants and shapes that every floor uses."""
+"""Atomic writing, and the constants and shapes that all modules share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Color = tuple[int, int, int]
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Call ``write`` with an open temporary file beside ``path``, then put that file in the place of ``path``.
 
-    On any failure, a full disk included, the temporary file is removed and the file that was there is whole. Raises
+    On any failure, a full disk included, the temporary file is removed and the previous file is intact. Raises
     SegtailorError for an OSError.
     """
     path = Path(path)

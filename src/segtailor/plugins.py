@@ -17,7 +17,7 @@ PREFIX = "module:"
 
 
 def load_object(spec: str) -> Callable[..., Any]:
-    """Return the function or class that ``spec``, ``module:package.file:name``, stands for.
+    """Return the function or class that ``spec``, ``module:package.file:name``, names.
 
     A file in the working directory is found, too. Raises ``SegtailorError``, in one line, when it cannot be imported.
     """
@@ -65,7 +65,7 @@ def load_entry_point(point: EntryPoint) -> Any:
 
 
 def accepted_parameters(factory: Callable[..., Any]) -> set[str] | None:
-    """Return the names that ``factory`` accepts as keywords, None where it accepts any or does not say."""
+    """Return the names that ``factory`` accepts as keywords, None where it accepts any or is not introspectable."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except ValueError:

@@ -9,6 +9,11 @@ from segtailor.data import VOID, create_dataset, list_datasets
 from segtailor.errors import SegtailorError
 
 
+@pytest.fixture(autouse=True)
+def few_toy_images() -> None:
+    """Here the data set has its own size."""
+
+
 def open_toy(split="train", **options):
     return create_dataset(DataConfig(name="toy", **options), split, training=split == "train")
 

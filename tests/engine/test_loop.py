@@ -126,7 +126,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
 
 def test_memory_is_measured_on_a_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU's own counters are read where the step is logged; the bytes that others hold are taken off."""
-    assert trained(tmp_path, ["a"])["a"].peak_bytes is None
+    assert trained(tmp_path, ["a"])["a"].state.peak_bytes == 0
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 1000)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 5000)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)

@@ -7,7 +7,7 @@ import torch
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from segtailor.errors import SegtailorError
-from segtailor.evaluation import EvaluationResult, check_counts, count_pixels
+from segtailor.evaluation.confusion import EvaluationResult, check_counts, count_images
 
 CLASSES = ("road", "pole", "sky", "tram")
 
@@ -21,7 +21,7 @@ def _random_masks(num_classes=4, size=(2, 9, 7)):
 
 
 def _result(prediction, target, num_classes=4):
-    counts = count_pixels(prediction, target, num_classes)
+    counts = count_images(prediction.reshape(1, 1, -1), target.reshape(1, 1, -1), num_classes)[0]
     return EvaluationResult(counts[: num_classes**2].view(num_classes, num_classes), CLASSES[:num_classes])
 
 
@@ -82,6 +82,8 @@ def test_dictionary_is_json_and_says_the_rule():
 
 
 def test_a_value_outside_the_classes_is_named_with_its_count():
-    counts = count_pixels(torch.zeros(4, dtype=torch.long), torch.tensor([0, 7, 7, 255], dtype=torch.uint8), 3)
+    counts = count_images(
+        torch.zeros(1, 1, 4, dtype=torch.long), torch.tensor([[[0, 7, 7, 255]]], dtype=torch.uint8), 3
+    )[0]
     with pytest.raises(SegtailorError, match=r"mask value 7 \(2 pixels\) in a\.png is outside the 3 classes"):
         check_counts(counts, 3, "a.png")

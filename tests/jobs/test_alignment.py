@@ -1,4 +1,4 @@
-"""How two networks are brought together, told in lines, and refused where they cannot be."""
+"""The alignment of two networks: its lines, and its refusal where none is possible."""
 
 from __future__ import annotations
 

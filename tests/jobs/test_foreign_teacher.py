@@ -117,9 +117,9 @@ def test_a_teacher_of_150_classes_teaches_five(
     assert found["miou"] == pytest.approx(scored["teacher"]["miou"], abs=1e-6)
     assert found["class_map"] == result.results["class_map"]
     assert run([*words[:2], *words[4:]], monkeypatch) == 2
-    told = capsys.readouterr().err
-    assert "the model has 150 classes but the data set has 5" in told
-    assert "--class-map FILE" in told
+    message = capsys.readouterr().err
+    assert "the model has 150 classes but the data set has 5" in message
+    assert "--class-map FILE" in message
 
 
 def test_a_comparison_shows_the_map(tmp_path: Path, data: dict[str, Any], ade: Path) -> None:
@@ -204,12 +204,12 @@ def test_a_method_that_needs_a_feature_names_model_method_and_what_to_do(tmp_pat
     for method in ("kt", "cwd", "fitnet", "cirkd", "skd", "ifvd"):
         with pytest.raises(SegtailorError) as caught:
             segtailor.distill(recipe(tmp_path, data, {"weights": str(path)}, method=method))
-        told = str(caught.value)
-        assert told.startswith(
+        message = str(caught.value)
+        assert message.startswith(
             f"method {method} needs the feature in front of the classifier, and the teacher onnx:{path}"
         )
-        assert "teacher.taps: {feature: PATH}" in told
-        assert "\n" not in told
+        assert "teacher.taps: {feature: PATH}" in message
+        assert "\n" not in message
     with pytest.raises(SegtailorError, match=r"method feature, teacher onnx:.*: unknown tap of the teacher 'stages.0'"):
         segtailor.distill(recipe(tmp_path, data, {"weights": str(path)}, method={"name": "feature", "tap": "stages.0"}))
 

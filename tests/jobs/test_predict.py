@@ -43,13 +43,13 @@ def test_a_folder_is_read_with_its_folders_and_other_files_are_named(tmp_path):
     _photo(tmp_path / "in/deep/a.png", seed=1)
     _photo(tmp_path / "in/deep/b.JPG", size=(7, 9))
     (tmp_path / "in/list.txt").write_text("x")
-    said = []
-    written = predict(TinyModel(), tmp_path / "in", tmp_path / "in/out", note=said.append)
+    noted = []
+    written = predict(TinyModel(), tmp_path / "in", tmp_path / "in/out", note=noted.append)
     names = sorted(path.relative_to(tmp_path / "in/out/index").as_posix() for path in written)
     assert names == ["a.png", "deep/a.png", "deep/b.png"]
-    assert said == ["skipped, not an image: list.txt"]
-    again = predict(TinyModel(), tmp_path / "in", tmp_path / "in/out", note=said.append)
-    assert again == written  # what lies in the output folder is not taken for input
+    assert noted == ["skipped, not an image: list.txt"]
+    again = predict(TinyModel(), tmp_path / "in", tmp_path / "in/out", note=noted.append)
+    assert again == written  # files in the output folder are not taken for input
 
 
 def test_images_that_differ_in_their_suffix_alone_both_get_a_mask(tmp_path):

@@ -17,6 +17,7 @@ from segtailor.engine.logging import read_metrics
 from segtailor.engine.runs import RunStopped, StopRequest, load_checkpoint
 from segtailor.errors import SegtailorError
 from segtailor.jobs.pretrain import _no_other
+from segtailor.jobs.train import RunResult
 from segtailor.models import create_model, save_model
 from tiny import TINY_MODEL, tiny_distill
 
@@ -34,14 +35,27 @@ def stage_files(folder: Path) -> list[Path]:
     return sorted((folder / "stages").glob("*.safetensors"))
 
 
-def test_lad_needs_no_teacher_and_a_second_run_takes_what_the_first_learnt(tmp_path: Path) -> None:
-    first = segtailor.distill(recipe(tmp_path, None, "first", "lad"))
-    (file,) = stage_files(tmp_path)
+@pytest.fixture(scope="module")
+def lad_run(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """A finished run of lad; its teacher is in ``stages/`` beside it."""
+    return segtailor.distill(recipe(tmp_path_factory.mktemp("lad"), None, "first", "lad"))
+
+
+@pytest.fixture
+def trained_folder(lad_run: RunResult, tmp_path: Path) -> Path:
+    """A folder for runs, with what lad has trained in it."""
+    shutil.copytree(lad_run.folder.parent / "stages", tmp_path / "stages")
+    return tmp_path
+
+
+def test_lad_needs_no_teacher_and_a_second_run_takes_what_the_first_learnt(lad_run: RunResult) -> None:
+    first, folder = lad_run, lad_run.folder.parent
+    (file,) = stage_files(folder)
     changed = file.stat().st_mtime_ns
-    second = segtailor.distill(recipe(tmp_path, None, "second", "lad", seed=1))
+    second = segtailor.distill(recipe(folder, None, "second", "lad", seed=1))
     assert [result.results["stages"][0]["reused"] for result in (first, second)] == [False, True]
     assert second.results["stages"][0]["seconds"] == first.results["stages"][0]["seconds"] > 0
-    assert stage_files(tmp_path) == [file]
+    assert stage_files(folder) == [file]
     assert file.stat().st_mtime_ns == changed
     assert [row["role"] for row in first.results["rows"]] == ["assisted", "distilled"]
     assert first.results["gap_closed"] is None
@@ -57,11 +71,10 @@ def test_lad_needs_no_teacher_and_a_second_run_takes_what_the_first_learnt(tmp_p
     assert "the label-assisted teacher was trained for the method lad" in page
 
 
-def test_another_setting_is_another_stage(tmp_path: Path) -> None:
-    segtailor.distill(recipe(tmp_path, None, "first", "lad"))
-    segtailor.distill(recipe(tmp_path, None, "second", {"name": "lad", "consistency": 1.0}))
-    segtailor.distill(recipe(tmp_path, None, "third", {"name": "lad", "base": "kd"}))  # no matter to the teacher
-    assert len(stage_files(tmp_path)) == 2
+def test_another_setting_is_another_stage(trained_folder: Path) -> None:
+    segtailor.distill(recipe(trained_folder, None, "second", {"name": "lad", "consistency": 1.0}))
+    segtailor.distill(recipe(trained_folder, None, "third", {"name": "lad", "base": "kd"}))  # no matter to the teacher
+    assert len(stage_files(trained_folder)) == 2
 
 
 def test_tokens_are_learnt_once_for_each_teacher(tmp_path: Path, teacher_run: Path) -> None:
@@ -97,24 +110,26 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, polls: int) -> None:
     monkeypatch.setattr(StopRequest, "requested", property(requested))
 
 
-@pytest.mark.parametrize(("method", "polls"), [("lad", 2), ("lad", 6), ("adversarial", 2)])
+@pytest.mark.parametrize(("method", "stops"), [("lad", [2, 6]), ("adversarial", [2])])
 def test_an_interrupted_run_equals_one_in_one_piece(
-    tmp_path: Path, teacher_run: Path, monkeypatch: pytest.MonkeyPatch, method: str, polls: int
+    tmp_path: Path, teacher_run: Path, monkeypatch: pytest.MonkeyPatch, method: str, stops: list[int]
 ) -> None:
     options = {"name": method, "width": 8} if method == "adversarial" else {"name": method}
     teacher = None if method == "lad" else teacher_run
-    whole = segtailor.distill(recipe(tmp_path / "a", teacher, "run", options, checkpoint_every=1))
-    with monkeypatch.context() as patched:
-        stop_after(patched, polls)
-        with pytest.raises(RunStopped):
-            segtailor.distill(recipe(tmp_path / "b", teacher, "run", options, checkpoint_every=1))
-    resumed = recipe(tmp_path / "b", teacher, "run", options, checkpoint_every=1)
-    resumed["run"]["exists"] = "resume"
-    parts = segtailor.distill(resumed)
-    ends = [load_checkpoint(run.folder / "checkpoints" / "last.ckpt") for run in (whole, parts)]
-    torch.testing.assert_close(ends[0]["distiller"], ends[1]["distiller"], rtol=0, atol=0)
-    torch.testing.assert_close(ends[0]["opponents"], ends[1]["opponents"], rtol=0, atol=0)
-    assert bool(ends[0]["opponents"]) == (method == "adversarial")
+    whole = segtailor.distill(recipe(tmp_path / "whole", teacher, "run", options, checkpoint_every=1))
+    end = load_checkpoint(whole.folder / "checkpoints" / "last.ckpt")
+    assert bool(end["opponents"]) == (method == "adversarial")
+    for polls in stops:
+        folder = tmp_path / f"stopped-at-{polls}"
+        with monkeypatch.context() as patched:
+            stop_after(patched, polls)
+            with pytest.raises(RunStopped):
+                segtailor.distill(recipe(folder, teacher, "run", options, checkpoint_every=1))
+        resumed = recipe(folder, teacher, "run", options, checkpoint_every=1)
+        resumed["run"]["exists"] = "resume"
+        parts = load_checkpoint(segtailor.distill(resumed).folder / "checkpoints" / "last.ckpt")
+        torch.testing.assert_close(parts["distiller"], end["distiller"], rtol=0, atol=0)
+        torch.testing.assert_close(parts["opponents"], end["opponents"], rtol=0, atol=0)
 
 
 def test_the_opponent_learns_beside_the_student_and_is_not_exported(tmp_path: Path, teacher_run: Path) -> None:
@@ -132,8 +147,8 @@ def test_the_opponent_learns_beside_the_student_and_is_not_exported(tmp_path: Pa
     assert record["loss"] == pytest.approx(own, rel=1e-5)  # the opponent's loss is not the student's
 
 
-def test_the_recipes_teacher_may_stand_beside_lads_own(tmp_path: Path, teacher_run: Path) -> None:
-    result = segtailor.distill(recipe(tmp_path, teacher_run, "run", [{"name": "kd"}, {"name": "lad"}]))
+def test_the_recipes_teacher_may_stand_beside_lads_own(trained_folder: Path, teacher_run: Path) -> None:
+    result = segtailor.distill(recipe(trained_folder, teacher_run, "run", [{"name": "kd"}, {"name": "lad"}]))
     assert [row["role"] for row in result.results["rows"]] == ["teacher", "assisted", "distilled"]
     terms = read_metrics(result.folder / "metrics.jsonl")[0]["terms"]
     assert {"kd.kd", "lad.cwd_logits"} <= terms.keys()
@@ -147,13 +162,11 @@ def test_a_method_without_its_teacher_is_refused_in_one_line(tmp_path: Path, met
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_stage_file_is_named(tmp_path: Path) -> None:
-    segtailor.distill(recipe(tmp_path, None, "first", "lad"))
-    (file,) = stage_files(tmp_path)
+def test_a_damaged_stage_file_is_named(trained_folder: Path) -> None:
+    (file,) = stage_files(trained_folder)
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(SegtailorError, match=r"lad-.*safetensors is damaged"):
-        segtailor.distill(recipe(tmp_path, None, "second", "lad"))
-    shutil.rmtree(tmp_path / "stages")
+        segtailor.distill(recipe(trained_folder, None, "second", "lad"))
 
 
 def test_the_terminal_shows_the_alignment(
@@ -172,13 +185,13 @@ def test_the_terminal_shows_the_alignment(
 
 def test_a_second_run_waits_for_the_one_that_makes_the_stage(tmp_path, capsys):
     path, order = tmp_path / "stages" / "tokens.safetensors", []
-    begun, go_on = threading.Event(), threading.Event()
+    begun, released = threading.Event(), threading.Event()
     fabric = SimpleNamespace(is_global_zero=True, barrier=lambda: None)
 
     def first():
         with _no_other(fabric, path):
             begun.set()
-            go_on.wait(10)
+            released.wait(10)
             order.append("first made it")
 
     def second():
@@ -191,7 +204,7 @@ def test_a_second_run_waits_for_the_one_that_makes_the_stage(tmp_path, capsys):
     threads[1].start()
     threads[1].join(0.5)
     assert order == []
-    go_on.set()
+    released.set()
     for thread in threads:
         thread.join(10)
     assert order == ["first made it", "second reads it"]

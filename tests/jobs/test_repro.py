@@ -1,4 +1,4 @@
-"""A recorded row trained anew."""
+"""A recorded row, trained again."""
 
 from __future__ import annotations
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 import segtailor
+from segtailor.config import DataConfig
 from segtailor.engine.logging import read_metrics
 from segtailor.engine.runs import RunStopped, StopRequest, load_checkpoint
 from segtailor.errors import SegtailorError
-from tiny import tiny_distill, tiny_train
+from segtailor.jobs.train import RunResult
+from tiny import TINY_DATA, tiny_distill, tiny_train
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -20,6 +22,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def kt_run(tmp_path_factory: pytest.TempPathFactory, teacher_run: Path) -> RunResult:
+    """A finished run of `tiny_distill`, to be read."""
+    return segtailor.distill(tiny_distill(tmp_path_factory.mktemp("kt"), teacher_run))
 
 
 def test_train_leaves_a_model_its_scores_and_a_report(teacher_run: Path) -> None:
@@ -35,7 +43,8 @@ def test_train_leaves_a_model_its_scores_and_a_report(teacher_run: Path) -> None
     assert list((teacher_run / "tensorboard").glob("events*"))
 
 
-def test_distill_gives_three_rows_and_a_student_alone(tmp_path: Path, teacher_run: Path) -> None:
+def test_distill_gives_three_rows_and_a_student_alone_and_leaves_the_teacher(tmp_path: Path, teacher_run: Path) -> None:
+    before = (teacher_run / "model.safetensors").read_bytes()
     recipe = {**tiny_distill(tmp_path, teacher_run), "baseline": "train"}
     result = segtailor.distill(recipe)
     rows = {row["role"]: row for row in result.results["rows"]}
@@ -46,27 +55,18 @@ def test_distill_gives_three_rows_and_a_student_alone(tmp_path: Path, teacher_ru
     terms = read_metrics(result.folder / "metrics.jsonl")[0]["terms"]
     assert {"task", "task_aux", "kt.kd", "kt.ft.decoder", "kt.ft.stages.0", "kt.ft.stages.3"} <= terms.keys()
     assert result.report.exists()
+    assert (teacher_run / "model.safetensors").read_bytes() == before
 
 
-def test_the_exported_student_scores_what_the_results_say(tmp_path: Path, teacher_run: Path) -> None:
-    from segtailor.config import DataConfig
-
-    recipe = tiny_distill(tmp_path, teacher_run)
-    result = segtailor.distill(recipe)
-    again = segtailor.evaluate(result.folder, DataConfig(**recipe["data"]))
-    assert again.miou == pytest.approx(result.results["rows"][-1]["miou"], abs=1e-6)
+def test_the_exported_student_scores_what_the_results_say(kt_run: RunResult) -> None:
+    again = segtailor.evaluate(kt_run.folder, DataConfig(**TINY_DATA))
+    assert again.miou == pytest.approx(kt_run.results["rows"][-1]["miou"], abs=1e-6)
 
 
 def test_method_none_is_the_student_alone(tmp_path: Path, teacher_run: Path) -> None:
     recipe = {**tiny_distill(tmp_path, teacher_run, "none"), "method": "none", "baseline": "train"}
     folder = segtailor.distill(recipe).folder
     assert equal(weights(folder), weights(folder / "baseline"))
-
-
-def test_the_teacher_is_not_touched(tmp_path: Path, teacher_run: Path) -> None:
-    before = (teacher_run / "model.safetensors").read_bytes()
-    segtailor.distill(tiny_distill(tmp_path, teacher_run))
-    assert (teacher_run / "model.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
@@ -93,18 +93,16 @@ def test_a_resumed_run_is_the_uninterrupted_run(
     assert losses(whole) == losses(tmp_path / "cut")
 
 
-def test_resuming_a_finished_run_does_nothing(tmp_path: Path, teacher_run: Path) -> None:
-    first = segtailor.distill(tiny_distill(tmp_path, teacher_run))
-    stamp = (first.folder / "student.safetensors").stat().st_mtime_ns
-    again = segtailor.distill(tiny_distill(tmp_path, teacher_run), {"run.exists": "resume"})
-    assert again.results == first.results
-    assert (first.folder / "student.safetensors").stat().st_mtime_ns == stamp
+def test_resuming_a_finished_run_does_nothing(kt_run: RunResult, teacher_run: Path) -> None:
+    stamp = (kt_run.folder / "student.safetensors").stat().st_mtime_ns
+    again = segtailor.distill(tiny_distill(kt_run.folder.parent, teacher_run), {"run.exists": "resume"})
+    assert again.results == kt_run.results
+    assert (kt_run.folder / "student.safetensors").stat().st_mtime_ns == stamp
 
 
-def test_workers_do_not_change_the_run(tmp_path: Path) -> None:
-    alone = segtailor.train(tiny_train(tmp_path, "w0")).folder
+def test_workers_do_not_change_the_run(tmp_path: Path, teacher_run: Path) -> None:
     helped = segtailor.train(tiny_train(tmp_path, "w2"), {"data.workers": 2}).folder
-    assert equal(weights(alone), weights(helped))
+    assert equal(weights(teacher_run), weights(helped))
 
 
 def test_several_methods_are_combined_with_weights(tmp_path: Path, teacher_run: Path) -> None:
@@ -169,17 +167,16 @@ def test_mistakes_are_one_line_and_leave_no_run(
         segtailor.distill(tiny_distill(tmp_path, teacher_run), overrides)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "student" / "student.safetensors").exists()
-    if "baseline" in overrides:  # so that the mended command needs no other name
+    if "baseline" in overrides:  # so that the corrected command needs no other name
         assert not (tmp_path / "student").exists()
 
 
 @pytest.mark.parametrize("settings", [{"train.precision": "bf16"}, {"train.clip": 0.5}, {"train.micro_batch": 2}])
 def test_precision_clipping_and_accumulation_train(
-    tmp_path: Path, teacher_run: Path, settings: dict[str, object]
+    tmp_path: Path, teacher_run: Path, kt_run: RunResult, settings: dict[str, object]
 ) -> None:
-    plain = segtailor.distill(tiny_distill(tmp_path, teacher_run, "plain")).folder
     other = segtailor.distill(tiny_distill(tmp_path, teacher_run, "other"), settings).folder
-    assert not equal(weights(plain), weights(other))
+    assert not equal(weights(kt_run.folder), weights(other))
     assert all(torch.isfinite(value).all() for value in weights(other).values() if value.is_floating_point())
     assert [line["step"] for line in read_metrics(other / "metrics.jsonl") if line["kind"] == "train"] == [1, 2, 3, 4]
 

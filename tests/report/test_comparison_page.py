@@ -377,7 +377,7 @@ def test_without_teacher_and_student_alone_gains_are_not_claimed(tmp_path):
     folder = write_comparison(tmp_path / "run", samples=0, teacher=None, baseline="absent")
     html = write_report(folder).read_text()
     text = _text(html)
-    assert "The student alone is not among the arms, so this page cannot say what a method gains." in text
+    assert "The student alone is not among the arms, so the gains of the methods are unknown." in text
     columns = [cell.text for cell in _rows(html, "leaderboard")[0]]
     assert columns == ["Arm", "mIoU", "Best mIoU", "Rank", "Time", "Memory", "Parameters"]
     assert "baseline 'absent' is no arm" in text

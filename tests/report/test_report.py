@@ -88,7 +88,7 @@ def test_a_plain_training_has_one_model(tmp_path):
 
 def test_without_baseline_the_page_says_that_the_gain_is_unknown(tmp_path):
     page, _ = _page(write_run(tmp_path / "run", roles=("teacher", "distilled"), with_samples=False))
-    assert "cannot say what the method gained" in page.text
+    assert "the gain of the method is unknown" in page.text
     assert "Samples" not in page.text
 
 

@@ -24,7 +24,7 @@ WHERE = "data.unlabelled.images"
 class UnlabelledImages:
     """The image files of a folder; ``images[i]`` is a sample whose target (H,W) is 0 at every pixel.
 
-    Images are resized to ``size`` (height, width) where it is given. ``mean_color`` is what they are padded with.
+    Images are resized to ``size`` (height, width) where it is given. They are padded with ``mean_color``.
     """
 
     def __init__(self, folder: Path, paths: Sequence[Path], size: Size | None, mean_color: Color) -> None:

@@ -24,8 +24,8 @@ PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
 def launch(config: TrainConfig, find_unused_parameters: bool = False) -> Any:
     """Return a launched ``Fabric`` for ``config``: one process by default on a CPU, every GPU where there are some.
 
-    Under ``torchrun`` or SLURM the processes already there are used. Raises ``SegtailorError`` when the devices asked
-    for are not there, or the precision does not exist on them.
+    Under ``torchrun`` or SLURM it uses the processes already there. Raises ``SegtailorError`` when the devices are not
+    there or do not support the precision.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy

@@ -1,4 +1,4 @@
-"""What a run records: metrics.jsonl, TensorBoard, and a live bar or plain lines on the terminal."""
+"""A run's records: metrics.jsonl, TensorBoard, and a live bar or plain lines on the terminal."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ from segtailor.files import write_atomically
 
 @dataclass
 class RunState:
-    """How far a training has come: what a checkpoint holds beside tensors.
+    """The progress of a training, which a checkpoint holds beside tensors.
 
-    ``seconds`` is the training time; ``teacher_seconds`` the share of it that the common teacher's passes took,
-    ``teacher_seconds_alone`` the whole of these passes. ``peak_bytes`` is measured on a GPU alone.
+    ``seconds`` is the training time: the arm's own, and its share of reading data and of the common teacher's passes.
+    ``teacher_seconds`` is that last share, ``teacher_seconds_alone`` the whole of these passes. ``peak_bytes`` is the
+    GPU memory that the arm took at most, with all it keeps between steps and without the teacher and other arms; 0 on
+    a CPU.
     """
 
     step: int = 0
@@ -89,7 +91,7 @@ def _not_finite(step: int, what: str, value: float, last_good: int) -> Segtailor
 
 
 class MetricsLog:
-    """``metrics.jsonl`` and TensorBoard events of one run; whatever is there of steps after ``step`` is dropped.
+    """``metrics.jsonl`` and TensorBoard events of one run; records of steps after ``step`` are dropped.
 
     Raises ``SegtailorError`` when a file cannot be written.
     """
@@ -153,7 +155,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class Recorder:
     """Collects losses and times of a training, and writes them to all three places; only the first process writes.
 
-    Times are counted in ``state``. Evaluation and saving are no training. ``quiet`` leaves the terminal out.
+    Times are counted in ``state``. Evaluation and saving do not count. ``quiet`` leaves the terminal out.
     """
 
     def __init__(self, label: str, folder: Path, steps: int, state: RunState, fabric: Any, quiet: bool = False) -> None:
@@ -196,9 +198,9 @@ class Recorder:
         return means
 
     def flush(self, step: int, means: dict[str, float], lr: float) -> None:
-        """Write the ``means`` and what else was collected since the last flush."""
+        """Write the ``means`` and everything else collected since the last flush."""
         spent = max(self.state.seconds - self._began, 1e-9)
-        # An adversary's loss is no part of the student's.
+        # An adversary's loss is not part of the student's.
         loss = sum(value for name, value in means.items() if not name.endswith(".opponent"))
         rate = self._images / spent
         if self._log is not None:
@@ -220,7 +222,7 @@ class Recorder:
         self._progress.evaluated(step, result.miou)
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close files and progress bar."""
         self._progress.close()
         if self._log is not None:
             self._log.close()

@@ -22,7 +22,7 @@ from segtailor.engine.launch import any_process, average_over_processes, running
 from segtailor.engine.logging import Recorder, RunState, check_weights
 from segtailor.engine.module import Adversaries, Objective
 from segtailor.engine.optim import AveragedWeights, build_optimizer
-from segtailor.engine.pseudo_labels import PseudoLabels, check_rows
+from segtailor.engine.pseudo_labels import PseudoLabels
 from segtailor.engine.runs import RunStopped, StopRequest, fitting_checkpoint, load_checkpoint, save_checkpoint
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import EvaluationResult, evaluate_model, inference_settings
@@ -36,7 +36,7 @@ FEW_IMAGES = 8
 
 @dataclass
 class RunSpec:
-    """What one objective is trained on: data, settings, and the folder that takes its files.
+    """The training of one objective: data, settings, and the folder for its files.
 
     ``unlabelled`` images are read beside the training data, in the share that ``data.unlabelled`` gives.
     """
@@ -54,22 +54,14 @@ class RunSpec:
 
 @dataclass
 class Trained:
-    """The trained subject, its score after the last step (if it is scored), and the best score on the way.
+    """The trained subject, its score after the last step (if it is scored), and the best score and times in ``state``.
 
-    ``seconds`` is the training time: the arm's own, and its share of reading data and of the common teacher's passes.
-    ``teacher_seconds`` is that last share, ``teacher_seconds_alone`` the whole of these passes. ``peak_bytes`` is the
-    GPU memory that the arm took at most, with what it keeps between steps and without the teacher and other arms; None
-    on a CPU. ``problem`` is why the training of an arm among others failed.
+    ``problem`` is why the training of an arm among others failed.
     """
 
     student: Any
     score: EvaluationResult | None
-    best_miou: float
-    best_step: int
-    seconds: float
-    teacher_seconds: float = 0.0
-    teacher_seconds_alone: float = 0.0
-    peak_bytes: int | None = None
+    state: RunState
     problem: str | None = None
 
     @property
@@ -93,9 +85,9 @@ def fit_together(
 ) -> list[Trained]:
     """Train several objectives in lockstep: on the same batches, with one pass of ``teacher`` for all.
 
-    Data, batch, steps and seed are the first spec's; each arm has its optimizer, draws and files, and learns what it
-    would alone. With ``keep_going`` an arm whose loss is not finite, or for which memory is short, is dropped with its
-    ``problem``, and the others continue. Arms that resume from different steps wait for each other.
+    Data, batch, steps and seed are the first spec's; each arm has its optimizer, draws and files, and learns exactly
+    what it would alone. With ``keep_going`` an arm whose loss is not finite, or that runs out of memory, is dropped
+    with its ``problem``, and the others continue. Arms that resume from different steps wait for each other.
     """
     first = entries[0][1]
     train, device, rank, world = first.train, fabric.device, fabric.global_rank, fabric.world_size
@@ -162,10 +154,10 @@ def fit_together(
 
 
 class ArmTrainer:
-    """Trains one objective step by step on what the loop hands it: its optimizer, records and files.
+    """Trains one objective step by step: its optimizer, records and files.
 
     A step is :meth:`begin`, :meth:`accumulate` for each micro-batch, :meth:`finish`; then :meth:`close_step`, which
-    writes, scores and saves where it is time. Only work inside :meth:`timed` counts as training time.
+    writes, scores and saves where that is due. Only work inside :meth:`timed` counts as training time.
     """
 
     def __init__(self, fabric: Any, objective: Objective, spec: RunSpec, quiet: bool = False) -> None:
@@ -177,10 +169,8 @@ class ArmTrainer:
         self.fabric, self.objective, self.spec = fabric, objective, spec
         self.problem: str | None = None
         self._images = train.batch
-        if spec.unlabelled is not None and (objective.own_teachers or not objective.uses_teacher):
-            check_rows(spec.data, train.batch, split_batch(train.batch, train.micro_batch, fabric.world_size)[0])
-            if not objective.uses_teacher:
-                self._images = mix_of(spec.data.unlabelled, train.batch).labelled
+        if spec.unlabelled is not None and not objective.uses_teacher:
+            self._images = mix_of(spec.data.unlabelled, train.batch).labelled
         self.adversaries = Adversaries(fabric, objective.adversaries)
         self.module, self.optimizer = fabric.setup(objective, build_optimizer(objective, train.optimizer))
         self._statistics = running_statistics(objective)
@@ -246,7 +236,7 @@ class ArmTrainer:
         self.recorder.step(n, self._sums, self._images, self._confident)
 
     def close_step(self, n: int, stopping: bool, wait: bool = False) -> None:
-        """Write the losses, score and save after step ``n`` where it is time to.
+        """Write the losses, score and save after step ``n`` where these are due.
 
         Raises ``SegtailorError`` when a loss or a weight is not finite.
         """
@@ -280,20 +270,16 @@ class ArmTrainer:
             save_checkpoint(self.checkpoint, self._snapshot())
 
     def trained(self) -> Trained:
-        """Return what became of the arm; a finished one that was only resumed is scored now."""
+        """Return the outcome; an arm that had finished before it was resumed is scored now."""
         if self.result is None and self.problem is None and self.subject is not None:
             self.result = self._evaluate(self.subject)
-        state, score = self.state, None if self.problem is not None else self.result
-        return Trained(
-            self.subject, score, state.best_miou, state.best_step, state.seconds, state.teacher_seconds,
-            state.teacher_seconds_alone, state.peak_bytes or None, self.problem,
-        )  # fmt: skip
+        return Trained(self.subject, self.result if self.problem is None else None, self.state, self.problem)
 
     @contextmanager
     def surviving(self, keep_going: bool) -> Iterator[None]:
-        """With ``keep_going``, note a failure inside as the arm's ``problem`` and free what the arm holds.
+        """With ``keep_going``, record a failure as the arm's ``problem`` and free the arm's memory.
 
-        What fails in one of several processes alone (memory, a disk) ends them all: the others would wait for it.
+        A failure in one of several processes alone (memory, a disk) ends them all: the others would wait for it.
         """
         try:
             yield
@@ -310,7 +296,7 @@ class ArmTrainer:
 
     @contextmanager
     def timed(self, wait: bool = False) -> Iterator[None]:
-        """Count the time inside as this arm's training; with ``wait`` until the device has done the work, too."""
+        """Count the time inside as this arm's training; with ``wait`` until the device has finished."""
         began = time.perf_counter()
         yield
         if wait and self.fabric.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What the loop trains as one module: a student with its methods, or a method's pre-training; their adversaries."""
+"""The module that the loop trains: a student with its methods, or a method's pre-training; their adversaries."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from segtailor.models.network import Network, SegOutput
 from segtailor.models.teacher import Teacher
 
 TeacherOutputs = Mapping[str, SegOutput]
-"""What each method reads of its teacher, by the method's name."""
+"""The teacher's tensors that each method reads, by the method's name."""
 TargetKind = Literal["supervised", "pseudo", "pseudo_confident"]
 """The labelled images alone; with the teacher's class at every pixel of the others; or only where it is sure."""
 
 
 def target_kind(method: Method) -> TargetKind:
-    """Return which targets ``method`` reads in batches with unlabelled images.
+    """Return the kind of targets that ``method`` reads in batches with unlabelled images.
 
     Its own teacher sees the labels, so it has no answer for images without any. A method that reads classes takes the
     teacher's only where it is sure; one that reads them as an ignore mask, if at all, learns from every pixel.
@@ -34,7 +34,7 @@ def target_kind(method: Method) -> TargetKind:
 class BatchTarget:
     """A micro-batch's target of one kind: of which ``rows`` it is (None: all), and the ``step`` that counts it."""
 
-    # No tuple or dataclass: data parallelism and precision plugins take those apart.
+    # Neither tuple nor dataclass: data parallelism and precision plugins take those apart.
     def __init__(self, target: Tensor, step: Step, rows: Tensor | None = None) -> None:
         self.target, self.step, self.rows = target, step, rows
 
@@ -51,7 +51,7 @@ Targets = Mapping[TargetKind, BatchTarget]
 
 
 class AdversaryInputs(NamedTuple):
-    """What an adversary is trained on: both outputs detached, and the target of its method."""
+    """The inputs of an adversary: both outputs, detached, and the target of its method."""
 
     student: SegOutput
     teacher: SegOutput
@@ -83,7 +83,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def select(self, shared: SegOutput | None, own: TeacherOutputs) -> TeacherOutputs:
-        """Return what each method reads of the shared teacher or of its own; the memory of the rest is then free."""
+        """Return the tensors that each method reads, of the shared teacher or its own; the rest can be freed."""
 
     @abstractmethod
     def forward(
@@ -152,7 +152,7 @@ class Distiller(Objective):
         return self.student
 
     def select(self, shared: SegOutput | None, own: TeacherOutputs) -> TeacherOutputs:
-        """Return for each method what it reads of its own teacher, or of the shared one."""
+        """Return for each method the tensors that it reads, of its own teacher or of the shared one."""
         return {
             name: method.select(output)
             for name, method in self._methods().items()
@@ -212,7 +212,7 @@ class Adversaries:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Inside, no adversary takes a gradient."""
+        """Within the context, no adversary takes a gradient."""
         for adversary in self._adversaries.values():
             adversary.requires_grad_(False)
         try:
@@ -248,7 +248,7 @@ class Adversaries:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a :meth:`state_dict`."""
+        """Restore a :meth:`state_dict`."""
         for name, optimizer in self.optimizers.items():
             self._adversaries[name].load_state_dict(state[name]["module"])
             optimizer.load_state_dict(state[name]["optimizer"])

@@ -35,7 +35,7 @@ USES: dict[TargetKind, tuple[str, str]] = {
         "takes the teacher's class where it is at least {threshold:g} sure",
     ),
 }
-"""Where a method learns by its kind of target: in results, and in a printed line."""
+"""Where a method learns, by its kind of target: for results, and for a printed line."""
 
 
 class PseudoLabels:
@@ -102,7 +102,7 @@ def _filled(batch: Batch, classes: Tensor | None, sure: Tensor | None) -> Tensor
 
 @torch.no_grad()
 def teacher_classes(teacher: Teacher, logits: Tensor, size: tuple[int, int], threshold: float) -> tuple[Tensor, Tensor]:
-    """Return the class of each pixel by the teacher's ``logits`` (B,K,h,w), and whether it is at least so sure of it.
+    """Return each pixel's class by the teacher's ``logits`` (B,K,h,w), and whether it is at least ``threshold`` sure.
 
     Upsampled to ``size`` by the teacher's own rule, one image at a time: classes uint8 (B,H,W) and bool (B,H,W).
     """
@@ -117,7 +117,7 @@ def teacher_classes(teacher: Teacher, logits: Tensor, size: tuple[int, int], thr
 
 
 def check_rows(data: DataConfig, batch: int, micro_batch: int) -> None:
-    """Raise ``SegtailorError`` where a micro-batch holds no labelled image: for students that need one in each."""
+    """Raise ``SegtailorError`` where a micro-batch holds no labelled image, for students that need one in each."""
     mix = mix_of(data.unlabelled, batch)
     if mix.fewest_labelled(micro_batch) == 0:
         raise SegtailorError(
@@ -152,14 +152,6 @@ def add_unlabelled(
     return images
 
 
-def refuse_unlabelled(config: DataConfig) -> None:
-    """Raise ``SegtailorError`` where a training without a teacher is given unlabelled images."""
-    if config.unlabelled is not None:
-        raise SegtailorError(
-            "data.unlabelled needs a teacher, and `segtailor train` has none; remove it, or use `segtailor distill`"
-        )
-
-
 def use_lines(config: DataConfig, methods: Mapping[str, Method]) -> list[str]:
     """Return one line for each method: how it uses unlabelled images; none where there are no such images."""
     if config.unlabelled is None:
@@ -169,35 +161,6 @@ def use_lines(config: DataConfig, methods: Mapping[str, Method]) -> list[str]:
         f"{name}, unlabelled images: {USES[target_kind(method)][1].format(threshold=threshold)}"
         for name, method in methods.items()
     ]
-
-
-def unlabelled_facts(
-    config: DataConfig,
-    batch: int,
-    data: SegmentationDataset,
-    images: UnlabelledImages | None,
-    kinds: Mapping[str, TargetKind],
-    folder: Path,
-) -> dict[str, Any]:
-    """Return what results hold of unlabelled images for a run in ``folder``; nothing without any.
-
-    ``kinds`` are the methods' kinds of targets. ``confident`` is the share of pixels of which the teacher was at least
-    ``threshold`` sure, over the run; None where no method learns from them.
-    """
-    if images is None or config.unlabelled is None:
-        return {}
-    mix = mix_of(config.unlabelled, batch)
-    return {
-        "unlabelled": {
-            "images": len(images),
-            "labelled_images": len(data),
-            "rows": mix.unlabelled,
-            "labelled_rows": mix.labelled,
-            "threshold": config.unlabelled.threshold,
-            "confident": confident_share(folder),
-            "methods": {name: USES[kind][0] for name, kind in kinds.items()},
-        }
-    }
 
 
 def confident_share(folder: Path) -> float | None:

@@ -1,4 +1,4 @@
-"""A run's folder and checkpoint: new, resumed or replaced, never overwritten by surprise, and whole after a stop."""
+"""A run's folder and checkpoint: new, resumed or replaced, never overwritten by accident, and whole after a stop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from segtailor.errors import SegtailorError, reason
 from segtailor.files import write_atomically
 from segtailor.recipes import REMOVED
 
-# Settings that change where or how fast a run goes, not what it computes.
+# Settings that change where or how fast a run computes, not its results.
 FREE_TO_CHANGE = (
     "description", "run", "data.root", "data.unlabelled.images", "data.workers", "data.check", "train.devices",
     "train.nodes", "train.threads", "train.accelerator", "train.log_every", "train.checkpoint_every",
@@ -39,7 +39,7 @@ class RunFolder:
 
     @property
     def results(self) -> Path:
-        """The file that a finished run leaves."""
+        """The results file of a finished run."""
         return self.path / "results.json"
 
 
@@ -53,7 +53,7 @@ def open_run(config: RunConfig, name: str, recipe: dict[str, Any]) -> RunFolder:
     written = path / "recipe.yaml"
     if path.is_file():
         raise SegtailorError(f"{path} is a file; choose another run.name or run.folder")
-    # A first write that was cut off leaves a part of a file, and no run.
+    # A first write that was cut off leaves a partial file, and no run.
     if path.exists() and any(entry.suffix != ".partial" for entry in path.iterdir()):
         if config.exists == "error":
             raise SegtailorError(
@@ -71,7 +71,7 @@ def open_run(config: RunConfig, name: str, recipe: dict[str, Any]) -> RunFolder:
 
 
 def computing_settings(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a plain recipe that change what a run computes, by dotted key."""
+    """Return the settings of a plain recipe that change a run's results, by dotted key."""
     return {key: value for key, value in _flatten(recipe).items() if not _free(key)}
 
 
@@ -148,7 +148,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def fitting_checkpoint(path: Path) -> Iterator[None]:
-    """Turn the errors of a checkpoint at ``path`` whose tensors or values are not those of the run into one line."""
+    """Turn the errors of a checkpoint at ``path`` that does not fit the run into one line."""
     try:
         yield
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
@@ -159,7 +159,7 @@ def fitting_checkpoint(path: Path) -> Iterator[None]:
 
 
 class RunStopped(Exception):  # noqa: N818 - a request, not an error
-    """The run was asked to stop and did so after a checkpoint.
+    """The run stopped on request, after a checkpoint.
 
     ``code`` is the exit code to leave with, ``folder`` the run's folder once the job has filled it in.
     """
@@ -171,14 +171,14 @@ class RunStopped(Exception):  # noqa: N818 - a request, not an error
 
 
 class StopRequest:
-    """A context in which the first SIGINT or SIGTERM is only noted; a second SIGINT interrupts at once."""
+    """A context in which the first SIGINT or SIGTERM is only recorded; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        # Handlers can be set in the main thread only; elsewhere the caller keeps its own.
+        # Only the main thread can set handlers; in others the caller's stay.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._note)
@@ -207,7 +207,7 @@ class StopRequest:
 
 @contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Give a ``RunStopped`` raised inside the run folder that is to be resumed."""
+    """Add the run folder to a ``RunStopped`` raised inside."""
     try:
         yield
     except RunStopped as stop:

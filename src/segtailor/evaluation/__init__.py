@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from segtailor.evaluation.boundary import BoundarySettings
-from segtailor.evaluation.confusion import MIOU_RULE, EvaluationResult, check_counts, count_pixels
+from segtailor.evaluation.confusion import MIOU_RULE, EvaluationResult
 from segtailor.evaluation.evaluate import Metrics, check_classes, evaluate_model
 from segtailor.evaluation.inference import InferenceSettings, evaluating, inference_settings, predict_logits
 
@@ -14,8 +14,6 @@ __all__ = [
     "InferenceSettings",
     "Metrics",
     "check_classes",
-    "check_counts",
-    "count_pixels",
     "evaluate_model",
     "evaluating",
     "inference_settings",

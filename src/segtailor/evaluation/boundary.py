@@ -1,4 +1,4 @@
-"""How good a prediction is near label boundaries: Boundary IoU, boundary F1, and scores by distance from them.
+"""Scores near label boundaries: Boundary IoU, boundary F1, and scores by distance from a boundary.
 
 The mask of a class is its valid pixels: void is cut out of the prediction as it is out of the target, so what touches
 void has a boundary there in both, and a perfect prediction scores 1. Void pixels are scored nowhere.
@@ -18,14 +18,14 @@ from segtailor.errors import SegtailorError
 from segtailor.evaluation.confusion import SCALE, EvaluationResult, mean_present, ratios, tally
 from segtailor.files import VOID
 
-# Dilations are ORs of shifted integer planes whose bits stand for classes: exact, few for any radius (a window doubles
+# Dilations are ORs of shifted integer planes with one bit a class: exact, few for any radius (a window doubles
 # with every OR), and no plane per class.
 BITS = 31
 """Classes that one int32 plane holds."""
 
 
 def label_edges(labels: Tensor) -> Tensor:
-    """Mark the pixels of ``labels`` (...,H,W) of which one of the 8 neighbours has another label; uint8 (...,H,W).
+    """Mark the pixels of ``labels`` (...,H,W) with another label among their 8 neighbors; uint8 (...,H,W).
 
     >>> label_edges(torch.tensor([[[0, 0, 0, 1, 1]]])).tolist()
     [[[0, 0, 1, 1, 0]]]
@@ -92,7 +92,7 @@ def has_class(bits: Tensor, labels: Tensor, first: int) -> Tensor:
 def _spread(plane: Tensor, start: int, stop: int, dim: int) -> Tensor:
     """Dilate along one dimension from half width ``start`` to ``stop``."""
     while start < stop:
-        # no further, or a pixel beyond the image's edge would have to hand on what it has seen
+        # no further, or a pixel beyond the image's edge would have to pass on its values
         step = min(start + 1, stop - start)
         wider = plane.clone()
         _or_shifted(wider, plane, step, dim)
@@ -113,8 +113,8 @@ BOUNDARY_RULE = (
     "masks hold valid pixels only, so void counts as another label where boundaries are drawn, and is scored nowhere; "
     "counts of all images are summed first; a class absent from both prediction and target is left out. "
     "Boundary IoU: IoU of the pixels within d = max(1, round(ratio * image diagonal)) of a pixel outside their mask, "
-    "counted in 3 x 3 steps (Chebyshev), what lies beyond the image's edge being outside every mask. "
-    "Boundary F1: contour pixels (of a mask, with one of 8 neighbours outside it, the image's edge not counting) that "
+    "counted in 3 x 3 steps (Chebyshev); everything beyond the image's edge is outside every mask. "
+    "Boundary F1: contour pixels (of a mask, with one of 8 neighbors outside it, the image's edge not counting) that "
     "have a contour pixel of the other map's mask of that class within the tolerance (Euclidean); per_image averages "
     "each class's F1 over the images where either map has a contour of it. "
     "Distance of a pixel: Chebyshev, to the nearest pixel of another label in the target, so 1 touches a boundary"

@@ -22,28 +22,15 @@ MIOU_RULE = (
 )
 
 
-def count_pixels(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
-    """Count each (target, prediction) pair, and each target value that is no class.
+def count_images(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """Count each (target, prediction) pair of each image, and each target value that is no class.
 
-    Shapes: ``prediction`` and ``target`` alike, class indices, any integer type; the result is int64
-    (num_classes**2 + 256,): the confusion matrix, rows target, flattened; then 256 bins, one a target value, that hold
-    the pixels not scored (void is bin 255). Counts of batches and of processes add up; nothing here waits for the
+    Shapes: ``prediction`` and ``target`` (B,H,W), class indices, any integer type; the result is int64 (B,
+    num_classes**2 + 256): the confusion matrix, rows target, flattened; then 256 bins, one a target value, that hold
+    the pixels not scored (void is bin 255). Counts of images and of processes add up; nothing here waits for the
     device's values, so a wrong mask value is found later by :func:`check_counts`.
 
-    A plain ``bincount`` is used, not torchmetrics' MulticlassConfusionMatrix: it is two to three times as fast (no
-    boolean selection), takes 3 s less to import, and is summed over exactly the processes that we name.
-
-    >>> count_pixels(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 255]), 2)[:4].tolist()
-    [1, 1, 0, 0]
-    """
-    cells = num_classes * num_classes
-    rows = target.reshape(-1).long()
-    bins = torch.where(rows < num_classes, rows * num_classes + prediction.reshape(-1), rows + cells)
-    return torch.bincount(bins, minlength=cells + 256)
-
-
-def count_images(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
-    """Return :func:`count_pixels` of each image of ``prediction`` and ``target`` (B,H,W): int64 (B, bins).
+    torchmetrics' MulticlassConfusionMatrix takes two to three times as long (boolean selection) and 3 s to import.
 
     >>> count_images(torch.tensor([[[0, 1]], [[1, 1]]]), torch.tensor([[[0, 1]], [[0, 255]]]), 2)[:, :4].tolist()
     [[1, 0, 0, 1], [0, 1, 0, 0]]
@@ -87,7 +74,7 @@ def check_counts(counts: Tensor, num_classes: int, where: str) -> None:
 
 @dataclass
 class EvaluationResult:
-    """What one evaluation counted; every figure is derived from ``confusion``.
+    """The counts of one evaluation; every figure is derived from ``confusion``.
 
     ``confusion`` is int64 (K,K), rows target, columns prediction, void pixels left out; ``images`` were scored in
     ``seconds`` (reading included). A class absent from both prediction and target has no IoU and no Dice (None).

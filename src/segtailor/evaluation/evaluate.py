@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from segtailor.errors import SegtailorError
 from segtailor.evaluation.boundary import BoundaryMetrics, BoundarySettings
 from segtailor.evaluation.calibration import Agreement, Calibration
-from segtailor.evaluation.confusion import EvaluationResult, check_counts, count_images, count_pixels
+from segtailor.evaluation.confusion import EvaluationResult, check_counts, count_images
 from segtailor.evaluation.inference import Mode, evaluating, predict_logits
 from segtailor.files import VOID, Color, Size
 
@@ -172,7 +172,7 @@ def evaluate_model(
             window=window,
             stride=stride,
             fill=dataset.mean_color,
-            target=target if getattr(network, "sees_target", False) else None,
+            target=target,
         )
 
     with ExitStack() as stack:
@@ -187,12 +187,10 @@ def evaluate_model(
             teacher_prediction = None if teacher is None else logits_of(teacher, images, target).argmax(1)
             logits = logits_of(model, images, target)
             prediction = logits.argmax(1)
-            if own is None:
-                found = count_pixels(prediction, target, num_classes)
-            else:
-                each = count_images(prediction, target, num_classes)
+            each = count_images(prediction, target, num_classes)
+            if own is not None:
                 own[numbers] = each[:, :cells].int().cpu()
-                found = each.sum(0)
+            found = each.sum(0)
             if world == 1:  # with several processes the check waits for the sum, so that all of them stop together
                 check_counts(found, num_classes, _names(samples))
             counts += found

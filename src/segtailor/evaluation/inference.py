@@ -67,13 +67,14 @@ def predict_logits(
 ) -> Tensor:
     """Return float logits (B,K,*size) of raw RGB ``images`` (B,3,h,w).
 
-    Images are padded below and at the right with the colour ``fill`` to the model's size multiple (and to the window,
+    Images are padded below and at the right with the color ``fill`` to the model's size multiple (and to the window,
     when smaller) and logits are cropped after upsampling. Sliding averages the logits of overlapping windows; the last
     window of a row or column ends at the image's edge. ``stride`` defaults to two thirds of ``window``. ``target``
-    (B,H,W) goes to a :class:`~segtailor.models.teacher.Teacher` alone, at the images' size, padded with void.
+    (B,H,W) is given to a label-assisted teacher (``sees_target``) alone, at the images' size, padded with void.
     Raises SegtailorError for a sliding window without a size, or with a stride that leaves gaps.
     """
     height, width = images.shape[-2:]
+    target = target if getattr(model, "sees_target", False) else None
     if target is not None and target.shape[-2:] != (height, width):
         target = F.interpolate(target[:, None].float(), (height, width), mode="nearest-exact")[:, 0].to(target.dtype)
     if mode == "whole":

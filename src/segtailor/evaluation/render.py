@@ -1,4 +1,4 @@
-"""Masks as pictures: class colours, overlays, and where a prediction is wrong."""
+"""Masks as pictures: class colors, overlays, and wrong pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def colorize(mask: NDArray[np.integer], palette: Palette) -> Picture:
-    """Return (H,W,3): each index of ``mask`` (H,W) in its colour of ``palette``; void and unknown indices black."""
+    """Return (H,W,3): each index of ``mask`` (H,W) in its color of ``palette``; void and unknown indices black."""
     table = np.zeros((256, 3), np.uint8)
     table[:] = VOID_COLOR
     known = min(len(palette), VOID)
@@ -28,7 +28,7 @@ def colorize(mask: NDArray[np.integer], palette: Palette) -> Picture:
 
 
 def overlay(image: Picture, mask: NDArray[np.integer], palette: Palette, alpha: float = 0.5) -> Picture:
-    """Return (H,W,3): ``image`` (H,W,3) with the classes' colours at opacity ``alpha``; void shows the image alone."""
+    """Return (H,W,3): ``image`` (H,W,3) with the classes' colors at opacity ``alpha``; void shows the image alone."""
     opacity = np.where(mask == VOID, 0.0, alpha)[..., None]
     blend = image * (1 - opacity) + colorize(mask, palette) * opacity
     picture: Picture = np.round(blend).astype(np.uint8)
@@ -49,6 +49,6 @@ def wrong_map(mask: NDArray[np.integer], target: NDArray[np.integer], image: Pic
     picture[void] *= 0.55
     picture[void & hatched] += 45
     wrong = ~void & (mask != target)
-    # a little of the image stays visible, so that the object that was missed can be recognised
+    # a little of the image stays visible, so that the missed object is recognizable
     picture[wrong] = np.asarray(WRONG_COLOR) * (0.72 + 0.28 * picture[wrong] / 145)
     return np.clip(np.round(picture), 0, 255).astype(np.uint8)

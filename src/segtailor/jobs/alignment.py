@@ -1,4 +1,4 @@
-"""How student and teacher are brought together: which tap meets which, on what grid, at what width."""
+"""How student and teacher are aligned: the tensors a method compares, their grids and their widths."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from segtailor.models.teacher import Teacher
 MOST_SKEW = 1.5
 """How much the two grids' proportions may differ; more means that the tensors do not show the same image."""
 Shapes = dict[Any, tuple[SegOutput, int]]
-"""The shapes of an architecture's output, and its multiply-adds, by what `shapes_of` knows it by."""
+"""The shapes of an architecture's output, and its multiply-adds, by the key of `shapes_of`."""
 
 
 def align(
@@ -86,10 +86,9 @@ def align_method(
     if {"feature", "classifier_input"} <= set(taps):
         taps.remove("feature")  # it replaces the other where a network has no dropout
     for tap in taps:
-        own, guide = student.tap(tap), teacher.tap(tap)
         own, guide = (
-            output.feature if value is None and tap == "classifier_input" else value
-            for value, output in ((own, student), (guide, teacher))
+            output.feature if tap == "classifier_input" and output.tap(tap) is None else output.tap(tap)
+            for output in (student, teacher)
         )
         if tap == "aux_logits" and (own is None or guide is None):
             lines.append(f"{name}, aux_logits: left out, the {'student' if own is None else 'teacher'} has none")
@@ -112,8 +111,8 @@ def _grids(name: str, tap: str, own: tuple[int, ...], guide: tuple[int, ...], st
             f"method {name} cannot align {tap}: the student's grid is {own[0]} x {own[1]}, the teacher's {guide[0]} x "
             f"{guide[1]}; they do not show the same image, choose a larger data.crop or another tap"
         )
-    how = "averaged" if is_much_finer(guide, own) else "resized"
-    return f"teacher {how} to {own[0]} x {own[1]}" + (", bilinear" if how == "resized" else "")
+    size = f"{own[0]} x {own[1]}"
+    return f"teacher averaged to {size}" if is_much_finer(guide, own) else f"teacher resized to {size}, bilinear"
 
 
 def _shape(tensor: torch.Tensor) -> str:

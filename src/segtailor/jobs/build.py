@@ -1,4 +1,4 @@
-"""From a recipe, or from Python objects, to what is trained: data, networks, methods, and how they are aligned.
+"""From a recipe, or from Python objects, to a training: data, networks, methods, and their alignment.
 
 A job opens one :class:`Context` and builds an :class:`Arm` for each student. `train` has one arm, the student alone;
 `distill` one, or two with its baseline; `compare` one for every arm and seed. All go through :func:`train_arms`.
@@ -33,17 +33,16 @@ from segtailor.config import (
 from segtailor.data import create_dataset
 from segtailor.data.base import SegmentationDataset
 from segtailor.data.check import check_files
-from segtailor.data.pseudo import UnlabelledImages
+from segtailor.data.pseudo import UnlabelledImages, mix_of
 from segtailor.engine.launch import on_first_process
 from segtailor.engine.loop import RunSpec, Trained, fit_together, split_batch
 from segtailor.engine.module import Distiller
-from segtailor.engine.pseudo_labels import add_unlabelled, check_rows, refuse_unlabelled, unlabelled_facts, use_lines
+from segtailor.engine.pseudo_labels import USES, add_unlabelled, check_rows, confident_share, use_lines
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import EvaluationResult, evaluate_model, inference_settings
 from segtailor.files import Size
 from segtailor.jobs.alignment import Shapes, align, shapes_of
 from segtailor.jobs.objects import Objects
-from segtailor.jobs.pretrain import run_pretraining
 from segtailor.methods import check_options, create_method, find_method
 from segtailor.methods.base import Method, MissingTapError
 from segtailor.models.adapters.python_module import OBJECT
@@ -60,7 +59,7 @@ SCORED_BEFORE_START = 16
 
 @dataclass
 class Context:
-    """What all arms of a job share."""
+    """The parts that all arms of a job share."""
 
     fabric: Any
     data: DataConfig
@@ -77,7 +76,7 @@ class Context:
 
     @property
     def data_name(self) -> str:
-        """What the data set is called."""
+        """The name of the data set."""
         return self.data.name.removeprefix(OBJECT)
 
     @property
@@ -144,24 +143,12 @@ class Arm:
 
     label: str
     train: TrainConfig
-    student: Network
+    distiller: Distiller
     methods: dict[str, Method]
-    weights: dict[str, float]
     card: dict[str, Any]
     alignment: list[str]
     folder: Path = Path()
     stages: list[dict[str, Any]] = field(default_factory=list)
-    distiller: Distiller | None = None
-
-    @property
-    def uses_teacher(self) -> bool:
-        """Whether a method learns from the recipe's teacher."""
-        return any(method.teacher == "recipe" for method in self.methods.values())
-
-    @property
-    def own_teachers(self) -> dict[str, Teacher]:
-        """The teachers that methods bring themselves."""
-        return {name: own for name, method in self.methods.items() if (own := method.own_teacher) is not None}
 
 
 def open_context(fabric: Any, recipe: TrainRecipe | DistillRecipe | CompareRecipe, objects: Objects) -> Context:
@@ -171,8 +158,10 @@ def open_context(fabric: Any, recipe: TrainRecipe | DistillRecipe | CompareRecip
     chance, and weights whose license the recipe refuses.
     """
     config = recipe.data
-    if isinstance(recipe, TrainRecipe):
-        refuse_unlabelled(config)
+    if isinstance(recipe, TrainRecipe) and config.unlabelled is not None:
+        raise SegtailorError(
+            "data.unlabelled needs a teacher, and `segtailor train` has none; remove it, or use `segtailor distill`"
+        )
     splits = []
     for given, split, training in (
         (objects.train_data, config.train_split, True),
@@ -195,7 +184,7 @@ def open_context(fabric: Any, recipe: TrainRecipe | DistillRecipe | CompareRecip
 
 
 def _data_line(context: Context) -> str:
-    """Return what is trained on, and how its images are resized, in one line."""
+    """Return one line on the training data, and how its images are resized."""
     train, val = context.train_data, context.val_data
     height, width = val[0].target.shape[-2:]  # at the masks' own size
     seen = f"{height} x {width}"
@@ -248,12 +237,7 @@ def class_map_rows(context: Context) -> list[dict[str, Any]]:
     return teacher.class_map.rows() if teacher is not None and teacher.class_map is not None else []
 
 
-def build_arm(
-    context: Context,
-    recipe: TrainRecipe | DistillRecipe,
-    label: str = "",
-    folder: Path = Path(),
-) -> Arm:
+def build_arm(context: Context, recipe: TrainRecipe | DistillRecipe, label: str = "", folder: Path = Path()) -> Arm:
     """Build student and methods of ``recipe`` and align them; their initial weights are a function of the seed.
 
     Of a student that was given as an object a copy is trained. Raises ``SegtailorError`` for a method listed twice or
@@ -272,11 +256,11 @@ def build_arm(
     alignment += use_lines(recipe.data, methods)
     card = model_card(data, recipe.model_dump(mode="json"), teacher)
     weights = {find_method(method.name).name: method.weight for method in listed}
-    arm = Arm(label or "+".join(methods), recipe.train, student, methods, weights, card, alignment, folder)
-    if context.unlabelled is not None and (arm.own_teachers or not arm.uses_teacher):
-        micro, _ = split_batch(arm.train.batch, arm.train.micro_batch, context.fabric.world_size)
-        check_rows(context.data, arm.train.batch, micro)
-    return arm
+    distiller = Distiller(student, methods, weights, recipe.train.aux_weight)
+    if context.unlabelled is not None and (distiller.own_teachers or not distiller.uses_teacher):
+        micro, _ = split_batch(recipe.train.batch, recipe.train.micro_batch, context.fabric.world_size)
+        check_rows(recipe.data, recipe.train.batch, micro)
+    return Arm(label or "+".join(methods), recipe.train, distiller, methods, card, alignment, folder)
 
 
 def make_methods(
@@ -297,9 +281,7 @@ def make_methods(
         if kind.teacher == "recipe" and teacher is None:
             raise SegtailorError(f"method {config.name} needs a teacher; set teacher.weights (a run folder or a file)")
         options = check_options(config.name, config.options())
-        own = None
-        if kind.teacher == "own":
-            own = kind.build_teacher(options, built_as, student.num_classes, seed)
+        own = kind.build_teacher(options, built_as, student.num_classes, seed) if kind.teacher == "own" else None
         guide = own or teacher
         torch.manual_seed(seed + 1)
         try:
@@ -335,36 +317,47 @@ def train_arms(context: Context, arms: Sequence[Arm], keep_going: bool = False) 
     Each learns what it would alone, and continues from its folder's checkpoint. With ``keep_going`` one that fails does
     not stop the others. Raises ``SegtailorError`` when a teacher's weights have changed.
     """
-    teacher = context.teacher if any(arm.uses_teacher for arm in arms) else None
-    watched = [*([teacher] if teacher is not None else []), *(own for arm in arms for own in arm.own_teachers.values())]
+    teacher = context.teacher if any(arm.distiller.uses_teacher for arm in arms) else None
+    watched = [own for arm in arms for own in arm.distiller.own_teachers.values()]
+    watched += [] if teacher is None else [teacher]
     before = [item.fingerprint() for item in watched]
-    entries = []
-    for arm in arms:
-        arm.distiller = Distiller(arm.student, arm.methods, arm.weights, arm.train.aux_weight)
-        spec = RunSpec(
-            arm.label, arm.folder, context.train_data, context.val_data, context.data, arm.train, context.evaluate,
-            arm.card, context.unlabelled,
-        )  # fmt: skip
-        entries.append((arm.distiller, spec))
+    entries = [
+        (
+            arm.distiller,
+            RunSpec(
+                arm.label, arm.folder, context.train_data, context.val_data, context.data, arm.train, context.evaluate,
+                arm.card, context.unlabelled,
+            ),
+        )
+        for arm in arms
+    ]  # fmt: skip
     trained = fit_together(context.fabric, entries, teacher, keep_going)
     if [item.fingerprint() for item in watched] != before:
         raise SegtailorError("the teacher's weights changed during the run; this is a defect of the method, report it")
     return trained
 
 
-def pretrain(context: Context, arm: Arm, recipe: DistillRecipe) -> None:
-    """Give the arm's methods what they learn before the student."""
-    arm.stages = run_pretraining(
-        context.fabric, recipe, arm.methods, context.teacher, context.train_data, context.val_data
-    )
-
-
 def unlabelled_of(context: Context, arm: Arm) -> dict[str, Any]:
-    """Return what the results say of unlabelled images; nothing without any."""
-    assert arm.distiller is not None
-    return unlabelled_facts(
-        context.data, arm.train.batch, context.train_data, context.unlabelled, arm.distiller.target_kinds, arm.folder
-    )
+    """Return the results' section on unlabelled images; nothing without any.
+
+    ``confident`` is the share of pixels of which the teacher was at least ``threshold`` sure, over the run; None where
+    no method learns from them.
+    """
+    images, config = context.unlabelled, context.data.unlabelled
+    if images is None or config is None:
+        return {}
+    mix = mix_of(config, arm.train.batch)
+    return {
+        "unlabelled": {
+            "images": len(images),
+            "labelled_images": len(context.train_data),
+            "rows": mix.unlabelled,
+            "labelled_rows": mix.labelled,
+            "threshold": config.threshold,
+            "confident": confident_share(arm.folder),
+            "methods": {name: USES[kind][0] for name, kind in arm.distiller.target_kinds.items()},
+        }
+    }
 
 
 def run_name(*parts: str) -> str:
@@ -377,7 +370,7 @@ def run_name(*parts: str) -> str:
 
 
 def model_card(data: SegmentationDataset, recipe: dict[str, Any], teacher: Teacher | None = None) -> dict[str, Any]:
-    """Return what a weights file says of its data and origin; the licenses are those of a ``teacher``'s weights."""
+    """Return the card of a weights file: its data and origin, and the licenses of a ``teacher``'s weights."""
     known = {} if teacher is None else teacher.model.licenses
     return {
         "licenses": {f"teacher's {part}": text for part, text in known.items()},

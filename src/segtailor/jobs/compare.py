@@ -38,12 +38,12 @@ from segtailor.jobs.build import (
     check_methods,
     class_map_rows,
     open_context,
-    pretrain,
     run_name,
     train_arms,
     unlabelled_of,
 )
 from segtailor.jobs.objects import Objects
+from segtailor.jobs.pretrain import pretrain
 from segtailor.jobs.train import draw_samples
 from segtailor.methods import check_options, find_method
 from segtailor.models import save_model
@@ -173,12 +173,13 @@ def _conclude(context: Context, recipe: CompareRecipe, arm: Arm, trained: Traine
     write_atomically(arm.folder / "confusions.npz", lambda file: np.savez_compressed(file, confusions=confusions))
     card = card_with_metrics(arm.card, scored, arm.train.steps)
     save_model(trained.student, arm.folder / "student.safetensors", card)
+    state = trained.state
     outcome = Outcome(
-        arm=arm.label, seed=seed, miou=scored.miou, miou_all=scored.miou_all, best_miou=trained.best_miou,
-        best_step=trained.best_step, iou=scored.iou, steps=arm.train.steps,
-        seconds=max(0.0, trained.seconds - trained.teacher_seconds), teacher_seconds=trained.teacher_seconds,
-        teacher_seconds_alone=trained.teacher_seconds_alone,
-        stage_seconds=sum(stage["seconds"] or 0.0 for stage in arm.stages), peak_bytes=trained.peak_bytes,
+        arm=arm.label, seed=seed, miou=scored.miou, miou_all=scored.miou_all, best_miou=state.best_miou,
+        best_step=state.best_step, iou=scored.iou, steps=arm.train.steps,
+        seconds=max(0.0, state.seconds - state.teacher_seconds), teacher_seconds=state.teacher_seconds,
+        teacher_seconds_alone=state.teacher_seconds_alone,
+        stage_seconds=sum(stage["seconds"] or 0.0 for stage in arm.stages), peak_bytes=state.peak_bytes or None,
         **context.costs(trained.student), model=trained.student.name, method="+".join(arm.methods),
         alignment=arm.alignment, **_measured(scored), **unlabelled_of(context, arm),
     )  # fmt: skip
@@ -217,7 +218,7 @@ def _teacher_row(context: Context, recipe: CompareRecipe) -> Row | None:
 
 
 def _illustrate(context: Context, recipe: CompareRecipe, folder: Path, names: Sequence[str]) -> None:
-    """Draw the sample images of the first seed's arms, and what a method makes of the teacher's logits."""
+    """Draw the sample images of the first seed's arms, and the teacher's logits as a method alters them."""
     seed, path = recipe.seeds[0], folder / "comparison.json"
     models: dict[str, nn.Module] = {} if context.teacher is None else {"teacher": context.teacher}
     for name in names:
@@ -235,7 +236,7 @@ def _illustrate(context: Context, recipe: CompareRecipe, folder: Path, names: Se
         ]
         tailoring = write_tailored(folder, context.val_data, context.teacher, altered, recipe.evaluate.samples)
     plan = Plan.model_validate_json(path.read_bytes())
-    plan.model_copy(update={"samples": samples, "tailoring": tailoring}).write(path)
+    Plan.model_validate({**dict(plan), "samples": samples, "tailoring": tailoring}).write(path)
 
 
 def _wait_for(path: Path, seconds: float = 900.0) -> None:
@@ -250,7 +251,7 @@ def _wait_for(path: Path, seconds: float = 900.0) -> None:
 def _this_process(recipe: CompareRecipe) -> tuple[TrainConfig, int, int]:
     """Return the settings of this process, its number and how many share the seeds.
 
-    Where seeds are dealt to processes, each trains by itself: what the launcher says of a common group is taken away.
+    Where seeds are dealt to processes, each trains by itself: the launcher's variables for a common group are removed.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if recipe.spread == "data" or world == 1:

@@ -19,13 +19,13 @@ from segtailor.jobs.build import (
     check_methods,
     class_map_rows,
     open_context,
-    pretrain,
     run_name,
     train_arms,
     unlabelled_of,
 )
 from segtailor.jobs.compare import all_arms, arm_recipe
 from segtailor.jobs.objects import Objects
+from segtailor.jobs.pretrain import pretrain
 from segtailor.jobs.train import RunResult, draw_samples, finished, header, train_alone, training_facts
 from segtailor.models import load_model, save_model
 from segtailor.models.network import Network
@@ -64,7 +64,7 @@ def distill(
     context = open_context(fabric, checked, objects)
     built = build_arm(context, checked)
     label = built.label
-    name = checked.run.name or run_name(context.data_name, built.student.name, label)
+    name = checked.run.name or run_name(context.data_name, built.distiller.student.name, label)
     run = on_first_process(fabric, lambda: open_run(checked.run, name, built.card["recipe"]))
     if run.finished:
         objects.receive(run.path)
@@ -76,7 +76,8 @@ def distill(
         pretrain(context, built, checked)
         (trained,) = train_arms(context, [built])
     guides = [("teacher", "Teacher", context.teacher)] if context.teacher is not None else []
-    guides += [("assisted", f"Teacher of {name}, shown the labels", own) for name, own in built.own_teachers.items()]
+    own_teachers = built.distiller.own_teachers.items()
+    guides += [("assisted", f"Teacher of {name}, shown the labels", own) for name, own in own_teachers]
     rows = [context.row(role, text, guide.model, context.score(guide)) for role, text, guide in guides]
     if context.first:
         card = card_with_metrics(built.card, trained.last, built.train.steps)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from segtailor.config import DataConfig, EvaluateConfig, Strict
+from torch import nn
+
+from segtailor.config import DataConfig, EvaluateConfig, Strict, TeacherConfig
+from segtailor.data import create_dataset
+from segtailor.data.base import SegmentationDataset
 from segtailor.errors import SegtailorError
-from segtailor.files import Size
+from segtailor.evaluation import BoundarySettings, EvaluationResult, check_classes, evaluate_model, inference_settings
+from segtailor.files import write_atomically
+from segtailor.jobs.objects import Objects
+from segtailor.models import Network, Teacher
+from segtailor.models.class_map import read_class_map
+from segtailor.models.store import choose_device, is_stored, load_teacher, open_card, resolve, trained_size
 from segtailor.recipes import set_value, validate
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from segtailor.data.base import SegmentationDataset
-    from segtailor.evaluation import EvaluationResult
-    from segtailor.models import Network, Teacher
 
 
 class Scoring(Strict):
@@ -51,14 +53,10 @@ def evaluate(
     ``choices`` are fields of a recipe's teacher section beside the model: preprocess, classifier, weights and others;
     an ``nn.Module`` of any library is adapted as they say, and without them gets raw pixels.
 
-    Raises SegtailorError when it is not known on what data to score, when the model's class count differs from the
+    Raises SegtailorError when no data to score on is given, when the model's class count differs from the
     data's, when the class map fits neither, when a mask holds a value that is no class, or when the JSON file cannot be
     written.
     """
-    from segtailor.evaluation import BoundarySettings, check_classes, evaluate_model, inference_settings
-    from segtailor.files import write_atomically
-    from segtailor.models.store import choose_device, resolve
-
     found, dataset, recorded = _open_data(model, data, split, classes)
     config = config or recorded
     settings = inference_settings(config, found)
@@ -90,9 +88,6 @@ def _open_data(
     model: str | Path | nn.Module, data: Any, split: str | None, classes: Any
 ) -> tuple[DataConfig, SegmentationDataset, EvaluateConfig]:
     """Return the data section, the opened split, and how the model's own recipe evaluates."""
-    from segtailor.data import create_dataset
-    from segtailor.jobs.objects import Objects
-
     stored = str(model) if isinstance(model, str | Path) else None
     own = EvaluateConfig.model_validate({})
     if data is None or isinstance(data, Mapping):
@@ -109,19 +104,10 @@ def _open_data(
             raise SegtailorError(f"{stored} was made on {name}, a Python object; give the data to score on")
         split = split or data.val_split
         return data, create_dataset(data, split, training=False), own
-    size = _trained_size(stored)
+    size = None if stored is None else trained_size(open_card(stored))
     config = DataConfig(name="object", size=size, workers=0)
     dataset = Objects(train_data=data, val_data=data, classes=classes).dataset(data, split or "val", config)
     return config, dataset, own
-
-
-def _trained_size(model: str | None) -> Size | None:
-    """Return the size to which the recipe of a stored ``model`` resizes images."""
-    from segtailor.models.store import open_card
-
-    card = {} if model is None else open_card(model)
-    size = ((card.get("recipe") or {}).get("data") or {}).get("size")
-    return (int(size[0]), int(size[1])) if size else None
 
 
 def data_of(model: str, overrides: Mapping[str, Any]) -> tuple[DataConfig, EvaluateConfig]:
@@ -130,8 +116,6 @@ def data_of(model: str, overrides: Mapping[str, Any]) -> tuple[DataConfig, Evalu
     When ``overrides`` names another data set, nothing but the input size is kept of the recipe's data. Those that
     begin with ``model.`` say how the model is read (`model_choices`).
     """
-    from segtailor.models.store import open_card
-
     overrides = {key: value for key, value in overrides.items() if not key.startswith("model.")}
     recipe = open_card(model).get("recipe") or {}
     data = dict(recipe.get("data") or {})
@@ -163,10 +147,6 @@ def _chosen(
     model: str | Path | nn.Module, choices: Mapping[str, Any], class_map: Path | Mapping[Any, Any] | None, classes: int
 ) -> Network:
     """Return the network ``model`` as a teacher section with ``choices`` describes it."""
-    from segtailor.config import TeacherConfig
-    from segtailor.jobs.objects import Objects
-    from segtailor.models.store import is_stored, load_teacher
-
     if not isinstance(model, str | Path):
         config = validate(TeacherConfig, dict(choices), "choices")
         network = Objects(teacher=model).teacher_for(config, None if class_map else classes)
@@ -179,9 +159,6 @@ def _chosen(
 
 def _mapped(network: nn.Module, class_map: Path | Mapping[Any, Any], classes: Sequence[str]) -> Teacher:
     """Return ``network`` as a teacher whose logits are those of ``classes``."""
-    from segtailor.models import Network, Teacher
-    from segtailor.models.class_map import read_class_map
-
     if not isinstance(network, Network):
         raise SegtailorError(f"a class map needs a network of segtailor's, not {type(network).__name__}")
     return Teacher(network, read_class_map(class_map, network, classes))

@@ -1,27 +1,32 @@
-"""`segtailor predict`: images in; index masks, coloured masks and overlays, or labels, out."""
+"""`segtailor predict`: images in; index masks, colored masks and overlays, or labels, out."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import Any, Literal, TypedDict, overload
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
 from typing_extensions import Unpack
 
-from segtailor.errors import SegtailorError
+from segtailor.data.classes_file import distinct_colors
+from segtailor.data.external import to_image
+from segtailor.data.image_io import IMAGE_SUFFIXES, UnreadableFile, list_files, read_image, resize_image
+from segtailor.errors import SegtailorError, reason
+from segtailor.evaluation import evaluating, predict_logits
+from segtailor.evaluation.inference import IMAGENET_COLOR
+from segtailor.evaluation.render import colorize, overlay
 from segtailor.files import Size
+from segtailor.models.store import choose_device, open_card, resolve, trained_size
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from numpy.typing import NDArray
-    from PIL import Image
-    from torch import nn
-
-    ImageLike = Image.Image | NDArray[Any] | torch.Tensor
-    Labels = NDArray[np.uint8]
+ImageLike = Image.Image | NDArray[Any] | torch.Tensor
+Labels = NDArray[np.uint8]
 
 
 class PredictSettings(TypedDict, total=False):
@@ -62,44 +67,37 @@ def predict(
     returned: ``out/index/NAME.png`` holds class indices (8 bit, no palette), ``out/color`` the same in the classes'
     colors and ``out/overlay`` those over the image.
 
-    ``size`` is what an image is resized to before the network; by default the size that the model was trained at (the
+    Images are resized to ``size`` before the network; by default to the size that the model was trained at (the
     recipe on its card), else the image's own. ``mode`` ``slide`` uses a ``window`` and a ``stride``. Colors are
     ``palette``, else the card's, else a default; ``alpha`` is their strength in overlays. Files that are no images are
     named through ``note``. A module that is no network of segtailor gets raw pixels, see `adapt`.
 
     Raises SegtailorError when there is nothing to read, and, once all others are written, for unreadable images.
     """
-    from segtailor.models.store import open_card, resolve
-
     network, card = resolve(model), open_card(model)
-    size = settings.get("size") or _trained_size(card)
-    segment = _segmenter(network, card, size, settings)
-    is_path = isinstance(images, str | Path)
-    if is_path and out is not None:
-        return _write_all(segment, network, card, Path(images), Path(out), settings)
+    segment = _segmenter(network, card, settings)
+    if isinstance(images, str | Path):
+        path = Path(images)
+        if out is not None:
+            colors = settings.get("palette") or card.get("palette")
+            colors = colors or distinct_colors(int(getattr(network, "num_classes", 255)))
+            return _write_all(segment, path, Path(out), colors, settings)
+        if not path.is_file():
+            what = "is a folder; add out, the folder for its masks" if path.is_dir() else "is no file"
+            raise SegtailorError(f"{images} {what}")
+        return segment(_read(images))
     if out is not None:
         raise SegtailorError("out takes the masks of files; for images in memory leave it out and keep the result")
-    if is_path and not Path(images).is_file():
-        what = "is a folder; add out, the folder for its masks" if Path(images).is_dir() else "is no file"
-        raise SegtailorError(f"{images} {what}")
-    return (
-        segment(_read(images))
-        if is_path or not isinstance(images, list | tuple)
-        else [segment(_read(image, f"image {index}")) for index, image in enumerate(images)]
-    )
+    if isinstance(images, list | tuple):
+        return [segment(_read(image, f"image {index}")) for index, image in enumerate(images)]
+    return segment(_read(images))
 
 
 def _segmenter(
-    network: nn.Module, card: dict[str, Any], size: Size | None, settings: PredictSettings
+    network: nn.Module, card: Mapping[str, Any], settings: PredictSettings
 ) -> Callable[[torch.Tensor], Labels]:
     """Return the function from one image (3,H,W) to its labels (H,W)."""
-    import torch
-
-    from segtailor.data.image_io import resize_image
-    from segtailor.evaluation import evaluating, predict_logits
-    from segtailor.evaluation.inference import IMAGENET_COLOR
-    from segtailor.models.store import choose_device
-
+    size = settings.get("size") or trained_size(card)
     device = choose_device(settings.get("device", "auto"))
     network.to(device)
     red, green, blue = card.get("mean_color", IMAGENET_COLOR)
@@ -121,9 +119,6 @@ def _segmenter(
 
 
 def _read(image: Any, where: str = "the image") -> torch.Tensor:
-    from segtailor.data.external import to_image
-    from segtailor.data.image_io import UnreadableFile, read_image
-
     if not isinstance(image, str | Path):
         return to_image(image, where)
     try:
@@ -134,22 +129,15 @@ def _read(image: Any, where: str = "the image") -> torch.Tensor:
 
 def _write_all(
     segment: Callable[[torch.Tensor], Labels],
-    network: nn.Module,
-    card: dict[str, Any],
     path: Path,
     out: Path,
+    colors: Sequence[Sequence[int]],
     settings: PredictSettings,
 ) -> list[Path]:
     """Write the masks, colored masks and overlays of the images at ``path``; return the index masks."""
-    from segtailor.data.classes_file import distinct_colors
-    from segtailor.data.image_io import UnreadableFile, read_image
-    from segtailor.evaluation.render import colorize, overlay
-
     images, others = find_images(path, out)
     if others:
         settings.get("note", print)(f"skipped, not an image: {_listed(others)}")
-    colors = settings.get("palette") or card.get("palette")
-    colors = colors or distinct_colors(int(getattr(network, "num_classes", 255)))
     written: list[Path] = []
     unreadable: list[str] = []
     for file, name in images.items():
@@ -175,8 +163,6 @@ def find_images(path: Path, out: Path) -> tuple[dict[Path, str], list[str]]:
     Masks repeat the folders below ``path``; where two images differ in their suffix alone, it is kept in the names.
     What is in ``out`` is passed over. Raises SegtailorError when there is no such path or no image in it.
     """
-    from segtailor.data.image_io import IMAGE_SUFFIXES, list_files
-
     if path.is_file():
         return {path: path.stem + ".png"}, []
     if not path.is_dir():
@@ -189,26 +175,16 @@ def find_images(path: Path, out: Path) -> tuple[dict[Path, str], list[str]]:
         kinds = ", ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
         raise SegtailorError(f"no images in {path}; readable are {kinds}")
     stems = Counter(file.with_suffix("") for file in images)
-    names = {}
-    for file in images:
-        name = file.with_suffix(".png") if stems[file.with_suffix("")] == 1 else file.with_name(file.name + ".png")
-        names[file] = name.relative_to(path).as_posix()
-    return names, others
-
-
-def _trained_size(card: dict[str, Any]) -> Size | None:
-    size = ((card.get("recipe") or {}).get("data") or {}).get("size")
-    return (int(size[0]), int(size[1])) if size else None
+    masks = {file: file.with_suffix("") if stems[file.with_suffix("")] == 1 else file for file in images}
+    return {file: mask.relative_to(path).as_posix() + ".png" for file, mask in masks.items()}, others
 
 
 def _save(picture: NDArray[np.uint8], path: Path) -> None:
-    from PIL import Image
-
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(path)
     except OSError as error:
-        raise SegtailorError(f"cannot write {path}: {error.strerror or error}") from error
+        raise SegtailorError(f"cannot write {path}: {reason(error)}") from error
 
 
 def _listed(names: Sequence[str], most: int = 3) -> str:

@@ -1,4 +1,4 @@
-"""What methods need trained before the student: found beside the runs, or trained now."""
+"""What methods train before the student: found beside the runs, or trained now."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ import torch
 from filelock import FileLock, Timeout
 
 from segtailor.config import DistillRecipe, TrainConfig
-from segtailor.data.base import SegmentationDataset
 from segtailor.engine.loop import RunSpec, fit
 from segtailor.engine.module import PretrainModule
 from segtailor.errors import SegtailorError
-from segtailor.methods.base import Method, Pretraining
+from segtailor.jobs.build import Arm, Context
+from segtailor.methods.base import Pretraining
 from segtailor.models.store import read_card
 from segtailor.models.teacher import Teacher
 
@@ -28,47 +28,38 @@ SEED = 0
 """Pre-training does not depend on the run's seed, so that runs of several seeds share it."""
 
 
-def run_pretraining(
-    fabric: Any,
-    recipe: DistillRecipe,
-    methods: Mapping[str, Method],
-    teacher: Teacher | None,
-    data: SegmentationDataset,
-    val: SegmentationDataset,
-) -> list[dict[str, Any]]:
-    """Give every method what its pre-training makes; returns a record of each for ``results.json``.
+def pretrain(context: Context, arm: Arm, recipe: DistillRecipe) -> None:
+    """Give every method of ``arm`` what its pre-training makes, and note a record of each for ``results.json``.
 
     Files are in ``stages/`` beside the runs and are reused by every run with the same teacher, data and settings; an
     interrupted pre-training continues from its checkpoint. Raises ``SegtailorError`` where its teacher or file is
     missing.
     """
-    records = []
-    for name, method in methods.items():
+    for name, method in arm.methods.items():
         training = method.pretraining
         if training is None:
             continue
+        teacher = context.teacher if training.uses_teacher else None
         if training.uses_teacher and teacher is None:
             raise SegtailorError(f"method {name} must first learn from a teacher; set teacher.weights")
-        fingerprint = teacher.fingerprint() if training.uses_teacher and teacher is not None else None
-        settings = _settings(training, recipe.train)
+        fingerprint = None if teacher is None else teacher.fingerprint()
         reused, path = True, Path(training.file) if training.file is not None else None
         if path is None:
+            settings = _settings(training, recipe.train)
             path = pretrained_path(training, recipe, settings, fingerprint)
-            with _no_other(fabric, path):
+            with _no_other(context.fabric, path):
                 reused = path.exists()
                 if not reused:
-                    _train(fabric, training, path, recipe, settings, teacher, fingerprint, data, val)
+                    _train(context, training, path, settings, teacher, fingerprint)
         elif not path.is_file():
             raise SegtailorError(f"method {name}: no such file: {path}; leave the option out to train it")
         training.load(path, fingerprint)
         seconds = read_card(path).get("seconds")
-        records.append(
+        arm.stages.append(
             {"method": name, "about": training.about, "file": str(path), "reused": reused, "seconds": seconds}
         )
-        if fabric.is_global_zero:
-            origin = "read from" if reused else "written to"
-            print(f"{name}: {training.about}: {origin} {path}", file=sys.stderr)
-    return records
+        if context.first:
+            print(f"{name}: {training.about}: {'read from' if reused else 'written to'} {path}", file=sys.stderr)
 
 
 def pretrained_path(
@@ -116,35 +107,32 @@ def _settings(training: Pretraining, train: TrainConfig) -> TrainConfig:
 
 
 def _train(
-    fabric: Any,
+    context: Context,
     training: Pretraining,
     path: Path,
-    recipe: DistillRecipe,
     settings: TrainConfig,
     teacher: Teacher | None,
     fingerprint: str | None,
-    data: SegmentationDataset,
-    val: SegmentationDataset,
 ) -> None:
-    folder = path.with_suffix("")
-    if fabric.is_global_zero:
+    fabric, folder = context.fabric, path.with_suffix("")
+    if context.first:
         folder.mkdir(parents=True, exist_ok=True)
     fabric.barrier()
     # Scored once, at the end: the student is what judges the result.
-    evaluate = recipe.evaluate.model_copy(update={"every": settings.steps})
-    saving = settings.model_copy(update={"checkpoint_every": settings.checkpoint_every or recipe.evaluate.every})
-    spec = RunSpec(training.name, folder, data, val, recipe.data, saving, evaluate)
+    evaluate = context.evaluate.model_copy(update={"every": settings.steps})
+    saving = settings.model_copy(update={"checkpoint_every": settings.checkpoint_every or context.evaluate.every})
+    spec = RunSpec(training.name, folder, context.train_data, context.val_data, context.data, saving, evaluate)
     torch.manual_seed(SEED)
-    objective = training.objective(teacher)
-    trained = fit(fabric, PretrainModule(objective), teacher if training.uses_teacher else None, spec)
-    if fabric.is_global_zero:
+    objective = training.objective(context.teacher)
+    trained = fit(fabric, PretrainModule(objective), teacher, spec)
+    if context.first:
         card = {
             "stage": training.name,
             "teacher": fingerprint,
-            "data": recipe.data.name,
-            "data_license": data.license,
+            "data": context.data.name,
+            "data_license": context.train_data.license,
             "settings": settings.model_dump(mode="json", include={"steps", "batch", "optimizer", "schedule"}),
-            "seconds": trained.seconds,
+            "seconds": trained.state.seconds,
             "miou_with_labels": trained.score.miou if trained.score is not None else None,
         }
         training.save(objective, path, card)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -16,14 +17,14 @@ from segtailor.models import load_model, read_card, save_model
 from segtailor.models.inspect import count_parameters
 from segtailor.models.licenses import use_of
 from segtailor.models.network import Network
-from segtailor.models.store import CONFIG, OWN, WEIGHTS, find_weights
+from segtailor.models.store import CONFIG, OWN, WEIGHTS, find_weights, is_own_config
 from segtailor.results.formatting import percent
 from segtailor.results.model import RunResults, read_results
 
 PREFIX = "hf:"
 PICTURE = "sample.png"
-IDS = {"apache-2.0": "apache-2.0", "mit": "mit", "bsd-3-clause": "bsd-3-clause", "cc-by-4.0": "cc-by-4.0"}
-"""How a license text begins, and the hub's id of it."""
+IDS = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0")
+"""The hub's ids of licenses; a license text begins with one."""
 
 
 def publish(run: str | Path, to: str, private: bool = False, license_id: str | None = None) -> str:
@@ -40,12 +41,11 @@ def publish(run: str | Path, to: str, private: bool = False, license_id: str | N
     weights = find_weights(run)
     card, model = read_card(weights), load_model(weights)
     if is_folder(target):
-        folder = Path(target)
-        _check_free(folder)
-        _write(folder, Path(run), card, model, license_id, f"{PREFIX}{target}")
-        return str(folder)
+        _check_free(Path(target))
+        _write(Path(target), Path(run), card, model, license_id, to)
+        return str(Path(target))
     with tempfile.TemporaryDirectory() as name:
-        _write(Path(name), Path(run), card, model, license_id, f"{PREFIX}{target}")
+        _write(Path(name), Path(run), card, model, license_id, to)
         return _upload(Path(name), target, private)
 
 
@@ -57,36 +57,37 @@ def is_folder(target: str) -> bool:
 def _check_free(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise SegtailorError(f"{folder} is a file; give a folder")
-    if not folder.is_dir():
-        return
-    others = [item.name for item in folder.iterdir() if not item.name.startswith(".git")]
-    if not others:
-        return
-    try:
-        own = OWN in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        own = False
-    if not own:
-        named = ", ".join(sorted(others)[:3])
-        raise SegtailorError(f"{folder} holds other files ({named}); give an empty or new folder")
+    others = sorted(item.name for item in folder.glob("*") if not item.name.startswith(".git"))
+    if others and not is_own_config(folder / CONFIG):
+        raise SegtailorError(f"{folder} holds other files ({', '.join(others[:3])}); give an empty or new folder")
 
 
 def _write(folder: Path, run: Path, card: dict[str, Any], model: Network, license_id: str | None, uri: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    results = _results(run)
-    sample = _sample(run)
+    try:
+        results = read_results(run)
+    except SegtailorError:
+        results = None
+    samples = sorted((run / "samples").glob("*-distilled.png"))
     card = portable(card)
     save_model(model, folder / WEIGHTS, {key: value for key, value in card.items() if key not in ("version", "model")})
-    (folder / CONFIG).write_text(json.dumps(_config(card, model), indent=1) + "\n", encoding="utf-8")
-    (folder / "preprocessor_config.json").write_text(json.dumps(_processor(model), indent=1) + "\n", encoding="utf-8")
+    texts = {
+        CONFIG: _json(_config(card, model)),
+        "preprocessor_config.json": _json(_processor(model)),
+        "README.md": model_card_text(card, model, results, license_id, uri, PICTURE if samples else None),
+    }
     if card.get("recipe"):
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(card["recipe"], sort_keys=False), encoding="utf-8")
+        texts["recipe.yaml"] = yaml.safe_dump(card["recipe"], sort_keys=False)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
     if results is not None:
         RunResults.model_validate(portable(results.model_dump(mode="json"))).write(folder / "results.json")
-    if sample is not None:
-        shutil.copyfile(sample, folder / PICTURE)
-    text = model_card_text(card, model, results, license_id, uri, PICTURE if sample is not None else None)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    if samples:
+        shutil.copyfile(samples[0], folder / PICTURE)
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=1) + "\n"
 
 
 def portable(value: Any) -> Any:
@@ -118,7 +119,7 @@ def _config(card: dict[str, Any], model: Network) -> dict[str, Any]:
 
 
 def _processor(model: Network) -> dict[str, Any]:
-    """Return what a caller must know who prepares images alone; our own loading does it inside the model."""
+    """Return how images are prepared by callers other than segtailor, which does it inside the model."""
     spec = model.preprocess.spec()
     return {
         "do_rescale": True,
@@ -129,18 +130,6 @@ def _processor(model: Network) -> dict[str, Any]:
         "do_flip_channel_order": spec["channel_order"] == "bgr",
         "size_divisor": spec["size_multiple"],
     }
-
-
-def _results(run: Path) -> RunResults | None:
-    try:
-        return read_results(run)
-    except SegtailorError:
-        return None
-
-
-def _sample(run: Path) -> Path | None:
-    found = sorted((run / "samples").glob("*-distilled.png")) if run.is_dir() else []
-    return found[0] if found else None
 
 
 def _upload(folder: Path, name: str, private: bool) -> str:
@@ -168,7 +157,7 @@ def model_card_text(
     uri: str,
     picture: str | None,
 ) -> str:
-    """Return the Markdown, with the hub's front matter: license, metrics, how it was made and how it is used.
+    """Return the Markdown, with the hub's front matter: license, metrics, origin and use.
 
     ``card`` is the weights' own, ``results`` the run's, if there are any. Without ``license_id`` the license
     follows from the weights' and stays `other` where weights or data restrict use or say nothing.
@@ -199,7 +188,7 @@ def license_of(card: dict[str, Any]) -> str:
     found = [str(text) for text in (card.get("licenses") or {}).values()]
     if not found or any(use_of(text) != "permissive" for text in (*found, str(card.get("data_license")))):
         return "other"
-    ids = {next((own for known, own in IDS.items() if text.lower().startswith(known)), "other") for text in found}
+    ids = {next((known for known in IDS if text.lower().startswith(known)), "other") for text in found}
     return ids.pop() if len(ids) == 1 else "other"
 
 
@@ -268,12 +257,10 @@ def _classes(card: dict[str, Any], model: Network, results: RunResults | None) -
     if not names:
         return f"{model.num_classes} classes without names"
     iou = results.rows[-1].iou if results is not None and results.rows else []
-    palette = card.get("palette") or []
-    lines = ["| index | class | color | IoU |", "|---:|---|---|---:|"]
-    for index, name in enumerate(names):
-        color = ", ".join(map(str, palette[index])) if index < len(palette) else ""
-        lines.append(f"| {index} | {name} | {color} | {percent(iou[index]) if index < len(iou) else ''} |")
-    return "\n".join(lines)
+    colors = [", ".join(map(str, color)) for color in card.get("palette") or []]
+    rows = zip_longest(range(len(names)), names, colors[: len(names)], map(percent, iou[: len(names)]), fillvalue="")
+    lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
+    return "\n".join(["| index | class | color | IoU |", "|---:|---|---|---:|", *lines])
 
 
 def _licenses(card: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ class Reproduction:
 
     @property
     def within(self) -> bool:
-        """Whether the new score lies within the spread, or is the recorded one."""
+        """Whether the new score is within the spread, or is the recorded one."""
         same = abs(self.found - self.recorded) < 1e-6
         return same or (self.low is not None and self.high is not None and self.low <= self.found <= self.high)
 

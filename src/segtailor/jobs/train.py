@@ -14,15 +14,7 @@ from segtailor.engine.launch import launch, on_first_process
 from segtailor.engine.loop import Trained
 from segtailor.engine.runs import open_run, resumable
 from segtailor.evaluation import inference_settings
-from segtailor.jobs.build import (
-    Arm,
-    Context,
-    build_arm,
-    card_with_metrics,
-    open_context,
-    run_name,
-    train_arms,
-)
+from segtailor.jobs.build import Arm, Context, build_arm, card_with_metrics, open_context, run_name, train_arms
 from segtailor.jobs.objects import Objects
 from segtailor.models import save_model
 from segtailor.models.network import Network
@@ -72,7 +64,7 @@ def train(
     fabric = launch(checked.train)
     context = open_context(fabric, checked, objects)
     arm = build_arm(context, checked, "train")
-    name = checked.run.name or run_name(context.data_name, arm.student.name)
+    name = checked.run.name or run_name(context.data_name, arm.distiller.student.name)
     run = on_first_process(fabric, lambda: open_run(checked.run, name, arm.card["recipe"]))
     if not run.finished:
         arm.folder = run.path
@@ -111,10 +103,10 @@ def header(context: Context, name: str, kind: str) -> dict[str, Any]:
 
 
 def training_facts(trained: Trained, arm: Arm) -> dict[str, Any]:
-    """Return what a row of the results says of a training."""
+    """Return the entries of a results row about training."""
+    state = trained.state
     return {
-        "best_miou": trained.best_miou, "best_step": trained.best_step, "steps": arm.train.steps,
-        "seconds": trained.seconds,
+        "best_miou": state.best_miou, "best_step": state.best_step, "steps": arm.train.steps, "seconds": state.seconds,
     }  # fmt: skip
 
 

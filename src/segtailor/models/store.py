@@ -6,6 +6,7 @@ A MODEL is a network, a name, a run folder, a ``.safetensors`` file or a URI. No
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from segtailor.config import ModelConfig, TeacherConfig
 from segtailor.errors import SegtailorError
-from segtailor.files import write_atomically
+from segtailor.files import Size, write_atomically
 from segtailor.models.adapters import TEACHERS_ONLY, Choices, family_of, load_adapted
 from segtailor.models.adapters.hf_files import quiet
 from segtailor.models.adapters.python_module import OBJECT, adapt
@@ -226,6 +227,12 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def trained_size(card: Mapping[str, Any]) -> Size | None:
+    """Return the size to which the recipe on ``card`` resizes images, if it does."""
+    size = ((card.get("recipe") or {}).get("data") or {}).get("size")
+    return (int(size[0]), int(size[1])) if size else None
+
+
 def is_own(path: Path) -> bool:
     """Return whether ``path`` is a ``.safetensors`` file that `save_model` wrote."""
     try:
@@ -270,7 +277,7 @@ def own_weights(name: str) -> Path | None:
     """
     folder = Path(name)
     if folder.exists():
-        if not _is_own(folder / CONFIG):
+        if not is_own_config(folder / CONFIG):
             return None
         if not (folder / WEIGHTS).is_file():
             raise SegtailorError(f"{folder} is a segtailor repository without {WEIGHTS}; fetch it whole")
@@ -284,14 +291,15 @@ def own_weights(name: str) -> Path | None:
     try:
         with quiet():
             config = Path(hf_hub_download(name, CONFIG))
-            if not _is_own(config):
+            if not is_own_config(config):
                 return None
             return Path(hf_hub_download(name, WEIGHTS))
     except Exception:  # not there, private, or no connection: the reader that comes next says so
         return None
 
 
-def _is_own(config: Path) -> bool:
+def is_own_config(config: Path) -> bool:
+    """Return whether the file ``config`` is of a repository that `segtailor publish` wrote."""
     try:
         content: Any = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -50,9 +50,7 @@ def load_recipe(
 
     ``overrides`` maps dotted keys to values, as the command line gives them. Raises ``SegtailorError`` in one line.
     """
-    if isinstance(source, Strict):
-        where, values = "recipe", source.model_dump(mode="json")
-    elif isinstance(source, Mapping):
+    if isinstance(source, Strict | Mapping):
         where, values = "recipe", _plain(source)
     else:
         path = recipe_path(str(source))
@@ -98,7 +96,7 @@ REMOVED = {
 }
 """Keys of older recipes, and what to do instead."""
 SHORT = {"license-policy": "run.license_policy"}
-"""Settings with a name of their own on the command line."""
+"""Settings with a short name on the command line."""
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
@@ -127,13 +125,13 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
 
 
 class DataSection(Strict):
-    """A recipe of which nothing but the data matters."""
+    """The data section of any recipe."""
 
     data: DataConfig
 
 
 def load_data_section(arguments: Iterable[str]) -> DataConfig:
-    """Return the data that ``[RECIPE] [--data.KEY VALUE]...`` means; the recipe may be of any kind.
+    """Return the data of ``[RECIPE] [--data.KEY VALUE]...``; the recipe may be of any kind.
 
     Raises ``SegtailorError`` for an unknown recipe or key, and when nothing names a data set.
     """

@@ -1,4 +1,4 @@
-"""The report: one HTML page that says what a run, or a comparison, gained and what it cost."""
+"""The report: one HTML page with the gains and costs of a run or a comparison."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["write_report"]
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write ``report.html`` into the folder of a run or of a comparison, finished or still going; returns its path.
+    """Write ``report.html`` into the folder of a run or of a comparison, finished or still running; returns its path.
 
     The page is one file: styles, script, curves and pictures are inside, and it asks the network for nothing. Of a
     run it reads ``results.json``, the metrics it names, ``recipe.yaml`` and ``samples/``; of a comparison

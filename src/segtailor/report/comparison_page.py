@@ -89,7 +89,7 @@ def _headline(source: Source) -> list[str]:
     top = rivals[0]
     if not any(result.differences for result in rivals):
         why = "has no result yet" if source.baseline else "is not among the arms"
-        return [f"The student alone {why}, so this page cannot say what a method gains.", _highest(top, rivals)]
+        return [f"The student alone {why}, so the gains of the methods are unknown.", _highest(top, rivals)]
     lines = _tested(source) if source.tested else [_untested(source)]
     alone = source.board[source.baseline] if source.baseline else None
     if alone is not None and alone.last is not None and top.last is not None and top.last.mean <= alone.last.mean:
@@ -114,7 +114,7 @@ def _untested(source: Source) -> str:
 
 
 def _tested(source: Source) -> list[str]:
-    """Say which arms differ, which do not, and which have too few seeds."""
+    """Return which arms differ, which do not, and which have too few seeds."""
     differ = [(result.arm, result.difference.mean) for result in source.rivals
               if result.verdict == "differs" and result.difference is not None]  # fmt: skip
     above = [f"{arm} ({points(gain)} points)" for arm, gain in differ if gain > 0]
@@ -128,7 +128,7 @@ def _tested(source: Source) -> list[str]:
     shown = sum(result.verdict == "no difference shown" for result in source.rivals)
     few = [result.arm for result in source.rivals if result.verdict == "too few seeds" and result.scores]
     if shown:
-        lines.append(f"For {count(shown, 'arm')} no difference is shown, which does not say that there is none.")
+        lines.append(f"For {count(shown, 'arm')} no difference is shown, which does not mean that there is none.")
     if few:
         lines.append(f"Too few seeds for a test: {', '.join(few)}.")
     return lines

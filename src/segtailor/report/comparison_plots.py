@@ -138,7 +138,7 @@ Band = tuple[int, int | None]
 class BoundaryGains:
     """A plot of the gains by distance, and the same as colored cells with a row an arm and a column a band.
 
-    ``shares`` says how much of the scored pixels each band holds, ``alone`` and ``teacher`` their mIoU there.
+    ``shares`` are each band's shares of the scored pixels, ``alone`` and ``teacher`` their mIoU there.
     """
 
     plot: Plot

@@ -132,9 +132,8 @@ class Source:
         return "alone" if arm == self.baseline else "distilled"
 
     def method(self, arm: str) -> str:
-        """Return the arm's methods with their variants, as the recipe has them; empty where that says no more."""
-        listed = _mapping(_mapping(self.comparison.recipe.get("arms")).get(arm)).get("method")
-        entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+        """Return the arm's methods with their variants as in the recipe; empty where that only repeats its name."""
+        entries = self.comparison.recipe.get("arms", {}).get(arm, {}).get("method", [])
         names = [", ".join(str(entry[key]) for key in ("name", "variant") if entry.get(key)) for entry in entries]
         text = " + ".join(names)
         return "" if text == arm else text

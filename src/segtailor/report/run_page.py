@@ -1,4 +1,4 @@
-"""The page of a run: headline, tables, curves, and what a reader must know to judge the numbers."""
+"""The page of a run: headline, tables, curves, and notes on reading them."""
 
 from __future__ import annotations
 
@@ -166,33 +166,34 @@ def _scale(run: Run) -> list[dict[str, Any]]:
 
 
 def _model_table(run: Run) -> dict[str, Any]:
+    """Return the heads (name, unit) and each model's cells (figure, small figure below)."""
     rows, closed = run.rows, run.results.gap_closed
     parameter_unit, parameter_name = unit_of(row.parameters for row in rows.values())
     cost_unit, cost_name = unit_of(row.multiply_adds for row in rows.values())
     teacher = rows.get("teacher", Row(miou=0.0))
-    body = [
-        {
-            "role": role,
-            "label": run.label(role),
-            "model": row.model,
-            "parameters": scaled(row.parameters, parameter_unit),
-            "multiply_adds": scaled(row.multiply_adds, cost_unit),
-            "smaller": _times(teacher.parameters, row.parameters, "smaller"),
-            "cheaper": _times(teacher.multiply_adds, row.multiply_adds, "fewer"),
-            "closed": percent(closed, 1) if role == "distilled" else MISSING,
-            "miou": percent(row.miou),
-            "miou_all": percent(row.miou_all),
-            "pixel_accuracy": percent(row.pixel_accuracy),
-            "mean_accuracy": percent(row.mean_accuracy),
-            "mean_dice": percent(row.mean_dice),
-            "best": percent(row.best_miou),
-            "best_step": "" if row.best_step is None else f"{row.best_step:,}",
-            "steps": "" if row.steps is None else f"{row.steps:,}",
-            "time": duration(row.seconds),
+    body = []
+    for role, row in rows.items():
+        smaller = _times(teacher.parameters, row.parameters, "smaller")
+        cheaper = _times(teacher.multiply_adds, row.multiply_adds, "fewer")
+        gap = {("Gap closed", "%"): (percent(closed, 1) if role == "distilled" else MISSING, "")}
+        cells = {
+            ("mIoU", "%"): (percent(row.miou), ""),
+            **(gap if closed is not None else {}),
+            ("mIoU, all classes", "%"): (percent(row.miou_all), ""),
+            ("Best mIoU", "%, at step"): (percent(row.best_miou), _whole(row.best_step)),
+            ("Pixel accuracy", "%"): (percent(row.pixel_accuracy), ""),
+            ("Mean accuracy", "%"): (percent(row.mean_accuracy), ""),
+            ("Mean Dice", "%"): (percent(row.mean_dice), ""),
+            ("Parameters", parameter_name): (scaled(row.parameters, parameter_unit), smaller),
+            ("Multiply-adds", cost_name): (scaled(row.multiply_adds, cost_unit), cheaper),
+            ("Training time", "steps"): (duration(row.seconds), _whole(row.steps)),
         }
-        for role, row in rows.items()
-    ]
-    return {"rows": body, "has_gap": closed is not None, "parameter_unit": parameter_name, "cost_unit": cost_name}
+        body.append((role, run.label(role), row.model, cells))
+    return {"rows": body, "heads": list(body[0][-1]) if body else []}
+
+
+def _whole(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
 
 
 def _times(whole: float | None, part: float | None, word: str) -> str:
@@ -255,7 +256,7 @@ def _notes(run: Run) -> list[str]:
                 f"{distilled or 'unknown'}), so their difference is not the method's alone."
             )
     elif "distilled" in rows:
-        lines.append("No student was trained alone, so this page cannot say what the method gained.")
+        lines.append("No student was trained alone, so the gain of the method is unknown.")
     if rows and results.size:
         lines.append(
             "Multiply-adds are counted by PyTorch's FLOP counter, two FLOPs to one, "
@@ -269,7 +270,7 @@ def _notes(run: Run) -> list[str]:
         )
     if "assisted" in rows:
         lines.append(
-            "The label-assisted teacher was scored with the labels as an input; that figure says nothing about images "
+            "The label-assisted teacher was scored with the labels as an input; that score does not apply to images "
             "without labels, and no gap is measured against it."
         )
     lines += [f"Alignment of {line}." for line in results.alignment]

@@ -1,4 +1,4 @@
-"""Pictures of validation images, drawn at a run's end: predictions, wrong pixels, and what methods make of logits."""
+"""Pictures of validation images, drawn at a run's end: predictions, wrong pixels, and altered logits."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def write_samples(
 def write_tailored(
     folder: Path, dataset: LabelledImages, teacher: Teacher, arms: Sequence[tuple[str, Alteration]], count: int
 ) -> list[dict[str, Any]]:
-    """Draw what the first of ``arms`` makes of the teacher's logits on ``count`` images, under ``folder/tailoring``.
+    """Draw how the first of ``arms`` alters the teacher's logits on ``count`` images, under ``folder/tailoring``.
 
     For each image the class whose logits change most; blue is low, red is high, and before and after have one scale.
     Pictures have the size of the labels. Returns their list for ``comparison.json``, empty where there is no arm.
@@ -140,7 +140,7 @@ def _predict(
             window=window,
             stride=evaluate.stride,
             fill=dataset.mean_color,
-            target=target[None].to(device) if getattr(model, "sees_target", False) else None,
+            target=target[None].to(device),
         )
         return logits[0].argmax(0).to(torch.uint8).cpu().numpy()
 

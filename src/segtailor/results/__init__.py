@@ -1,1 +1,1 @@
-"""What runs and comparisons leave on disk, and the statistics of it."""
+"""The files of runs and comparisons, and their statistics."""

@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: few digits, one unit a column, real minus signs."""
+"""Formatted numbers: few digits, one unit a column, real minus signs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
 def percent(value: float | None, digits: int = 2) -> str:
-    """Return a fraction as a percentage without the percent sign; what rounds to 0 has no minus.
+    """Return a fraction as a percentage without the percent sign; no minus in front of 0.
 
     >>> percent(0.51234), percent(-0.2, 1), percent(-0.004, 0)
     ('51.23', '−20.0', '0')

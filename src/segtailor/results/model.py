@@ -1,10 +1,10 @@
-"""What a run and a comparison leave on disk, written and read by the same classes.
+"""The files of a run and of a comparison, written and read by the same classes.
 
 ``results.json`` of a run is a :class:`RunResults`, ``outcome.json`` of an arm an :class:`Outcome` (a :class:`State`
 until it has finished), ``comparison.json`` a :class:`Plan`. A comparison is read tolerantly: a run counts when its
 outcome is finished and its figures are sound. Without a sound ``confusions.npz`` it still counts, but there is no
 interval over images. A run whose two files contradict each other, or that scored other images than most runs, is left
-out: nobody can tell which figure is right.
+out, as either may be wrong.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ class Plan(Record):
 
 @dataclass(frozen=True)
 class ArmRun:
-    """One arm with one seed. ``outcome`` is there when it finished; ``reason`` says why one failed or is damaged."""
+    """One arm with one seed. ``outcome`` is set when it has finished; ``reason`` explains a failure or damage."""
 
     arm: str
     seed: int
@@ -301,7 +301,7 @@ def arm_status(folder: Path, arm: str, seed: int) -> str:
 def read_images(path: Path, num_classes: int) -> tuple[Counts, ImageCounts]:
     """Read the images' confusion matrices, int (N,K,K), and return their sum and each image's counts.
 
-    Raises ValueError that says what is wrong with the file.
+    Raises ValueError when the file is missing or damaged.
     """
     if not path.exists():
         raise ValueError(f"no {path.name}")
@@ -359,7 +359,7 @@ def plan_of(values: Mapping[str, Any], where: str, folder: Path) -> Comparison:
 
 
 def run_of(values: Any, arm: str, seed: int, classes: int) -> ArmRun:
-    """Return the run of ``arm`` and ``seed`` from the content of an ``outcome.json``; ValueError says what is wrong."""
+    """Return the run of ``arm`` and ``seed`` from the content of an ``outcome.json``; raises ValueError for damage."""
     if not isinstance(values, Mapping) or values.get("version") != VERSION:
         raise ValueError(f"no outcome of version {VERSION}")
     if (values.get("arm"), values.get("seed")) != (arm, seed):

@@ -1,6 +1,6 @@
-"""A comparison as a repository keeps it: three small files instead of a run folder.
+"""The record of a comparison in a repository: three small files instead of a run folder.
 
-``NAME.json`` says what was compared: recipe, classes, the teacher's scores, environment. ``NAME.rows.jsonl`` has one
+``NAME.json`` describes the comparison: recipe, classes, the teacher's scores, environment. ``NAME.rows.jsonl`` has one
 JSON line a row, that is one arm with one seed: its scores and times, and the commit and versions that made it.
 ``NAME.images.npz`` holds each image's hits and unions, for intervals over images. Tables are made from these.
 """

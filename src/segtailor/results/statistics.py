@@ -229,7 +229,7 @@ class ImageBootstrap:
 
 
 def image_draws(images: int, resamples: int, seed: int = 0) -> Iterator[Counts]:
-    """Yield blocks (r, images) that say how often each resample draws each image; every row sums to ``images``.
+    """Yield blocks (r, images): how often each resample draws each image; every row sums to ``images``.
 
     The same arguments give the same draws, so that every arm meets the same resamples.
 

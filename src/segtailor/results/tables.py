@@ -135,7 +135,7 @@ def csv_table(board: Leaderboard) -> str:
     """Return raw numbers for other programs, one row an arm; an empty cell is "not known".
 
     Scores and differences are fractions, times seconds, memory bytes; ``..._by_seed`` holds ``seed:value`` pairs. There
-    are no comment lines, so each column's name says what it is.
+    are no comment lines, so the column names are self-explanatory.
     """
     comparison = board.comparison
     rows = [{"role": "arm", **_row(result)} for result in board.arms]
