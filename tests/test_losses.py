@@ -10,7 +10,7 @@ from segtailor.losses import (
     class_counts,
     cross_entropy,
     pixel_kl,
-    standardise,
+    standardize,
     to_grid,
     valid_counts,
 )
@@ -117,7 +117,7 @@ def test_standardise_leaves_void_out_and_is_finite_for_flat_channels() -> None:
     multiplicity[0, 10:] = 0
     multiplicity[1] = 0
     values.requires_grad_()
-    result = standardise(values, multiplicity)
+    result = standardize(values, multiplicity)
     inside = result[0, :2].flatten(1)[:, :10]
     torch.testing.assert_close(inside.mean(1), torch.zeros(2), atol=1e-6, rtol=0)
     torch.testing.assert_close(inside.var(1, unbiased=False), torch.ones(2), atol=1e-4, rtol=0)
@@ -132,8 +132,8 @@ def test_standardise_leaves_void_out_and_is_finite_for_flat_channels() -> None:
 def test_standardise_passes_gradcheck() -> None:
     values = torch.randn(2, 3, 2, 4, dtype=torch.float64, requires_grad=True)
     multiplicity = torch.randint(0, 3, (2, 8)).double()
-    assert torch.autograd.gradcheck(lambda item: standardise(item, multiplicity), values)
-    assert torch.autograd.gradcheck(standardise, values)
+    assert torch.autograd.gradcheck(lambda item: standardize(item, multiplicity), values)
+    assert torch.autograd.gradcheck(standardize, values)
 
 
 def test_to_grid_returns_equal_sizes_untouched() -> None:

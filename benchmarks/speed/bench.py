@@ -1,7 +1,7 @@
 """What the cost benchmarks share: two networks and one batch, outputs cut off from them, timing, peaks of memory.
 
 Networks: teacher forward, student forward and backward, from given gradients of its logits and without a task loss, so
-that nothing but the networks is in the yardstick. Peaks are taken each in a process of its own that does one training
+that nothing but the networks is in the yardstick. Each peak is taken in a separate process that does one training
 step: on a CPU of the resident set, on a GPU of what PyTorch has allocated.
 """
 
@@ -176,13 +176,13 @@ def forget_peak(device: str = "cpu") -> None:
 
 def peak_in_child(script: str, arguments: argparse.Namespace, options: Sequence[str]) -> int:
     """Run ``script`` with the same setting and ``options`` in a fresh process, and return the number it prints last."""
-    # Every tensor gets pages of its own, given back when it is freed: the resident set is then what is alive.
+    # Every tensor gets its own pages, given back when it is freed, so that the resident set holds live tensors only.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, script, "--teacher", arguments.teacher, "--student", arguments.student]
     command += ["--batch", str(arguments.batch), "--size", *map(str, arguments.size)]
     command += ["--threads", str(arguments.threads), *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        said = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise RuntimeError(f"the process that measures the peak ended with {done.returncode}: {said[0]}")
+        message = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise RuntimeError(f"the process that measures the peak ended with {done.returncode}: {message[0]}")
     return int(done.stdout.splitlines()[-1])

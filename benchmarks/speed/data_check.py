@@ -2,7 +2,7 @@
 
     SEGTAILOR_CAMVID=... python benchmarks/speed/data_check.py
 
-Runs the command three times in a process of its own, held to two cores, and writes wall-clock and processor seconds,
+Runs the command three times in a separate process, held to two cores, and writes wall-clock and processor seconds,
 what was found, and how busy the machine was, to ``benchmarks/speed/results/data-check.json``. Exits with 1 when
 CamVid does not come out without an error.
 """
@@ -20,8 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench import RESULTS, save
+
 RUNS, CORES = 3, 2
-TARGET = Path(__file__).parent / "results" / "data-check.json"
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
         "python": platform.python_version(),
         "runs": runs,
     }
-    TARGET.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    save(RESULTS / "data-check.json", record)
     for run in runs:
         print(f"{run['wall_seconds']:.1f} s, {run['cpu_seconds']:.1f} s of processors, {run['errors']} errors")
     raise SystemExit(any(run["errors"] for run in runs))

@@ -8,20 +8,19 @@ it to ``benchmarks/speed/results/data_wait.json``. The teacher's weights are ran
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
 import torch
 
 import segtailor
+from bench import RESULTS, save
 from segtailor.config import DistillRecipe
 from segtailor.engine.logging import read_metrics
 from segtailor.models import create_model, save_model
 from segtailor.recipes import load_recipe
 
 STEPS, WINDOW = 60, 10
-TARGET = Path(__file__).parent / "results" / "data_wait.json"
 
 
 def main() -> None:
@@ -47,7 +46,7 @@ def main() -> None:
         "waiting": sum(line["data_wait"] for line in later) / len(later),
         "waiting_first_window": lines[0]["data_wait"],
     }
-    TARGET.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    save(RESULTS / "data_wait.json", record)
     print(f"waiting for data: {100 * record['waiting']:.2f} % of the time, {record['images_per_second']:.1f} images/s")
 
 

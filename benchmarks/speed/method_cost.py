@@ -6,7 +6,7 @@
 
 Networks and peaks are those of `bench.py`. Method: forward and backward of all terms on stored outputs, with default
 options; where a method changes on the way, its dearer phase. The steps of an adversary and of a pre-training are timed
-beside it. A method with a teacher of its own is timed on that one's output, and its peak is of a step without the
+beside it. A method with its own teacher is timed on that one's output, and its peak is of a step without the
 recipe's teacher. Rows are written as they come, each with the networks' figures of its own run, so that no ratio mixes
 two runs; a run of all methods starts the table afresh. With the default ``--out`` it also writes what `segtailor
 methods` shows.
@@ -117,7 +117,7 @@ def chosen(arguments: argparse.Namespace) -> list[tuple[str, str]]:
 def measure(
     arguments: argparse.Namespace, bench: Bench, run: dict[str, Any], name: str, variant: str
 ) -> dict[str, Any]:
-    """Return one row; where the method fails, what it said, so that the others' hours are not lost."""
+    """Return one row; where the method fails, the error, so that the other rows are kept."""
     try:
         row = measure_seconds(bench, name, variant, run["start"], arguments.repeats)
         parts = [(row, str(row["progress"])), *([(row["stage"], "stage")] if "stage" in row else [])]

@@ -62,7 +62,7 @@ def steps_of(found: dict[str, Any]) -> str:
 
 
 def networks(device: str, section: dict[str, Any]) -> str:
-    """Say what the networks took, at the start and at the end of each run."""
+    """Return the networks' times at the start and at the end of each run."""
     if "runs" not in section:
         return ""
     runs = []

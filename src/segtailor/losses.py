@@ -1,4 +1,4 @@
-"""The maths that methods share: pure functions of tensors, in fp32 inside autocast, with void masked."""
+"""The loss functions that methods share: pure functions of tensors, in fp32 inside autocast, with void masked."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ __all__ = [
     "channel_divergence",
     "channel_kl",
     "class_counts",
+    "class_kl",
     "cross_entropy",
     "full_precision",
     "nearest_labels",
     "pixel_kl",
     "pixel_mean",
     "recomputed",
-    "standardise",
+    "standardize",
     "to_grid",
     "valid_counts",
     "valid_pixels",
@@ -49,7 +50,7 @@ class Step:
         self.targets = targets
 
     def count(self, count: Callable[[Tensor], Tensor], target: Tensor) -> Tensor:
-        """Return what a sum over this micro-batch is divided by to become a mean over the global batch.
+        """Return the divisor that makes a sum over this micro-batch a mean over the global batch.
 
         ``count`` maps a target (B,H,W) to the number of things summed over. Averaging ``sum / step.count(...)`` over
         micro-batches and ranks gives the sum over all divided by the count over all. The total is at least 1, so a
@@ -73,7 +74,7 @@ class Step:
         return total.clamp(min=1) / shares
 
 
-def class_counts(target: Tensor, num_classes: int, size: tuple[int, int]) -> Tensor:
+def class_counts(target: Tensor, num_classes: int, size: Sequence[int]) -> Tensor:
     """Count the label pixels of each class in each cell of a coarser (or equal) grid.
 
     ``target`` (B,H,W) integer; label pixel (i, j) belongs to cell (floor(i*h/H), floor(j*w/W)), as in nearest
@@ -104,7 +105,7 @@ def valid_pixels(target: Tensor) -> Tensor:
     return (target != VOID).sum()
 
 
-def valid_counts(target: Tensor, size: tuple[int, int]) -> Tensor:
+def valid_counts(target: Tensor, size: Sequence[int]) -> Tensor:
     """Count the label pixels that are not void in each cell: float32 (B, h*w), see :func:`class_counts`.
 
     >>> valid_counts(torch.tensor([[[0, 7, 1, 255]]]), (1, 2)).tolist()
@@ -116,18 +117,16 @@ def valid_counts(target: Tensor, size: tuple[int, int]) -> Tensor:
 def pixel_mean(cells: Tensor, target: Tensor | None, step: Step) -> Tensor:
     """Average ``cells`` (B,h,w) over the valid label pixels of the global batch; equally over all cells without labels.
 
-    Each cell weighs as many pixels as it has that are not void.
-
     >>> pixel_mean(torch.tensor([[[1.0, 5.0]]]), torch.tensor([[[0, 0, 1, 255]]]), Step()).item()
     2.3333332538604736
     """
     if target is None:
         return cells.mean()
-    weight = valid_counts(target, (cells.shape[-2], cells.shape[-1]))
+    weight = valid_counts(target, cells.shape[-2:])
     return (cells.flatten(1) * weight).sum() / step.count(valid_pixels, target)
 
 
-def nearest_labels(target: Tensor, size: tuple[int, int]) -> Tensor:
+def nearest_labels(target: Tensor, size: Sequence[int]) -> Tensor:
     """Return ``target`` (B,H,W) on a coarser (or equal) grid: each cell takes its top-left pixel; int64 (B,h,w).
 
     >>> nearest_labels(torch.tensor([[[3, 0, 255, 1]]]), (1, 2)).tolist()
@@ -161,7 +160,7 @@ def full_precision(values: Tensor) -> Tensor:
     return values if values.element_size() >= 4 else values.float()
 
 
-def to_grid(values: Tensor, size: tuple[int, int]) -> Tensor:
+def to_grid(values: Tensor, size: Sequence[int]) -> Tensor:
     """Resize ``values`` (B,C,h,w) bilinearly to ``size``, in float32; equal sizes are returned as they are.
 
     A map that is much finer (see `is_much_finer`) is averaged: bilinear values would come from few of its cells.
@@ -173,11 +172,11 @@ def to_grid(values: Tensor, size: tuple[int, int]) -> Tensor:
     if values.shape[-2:] == tuple(size):
         return values
     if is_much_finer(values.shape[-2:], size):
-        return F.adaptive_avg_pool2d(values, size)
+        return F.adaptive_avg_pool2d(values, (size[0], size[1]))
     return F.interpolate(values, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-def is_much_finer(grid: tuple[int, ...], size: tuple[int, ...]) -> bool:
+def is_much_finer(grid: Sequence[int], size: Sequence[int]) -> bool:
     """Return whether a cell of ``size`` covers at least 4 x 4 cells of ``grid``, as with full-size logits.
 
     >>> is_much_finer((360, 480), (90, 120)), is_much_finer((180, 240), (90, 120))
@@ -186,13 +185,13 @@ def is_much_finer(grid: tuple[int, ...], size: tuple[int, ...]) -> bool:
     return all(fine >= 4 * coarse for fine, coarse in zip(grid, size, strict=True))
 
 
-def standardise(values: Tensor, multiplicity: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+def standardize(values: Tensor, multiplicity: Tensor | None = None, eps: float = 1e-6) -> Tensor:
     """Shift and scale every channel of every image to mean 0 and variance 1 over its positions.
 
     ``values`` (B,C,h,w); ``multiplicity`` (B,h*w), zero where a position is void, weighs the two moments (all positions
     equally when None). Constant channels and wholly void images give zeros, with finite gradients.
 
-    >>> maps = standardise(torch.tensor([[[[1.0, 3.0, 100.0]]]]), torch.tensor([[1.0, 1.0, 0.0]]))
+    >>> maps = standardize(torch.tensor([[[[1.0, 3.0, 100.0]]]]), torch.tensor([[1.0, 1.0, 0.0]]))
     >>> maps.round().flatten().tolist()
     [-1.0, 1.0, 0.0]
     """
@@ -202,11 +201,11 @@ def standardise(values: Tensor, multiplicity: Tensor | None = None, eps: float =
     else:
         weight = multiplicity.to(flat.dtype)
         weight = weight / weight.sum(1, keepdim=True).clamp(min=1e-6)
-    result: Tensor = _Standardise.apply(flat, weight, eps)
+    result: Tensor = _Standardize.apply(flat, weight, eps)
     return result.view(values.shape)
 
 
-class _Standardise(torch.autograd.Function):
+class _Standardize(torch.autograd.Function):
     """Keeps only its result for backward: with weights w, dx = r (m dy - w (sum dy + y sum (dy y)))."""
 
     @staticmethod
@@ -230,7 +229,7 @@ class _Standardise(torch.autograd.Function):
 
 
 OUTSIDE = -1e30
-"""Stands for log 0: exp of it is 0, and unlike -inf it gives no NaN when a whole row is empty."""
+"""Used for log 0: exp of it is 0, and unlike -inf it gives no NaN when a whole row is empty."""
 
 
 def cross_entropy(logits: Tensor, target: Tensor, step: Step) -> Tensor:
@@ -246,7 +245,7 @@ def cross_entropy(logits: Tensor, target: Tensor, step: Step) -> Tensor:
 
 
 def _log_probabilities(values: Tensor, log_multiplicity: Tensor | None, temperature: float) -> Tensor:
-    """Log-softmax over the last axis of ``values / temperature``, atoms repeated as their multiplicity says."""
+    """Log-softmax over the last axis of ``values / temperature``, each atom repeated by its multiplicity."""
     scaled = full_precision(values) / temperature
     if log_multiplicity is not None:
         scaled = scaled.add_(log_multiplicity)
@@ -311,11 +310,7 @@ def channel_kl(
 
 
 def pixel_kl(
-    student: Tensor,
-    teacher: Tensor,
-    temperature: float = 1.0,
-    target: Tensor | None = None,
-    step: Step | None = None,
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, target: Tensor | None = None, step: Step | None = None
 ) -> Tensor:
     """KL(teacher || student) over classes, averaged over pixels, times temperature squared (Hinton et al., 2015).
 
@@ -325,7 +320,14 @@ def pixel_kl(
     >>> round(pixel_kl(torch.zeros(1, 2, 1, 1), torch.tensor([[[[0.0]], [[1.0]]]])).item(), 5)
     0.11094
     """
-    log_student = F.log_softmax(full_precision(student) / temperature, dim=1)
-    log_teacher = F.log_softmax(full_precision(teacher.detach()) / temperature, dim=1)
-    cells = (log_teacher.exp() * (log_teacher - log_student)).sum(1) * temperature**2
-    return pixel_mean(cells, target, step or Step())
+    return pixel_mean(class_kl(student, teacher.detach(), temperature), target, step or Step())
+
+
+def class_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) over classes at each cell, times temperature squared: (B,K,h,w) give (B,h,w).
+
+    >>> class_kl(torch.zeros(1, 2, 1, 1), torch.tensor([[[[0.0]], [[1.0]]]]), 1.0).shape
+    torch.Size([1, 1, 1])
+    """
+    own, guide = (F.log_softmax(full_precision(logits) / temperature, dim=1) for logits in (student, teacher))
+    return (guide.exp() * (guide - own)).sum(1) * temperature**2

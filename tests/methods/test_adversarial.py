@@ -54,7 +54,7 @@ def adversary(**options: Any) -> tuple[Adversarial, LogitAdversary]:
 
 
 def test_the_published_discriminator_is_as_large_as_published() -> None:
-    discriminator = Discriminator(19, normalised=True)
+    discriminator = Discriminator(19, normalized=True)
     assert sum(value.numel() for value in discriminator.parameters()) == pytest.approx(3.19e6, rel=2e-3)
     for size, scores in (
         ((64, 64), (1, 1)),

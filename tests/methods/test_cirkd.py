@@ -234,7 +234,7 @@ def test_one_image_is_warned_of_once(within_image: bool) -> None:
     student, teacher = output(STUDENT, 1), output(TEACHER, 1, seed=2)
     method = create_method("cirkd", CLASSES, STUDENT, TEACHER, within_image=within_image, memory_pixel=0,
                            memory_region=0)  # fmt: skip
-    with pytest.warns(UserWarning, match="lie within that image" if within_image else "minibatch is 0"):
+    with pytest.warns(UserWarning, match="are within that image" if within_image else "minibatch is 0"):
         value = method(student, teacher, labels(1), 0.5)["minibatch"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

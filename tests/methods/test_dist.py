@@ -141,6 +141,6 @@ def test_of_the_published_terms_only_intra_couples_images() -> None:
 
 
 @pytest.mark.parametrize("name", ["dist", "kd"])
-def test_standardising_two_classes_is_refused(name: str) -> None:
+def test_standardizing_two_classes_is_refused(name: str) -> None:
     with pytest.raises(SegtailorError, match=f"^method '{name}', option 'standardise': two classes.*set it to false$"):
         create_method(name, 2, STUDENT, TEACHER, standardise=True)

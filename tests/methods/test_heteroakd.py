@@ -74,7 +74,7 @@ def cells_of(target: Tensor, size: tuple[int, int]) -> Cells:
 
 
 def loop_projection(projector: ClassProjector, feature: Tensor, cells: Cells) -> list[Tensor]:
-    """Return the K values of every cell, each channel standardised over the pixels of all cells."""
+    """Return the K values of every cell, each channel standardized over the pixels of all cells."""
     values = [projector.project.weight[:, :, 0, 0] @ feature[image, :, i, j] for image, i, j, _ in cells]
     pixels = torch.stack(
         [value for value, (*_, counts) in zip(values, cells, strict=True) for _ in range(int(counts.sum()))]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from segtailor.losses import standardise
+from segtailor.losses import standardize
 from segtailor.methods import create_method
 from segtailor.methods._kt_terms import FeatureTailoring, matching, mixing_weights, recombine
 
@@ -117,4 +117,4 @@ def test_standardised_features_of_wholly_void_images_cost_nothing() -> None:
     void = torch.zeros(2, 48)
     mixing, _ = mixing_weights(student, teacher, void, True, 0.1)
     assert matching(student, teacher, void, recombine, mixing, True) == 0
-    assert not standardise(student, void).any()
+    assert not standardize(student, void).any()

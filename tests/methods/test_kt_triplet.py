@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from segtailor.losses import standardise
+from segtailor.losses import standardize
 from segtailor.methods._kt_terms import channel_squares, triplet
 
 MARGIN = 0.1
@@ -20,13 +20,13 @@ def case() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     valid = torch.tensor([[4, 4, 0, 2, 4, 4], [1, 0, 3, 4, 4, 4], [0] * 6], dtype=torch.float64)
-    near, far = (standardise(draw(3, 5, 2, 3), valid) for _ in range(2))
+    near, far = (standardize(draw(3, 5, 2, 3), valid) for _ in range(2))
     return draw(3, 4, 2, 3).requires_grad_(), draw(5, 4).requires_grad_(), near, far, valid
 
 
 def plain(student: Tensor, projector: Tensor | None, near: Tensor, far: Tensor, valid: Tensor) -> Tensor:
     anchor = student if projector is None else torch.einsum("dc,bchw->bdhw", projector, student)
-    anchor = standardise(anchor, valid)
+    anchor = standardize(anchor, valid)
     to_near, to_far = ((channel_squares(anchor, goal, valid) + 1e-6).sqrt() for goal in (near, far))
     hinge = (to_near - to_far + MARGIN).relu()
     assert (hinge[:2] > 0).any()

@@ -26,7 +26,7 @@ def test_lite_weights_come_from_their_package_tensor_for_tensor(name: str) -> No
 
 
 def test_pretrained_features_are_trained_ones() -> None:
-    """With trained weights and their own normalisation, batch norm's input fits its running statistics."""
+    """With trained weights and their own normalization, batch norm's input fits its running statistics."""
     pytest.importorskip(LITE_PACKAGES["tf_efficientnet_lite0"])
     model = create_model("fcn-tf_efficientnet_lite0", 3, pretrained=True).eval()
     stem = model.backbone.net.conv_stem(model.preprocess(torch.full((1, 3, 32, 32), 128.0)))

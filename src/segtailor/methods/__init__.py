@@ -1,4 +1,4 @@
-"""How knowledge passes from teacher to student: one file a method, an explicit table of them, and others' methods."""
+"""The distillation methods: one file each, a table of them, and methods of other packages."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ METHODS: dict[str, type[Method[Any]]] = {
 }
 
 GROUP = "segtailor.methods"
-"""The entry points by which an installed package brings methods: ``name = "package.module:Class"``."""
+"""Entry point group by which an installed package registers methods: ``name = "package.module:Class"``."""
 
 __all__ = [
     "METHODS", "DistillationLoss", "Method", "MethodOptions",
@@ -153,9 +153,9 @@ def create_method(
 
     Channels are a dict tap -> width (``model.tap_channels``), or an int, the width of the feature in front of the
     classifier; then the result takes two :class:`SegOutput`. With ``student`` and ``teacher``, which may be any modules
-    that give class maps, it is a :class:`DistillationLoss` for a training loop of yours; the keywords of that class
-    (``total_steps``, ``student_taps``, ...) go beside the options. Raises :class:`SegtailorError` for unknown names,
-    options and taps.
+    that give class maps, it is a :class:`DistillationLoss` for your own training loop; the keywords of that class
+    (``total_steps``, ``student_taps``, ...) are passed beside the options. Raises :class:`SegtailorError` for unknown
+    names, options and taps.
 
     >>> create_method("kt", 19, student_channels=128, teacher_channels=256, variant="published").options.ft
     1.0
@@ -168,8 +168,8 @@ def create_method(
     if student_channels is None or teacher_channels is None:
         raise SegtailorError("create_method needs student_channels and teacher_channels, or student and teacher")
     checked = check_options(name, options)
-    widths = [
+    own, guide = (
         {"feature": channels} if isinstance(channels, int) else dict(channels)
         for channels in (student_channels, teacher_channels)
-    ]
-    return find_method(name)(num_classes, widths[0], widths[1], checked)
+    )
+    return find_method(name)(num_classes, own, guide, checked)

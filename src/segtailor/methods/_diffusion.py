@@ -104,11 +104,16 @@ class BatchNorm(nn.BatchNorm2d):
         super().__init__(channels, track_running_stats=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return the normalised maps (B,C,h,w), scaled and shifted."""
+        """Return the normalized maps (B,C,h,w), scaled and shifted."""
         if maps.numel() == maps.shape[1]:
-            # One value for each channel has no spread; mean 0 and variance 1 is what fresh running statistics say.
+            # One value for each channel has no spread: mean 0 and variance 1, as fresh running statistics.
             return maps * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
         return super().forward(maps)
+
+
+def normed(before: int, after: int, kernel: Kernel = 1) -> list[nn.Module]:
+    """Return a convolution that keeps the size, and its batch norm."""
+    return [nn.Conv2d(before, after, kernel, padding=kernel // 2, bias=False), BatchNorm(after)]
 
 
 class Bottleneck(nn.Module):
@@ -118,14 +123,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         inner = max(channels // reduction, 1)
         self.layers = nn.Sequential(
-            nn.Conv2d(channels, inner, 1, bias=False),
-            BatchNorm(inner),
-            nn.ReLU(),
-            nn.Conv2d(inner, inner, 3, padding=1, bias=False),
-            BatchNorm(inner),
-            nn.ReLU(),
-            nn.Conv2d(inner, channels, 1, bias=False),
-            BatchNorm(channels),
+            *normed(channels, inner), nn.ReLU(), *normed(inner, inner, 3), nn.ReLU(), *normed(inner, channels)
         )
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -137,33 +135,18 @@ class Bottleneck(nn.Module):
 class Denoiser(nn.Module):
     """Predicts the noise in maps (B,C,h,w) at the times (B,); a learned vector for the time is added to every position.
 
-    ``kernel`` 3 sees each position's neighbours, 1 only the position.
+    ``kernel`` 3 sees each position's neighbors, 1 only the position.
     """
 
     def __init__(self, channels: int, kernel: Kernel) -> None:
         super().__init__()
         self.times = nn.Embedding(TIME_ROWS, channels)
         wide = 4 * channels
-        self.layers = (
-            nn.Sequential(
-                Bottleneck(channels),
-                Bottleneck(channels),
-                nn.Conv2d(channels, channels, 1, bias=False),
-                BatchNorm(channels),
-            )
-            if kernel == 3
-            else nn.Sequential(
-                nn.Conv2d(channels, wide, 1, bias=False),
-                BatchNorm(wide),
-                nn.ReLU(),
-                nn.Conv2d(wide, channels, 1, bias=False),
-                BatchNorm(channels),
-                nn.Conv2d(channels, wide, 1, bias=False),
-                BatchNorm(wide),
-                nn.ReLU(),
-                nn.Conv2d(wide, channels, 1),
-            )
-        )
+        if kernel == 3:
+            self.layers = nn.Sequential(Bottleneck(channels), Bottleneck(channels), *normed(channels, channels))
+        else:
+            first = [*normed(channels, wide), nn.ReLU(), *normed(wide, channels)]
+            self.layers = nn.Sequential(*first, *normed(channels, wide), nn.ReLU(), nn.Conv2d(wide, channels, 1))
 
     def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
         """Return the predicted noise (B,C,h,w)."""
@@ -172,20 +155,14 @@ class Denoiser(nn.Module):
 
 
 class NoiseAdapter(nn.Module):
-    """Says for each image how much of the student's map stays when noise is mixed in: gamma in (0,1)."""
+    """Predicts for each image how much of the student's map stays when noise is mixed in: gamma in (0,1)."""
 
     def __init__(self, channels: int, kernel: Kernel) -> None:
         super().__init__()
         self.layers: nn.Module = (
             Bottleneck(channels, adapter_reduction(channels))
             if kernel == 3
-            else nn.Sequential(
-                nn.Conv2d(channels, 2 * channels, 1, bias=False),
-                BatchNorm(2 * channels),
-                nn.ReLU(),
-                nn.Conv2d(2 * channels, channels, 1, bias=False),
-                BatchNorm(channels),
-            )
+            else nn.Sequential(*normed(channels, 2 * channels), nn.ReLU(), *normed(2 * channels, channels))
         )
         self.gates = nn.Linear(channels, 2)
 
@@ -239,7 +216,7 @@ def dist(refined: Tensor, goal: Tensor, target: Tensor | None, step: Step) -> Te
 
     With ``target`` the second is over one image each, as in the method ``dist``; without, over the batch.
     """
-    valid = None if target is None else valid_counts(target, (refined.shape[-2], refined.shape[-1]))
+    valid = None if target is None else valid_counts(target, refined.shape[-2:])
 
     def compute(refined: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
         own, guide = probabilities(refined), probabilities(goal)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from segtailor.losses import channel_divergence, channel_kl, class_counts, full_precision, recomputed, standardise
+from segtailor.losses import channel_divergence, channel_kl, class_counts, full_precision, recomputed, standardize
 
 Tailoring = Callable[[Tensor, Tensor], Tensor]
 """Takes a mixing matrix (B,C,D) and a feature (B,D,h,w), returns tailored maps (B,C,h,w)."""
-Anchoring = Callable[[Tensor], Tensor]
-"""Takes the student's feature (B,C_s,h,w) to the width of the tailored maps."""
 
 
 def recombine(mixing: Tensor, feature: Tensor) -> Tensor:
@@ -66,13 +64,9 @@ def cosines(rows: Tensor, columns: Tensor) -> Tensor:
     """
     rows, columns = rows.flatten(2), columns.flatten(2)
     # Dividing the small product instead of the maps spares two copies of them.
-    row_lengths, column_lengths = _lengths(rows), _lengths(columns)
-    return torch.bmm(rows, columns.mT) / row_lengths.unsqueeze(2) / column_lengths.unsqueeze(1)
-
-
-def _lengths(vectors: Tensor) -> Tensor:
-    lengths: Tensor = torch.linalg.vector_norm(vectors, dim=-1)
-    return lengths.clamp(min=1e-12)
+    row_lengths, column_lengths = (torch.linalg.vector_norm(maps, dim=-1).clamp(min=1e-12) for maps in (rows, columns))
+    products: Tensor = torch.bmm(rows, columns.mT) / row_lengths.unsqueeze(2) / column_lengths.unsqueeze(1)
+    return products
 
 
 class FeatureTailoring(nn.Module):
@@ -115,22 +109,14 @@ class FeatureTailoring(nn.Module):
         """Return the tailor of the phase."""
         return self.student_to_teacher_tailor if early else self.teacher_to_student_tailor
 
-    def anchor(self, early: bool) -> Anchoring:
-        """Return what takes the student's feature to the space of the phase."""
-        return self.student_projector if early else _unchanged
-
-    def projector(self, early: bool) -> Tensor | None:
-        """Return the matrix (C_t,C_s) that takes the student's feature to the space of the phase, where it must be."""
-        return self.student_projector.weight.flatten(1) if early else None
+    def projector(self, early: bool) -> nn.Conv2d | None:
+        """Return the convolution that takes the student's feature to the width of the phase's goals; None if equal."""
+        return self.student_projector if early else None
 
     def matrix(self, early: bool) -> Tensor:
         """Return the matrix of the phase's convolution: (C_t,C_s) early, (C_s,C_t) late."""
         layer = self.student_to_teacher_recombination if early else self.teacher_to_student_recombination
         return layer.weight.flatten(1)
-
-
-def _unchanged(feature: Tensor) -> Tensor:
-    return feature
 
 
 FLOOR = 1e-6
@@ -142,8 +128,8 @@ def triplet(
 ) -> Tensor:
     """Return relu(|anchor - near| - |anchor - far| + margin), averaged over channels and images.
 
-    The anchor is ``projector @ student``, or the student where there is no projector, standardised over valid
-    positions. ``student`` (B,C,h,w), ``projector`` (D,C), ``near`` and ``far`` (B,D,h,w) standardised and constant,
+    The anchor is ``projector @ student``, or the student where there is no projector, standardized over valid
+    positions. ``student`` (B,C,h,w), ``projector`` (D,C), ``near`` and ``far`` (B,D,h,w) standardized and constant,
     ``valid`` (B,h*w) weighs the positions, by which a channel has unit norm. Wholly void images give 0.
 
     >>> line = torch.tensor([[[[1.0, 2.0, 3.0]]]])
@@ -157,7 +143,7 @@ def triplet(
 
 
 class _Triplet(torch.autograd.Function):
-    """With weights w, the slope of a distance d is w (anchor - goal) / d; standardising takes its moments out of it."""
+    """With weights w, the slope of a distance d is w (anchor - goal) / d; standardizing takes its moments out of it."""
 
     @staticmethod
     def forward(
@@ -170,7 +156,7 @@ class _Triplet(torch.autograd.Function):
         anchor = (anchor - torch.bmm(anchor, column)).mul_(row > 0)
         rate = (torch.bmm(anchor.square(), column) + FLOOR).rsqrt_()
         anchor.mul_(rate)
-        to_near, to_far = (_distance(anchor, goal, column) for goal in (near, far))
+        to_near, to_far = ((torch.bmm((anchor - goal).square_(), column) + FLOOR).sqrt_() for goal in (near, far))
         excess = to_near - to_far + margin
         share = (total > 0).unsqueeze(2) / excess.numel()
         value = (excess.relu() * share).sum()
@@ -194,10 +180,6 @@ class _Triplet(torch.autograd.Function):
         return slope * gradient, None if of_projector is None else of_projector * gradient, None, None, None, None
 
 
-def _distance(anchor: Tensor, goal: Tensor, column: Tensor) -> Tensor:
-    return (torch.bmm((anchor - goal).square_(), column) + FLOOR).sqrt_()
-
-
 def mixing_weights(
     student: Tensor, teacher: Tensor, valid: Tensor, early: bool, sharpness: float
 ) -> tuple[Tensor, Tensor]:
@@ -207,7 +189,7 @@ def mixing_weights(
     (B,h*w) weighs the positions. Constants.
     """
     with torch.no_grad():
-        student, teacher = standardise(student, valid), standardise(teacher, valid)
+        student, teacher = standardize(student, valid), standardize(teacher, valid)
         mixing = cosines(teacher, student) if early else cosines(student, teacher)
         return (mixing / sharpness).softmax(2), ((1 - mixing) / sharpness).softmax(2)
 
@@ -217,13 +199,13 @@ def matching(
 ) -> Tensor:
     """Return the feature term: 1 minus the correlation of a channel with its goal, averaged over channels and images.
 
-    That is half the mean squared distance of standardised channels, a standardised regression. ``early`` compares the
-    tailored student with the teacher, otherwise the student with the tailored teacher; the gradient reaches the tailor
-    and a trained ``mixing`` in both. Without ``tailoring`` channels are only recombined. Wholly void images give 0.
+    ``early`` compares the tailored student with the teacher, otherwise the student with the tailored teacher; the
+    gradient reaches the tailor and a trained ``mixing`` in both. Without ``tailoring`` channels are only recombined.
+    Wholly void images give 0.
     """
 
     def compute(student: Tensor, teacher: Tensor, mixing: Tensor) -> Tensor:
-        student, teacher = standardise(student, valid), standardise(teacher, valid)
+        student, teacher = standardize(student, valid), standardize(teacher, valid)
         if early:
             student = _tailored(student, valid, tailoring, mixing)
         else:
@@ -237,7 +219,7 @@ def contrast(
     student: Tensor,
     teacher: Tensor,
     valid: Tensor,
-    projector: Tensor | None,
+    projector: nn.Conv2d | None,
     tailoring: Tailoring | None,
     mixing: tuple[Tensor, Tensor],
     early: bool,
@@ -246,25 +228,26 @@ def contrast(
     """Return the triplet on whole channels at unit norm; positive and negative are constants.
 
     Neither the student nor a tailor may move the goals to please this term; it reaches the student through the anchor,
-    which ``projector`` (C_t,C_s) takes to the width of the goals where that is another.
+    which ``projector``, a 1x1 convolution, takes to the width of the goals where they differ.
     """
     with torch.no_grad():
-        feature = standardise(student if early else teacher, valid)
+        feature = standardize(student if early else teacher, valid)
         near, far = (_tailored(feature, valid, tailoring, weights) for weights in mixing)
-    return triplet(student, projector, near, far, valid, margin)
+    matrix = None if projector is None else projector.weight.flatten(1)
+    return triplet(student, matrix, near, far, valid, margin)
 
 
 def _tailored(feature: Tensor, valid: Tensor, tailoring: Tailoring | None, mixing: Tensor) -> Tensor:
     recombined = recombine(mixing, feature)
-    return standardise(recombined if tailoring is None else tailoring(mixing, feature).add_(recombined), valid)
+    return standardize(recombined if tailoring is None else tailoring(mixing, feature).add_(recombined), valid)
 
 
 def channel_squares(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
-    """Return the squared distances, in [0,4], between channels of two standardised maps: (B,C,h,w) give (B,C).
+    """Return the squared distances, in [0,4], between channels of two standardized maps: (B,C,h,w) give (B,C).
 
     ``valid`` (B,h*w) weighs the positions. Half the square is 1 minus the correlation; wholly void images give 0.
 
-    >>> maps = standardise(torch.tensor([[[[1.0, 2.0, 3.0]]]]))
+    >>> maps = standardize(torch.tensor([[[[1.0, 2.0, 3.0]]]]))
     >>> round(channel_squares(maps, -maps, torch.ones(1, 3)).item(), 3)
     4.0
     """
@@ -273,12 +256,11 @@ def channel_squares(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
 
 
 def linear_matching(student: Tensor, teacher: Tensor, valid: Tensor, mixing: Tensor) -> Tensor:
-    """Return 1 minus the correlation of ``mixing @ standardised student`` with the teacher.
+    """Return 1 minus the correlation of ``mixing @ standardized student`` with the teacher.
 
     ``student`` (B,C,h,w), ``teacher`` (B,D,h,w) without gradient, ``mixing`` (D,C), ``valid`` (B,h*w) weighs the
-    positions; the mean over the teacher's channels and over images. The same as
-    :func:`~segtailor.methods._kt_terms.matching` early and without a tailor: constant channels count as
-    its standardisation has them, and wholly void images give 0.
+    positions; the mean over the teacher's channels and over images. The same as :func:`matching` early and without a
+    tailor.
 
     >>> line = torch.tensor([[[[1.0, 2.0, 4.0]]]])
     >>> linear_matching(line, -3 * line, torch.ones(1, 3), torch.ones(1, 1)).round(decimals=3).item()
@@ -297,7 +279,7 @@ def from_moments(student: Tensor, teacher: Tensor, valid: Tensor, mixing: Tensor
     scaled = mixing * rate.unsqueeze(1)
     mixed = ((scaled @ own) * scaled).sum(2)
     covariance = (scaled * across.mT).sum(2)
-    # Half the squared distance of the standardised channels.
+    # Half the squared distance of the standardized channels.
     halves = mixed / (mixed + eps) + guide / (guide + eps)
     term: Tensor = (halves / 2 - covariance * ((mixed + eps) * (guide + eps)).rsqrt()).mean()
     return term
@@ -313,27 +295,27 @@ class _Moments(torch.autograd.Function):
     def forward(ctx: Any, student: Tensor, teacher: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(student, teacher, weight)
         column, guide = weight.unsqueeze(2), full_precision(teacher)
-        centred, weighted = _centred(student, weight)
+        centered, weighted = _centered(student, weight)
         spread = (guide - torch.bmm(guide, column)).square_()
         variances = torch.bmm(spread, column).squeeze(2)
         # The weighted student has mean 0, so the teacher's mean makes no difference to the product.
-        return torch.bmm(weighted, centred.mT), torch.bmm(weighted, guide.mT), variances
+        return torch.bmm(weighted, centered.mT), torch.bmm(weighted, guide.mT), variances
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, own: Tensor, across: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         student, teacher, weight = ctx.saved_tensors
-        centred, _ = _centred(student, weight)
-        slope = torch.baddbmm(torch.bmm(own + own.mT, centred), across, full_precision(teacher))
+        centered, _ = _centered(student, weight)
+        slope = torch.baddbmm(torch.bmm(own + own.mT, centered), across, full_precision(teacher))
         slope.sub_(torch.bmm(slope, weight.unsqueeze(2))).mul_(weight.unsqueeze(1))
         return slope.to(student.dtype), None, None
 
 
-def _centred(student: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _centered(student: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return the student less its weighted mean, and that times the weights."""
     values = full_precision(student)
-    centred = values - torch.bmm(values, weight.unsqueeze(2))
-    return centred, centred * weight.unsqueeze(1)
+    centered = values - torch.bmm(values, weight.unsqueeze(2))
+    return centered, centered * weight.unsqueeze(1)
 
 
 def published_matching(
@@ -356,17 +338,20 @@ def published_matching(
 
 
 def published_contrast(
-    student: Tensor, teacher: Tensor, anchor: Anchoring, tailoring: Tailoring, early: bool, margin: float
+    student: Tensor,
+    teacher: Tensor,
+    projector: Callable[[Tensor], Tensor] | None,
+    tailoring: Tailoring,
+    early: bool,
+    margin: float,
 ) -> Tensor:
-    """Return the triplet: the anchor is nearer to the recombined maps than to their complement's.
-
-    The gradient reaches the student through the anchor and through the mixing matrix.
-    """
+    """Return the triplet; the gradient reaches the student through the anchor and through the mixing matrix."""
     mixing = cosines(teacher, student) if early else cosines(student, teacher)
     feature = student if early else teacher
 
     def compute(mixing: Tensor, student: Tensor, feature: Tensor) -> Tensor:
-        return row_distance(anchor(student), tailoring(mixing, feature))
+        anchor = student if projector is None else projector(student)
+        return row_distance(anchor, tailoring(mixing, feature))
 
     near = recomputed(compute, mixing, student, feature)
     far = recomputed(compute, 1 - mixing, student, feature)
@@ -383,12 +368,8 @@ def row_distance(first: Tensor, second: Tensor) -> Tensor:
     return distance
 
 
-class LogitTerms(NamedTuple):
-    """The three terms, unweighted: the whole map, its class pixels, its other pixels."""
-
-    all: Tensor
-    of_class: Tensor
-    of_nonclass: Tensor
+LogitTerms = tuple[Tensor, Tensor, Tensor]
+"""The three terms, unweighted: the whole map, its class pixels, its other pixels."""
 
 
 class Atoms(NamedTuple):
@@ -397,12 +378,8 @@ class Atoms(NamedTuple):
     inside: Tensor
     outside: Tensor
 
-    def both(self) -> Tensor:
-        """Return the multiplicities of all atoms (B,K,2n)."""
-        return torch.cat(self, dim=2)
 
-
-def count_atoms(target: Tensor, num_classes: int, size: tuple[int, int], with_void: bool) -> Atoms:
+def count_atoms(target: Tensor, num_classes: int, size: Sequence[int], with_void: bool) -> Atoms:
     """Count each class's pixels and the others in every cell of the grid ``size``.
 
     A void pixel is "not class" for every class when ``with_void`` (as published), otherwise it is nowhere.
@@ -437,8 +414,8 @@ def published_terms(student: Tensor, teacher: Tensor, target: Tensor, temperatur
     Both networks are tailored by their own means: the class's over pixels with a positive logit, the others' divided by
     all pixels. Terms two and three keep zeros where their mask is not. Void counts as "not class".
     """
-    atoms = count_atoms(target, student.shape[1], (student.shape[2], student.shape[3]), with_void=True)
-    multiplicity = atoms.both()
+    atoms = count_atoms(target, student.shape[1], student.shape[2:], with_void=True)
+    multiplicity = torch.cat(atoms, 2)
     pixels = target.shape[1] * target.shape[2]
     student, teacher = full_precision(student).flatten(2), full_precision(teacher).flatten(2)
     own_raised, own_capped = tailor(student, atoms, atoms.inside * (student > 0), pixels)
@@ -448,7 +425,7 @@ def published_terms(student: Tensor, teacher: Tensor, target: Tensor, temperatur
     def divergence(own: tuple[Tensor, Tensor], guide: tuple[Tensor, Tensor]) -> Tensor:
         return channel_divergence(torch.cat(own, 2), torch.cat(guide, 2), temperature, multiplicity).mean()
 
-    return LogitTerms(
+    return (
         divergence((student, student), (raised, capped)),
         divergence((own_raised, zero), (raised, zero)),
         divergence((zero, own_capped), (zero, capped)),
@@ -492,21 +469,21 @@ def tailored_map(logits: Tensor, target: Tensor, published: bool) -> Tensor:
 
 
 def clean_terms(student: Tensor, teacher: Tensor, target: Tensor, temperature: float) -> LogitTerms:
-    """Return the three mended terms: only the teacher is tailored, and void is left out everywhere.
+    """Return the three terms with the known defects fixed: only the teacher is tailored, void is left out.
 
     The class's mean is over pixels where the teacher is right (all of the class where it never is), since the sign of a
     logit means nothing; the others' mean divides by their own number. Terms two and three are softmaxes inside and
     outside the class alone; term two averages over the classes that an image has.
     """
-    atoms = count_atoms(target, student.shape[1], (student.shape[2], student.shape[3]), with_void=False)
+    atoms = count_atoms(target, student.shape[1], student.shape[2:], with_void=False)
     student, teacher = full_precision(student).flatten(2), full_precision(teacher).flatten(2)
     raised, capped = tailor_clean(teacher, atoms)
     guide = torch.cat((raised, capped), 2)
     present = (atoms.inside.sum(2) > 0).float()
     # Absent classes have no atoms, and so no divergence.
     of_class = channel_divergence(student, raised, temperature, atoms.inside)
-    return LogitTerms(
-        channel_divergence(torch.cat((student, student), 2), guide, temperature, atoms.both()).mean(),
+    return (
+        channel_divergence(torch.cat((student, student), 2), guide, temperature, torch.cat(atoms, 2)).mean(),
         (of_class.sum(1) / present.sum(1).clamp(min=1)).mean(),
         channel_divergence(student, capped, temperature, atoms.outside).mean(),
     )

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -14,13 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segtailor.config import OptimizerConfig, ScheduleConfig
 from segtailor.errors import SegtailorError, reason
 from segtailor.files import write_atomically
 from segtailor.losses import Step, cross_entropy, full_precision, valid_counts
-from segtailor.methods.base import Pretraining, PretrainObjective
+from segtailor.methods.base import PretrainObjective
 from segtailor.models.network import SegOutput
-from segtailor.models.teacher import Teacher
 
 EPS = 1e-5
 
@@ -74,7 +72,7 @@ def weight_map(
     """Return what each position's squared error weighs: ``sum_i shares_i m_i(x)^2 n(x) / (sum_x' n m_i + eps)``.
 
     ``masks`` (B,T,h,w); ``multiplicity`` n (B,h*w), 1 everywhere when None; ``shares`` (B,T), 1/T when None. One map
-    (B,h,w) stands for T masked errors, so that nothing of size B*T*C*h*w is ever made.
+    (B,h,w) replaces T masked errors, so that nothing of size B*T*C*h*w is ever made.
 
     >>> weight_map(torch.tensor([[[[1.0, 1.0]], [[0.0, 0.5]]]]), eps=0.0).tolist()
     [[[0.25, 0.5]]]
@@ -111,7 +109,7 @@ class TokenWeighting(nn.Module):
         """Return (B,T), rows that sum to 1, for ``values`` (B,C,h,w).
 
         ``multiplicity`` (B,h*w) says how often each position counts in the mean; where it is 0 the position is zeroed
-        before its neighbours see it.
+        before the convolution reads it.
         """
         values = full_precision(values)
         if multiplicity is None:
@@ -139,10 +137,6 @@ class TokenLayout:
     tap: str
     weighting: bool
 
-    def card(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
-
     def shapes(self) -> dict[str, torch.Size]:
         """Return the shape of every tensor of the file."""
         shapes = {"tokens": torch.Size((self.tokens, self.channels))}
@@ -159,7 +153,7 @@ def write_tokens(
     """Write ``tokens`` (T,C) and the state of their weighting, atomically; ``card`` adds `teacher` and settings."""
     named = {"tokens": tokens, **{f"{WEIGHTING}{name}": tensor for name, tensor in (weighting or {}).items()}}
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in named.items()}
-    content = {"format": FORMAT, "version": VERSION, "method": "maskd", "layout": layout.card(), **card}
+    content = {"format": FORMAT, "version": VERSION, "method": "maskd", "layout": asdict(layout), **card}
     data = safetensors.torch.save(tensors, metadata={"card": json.dumps(content)})
     write_atomically(path, lambda file: file.write(data))
 
@@ -168,7 +162,7 @@ def read_tokens(path: Path, layout: TokenLayout, fingerprint: str | None) -> tup
     """Return tokens (T,C) and the state of their weighting, if ``layout`` asks for one.
 
     Raises :class:`SegtailorError` for a file that cannot be read, is none of tokens, does not fit ``layout``, or was
-    learnt from a teacher other than the one of this ``fingerprint`` (None: not checked).
+    learned from a teacher other than the one of this ``fingerprint`` (None: not checked).
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -178,9 +172,14 @@ def read_tokens(path: Path, layout: TokenLayout, fingerprint: str | None) -> tup
         raise SegtailorError(
             f"cannot read tokens from {path}: {reason(error)}; give another tokens_file, or none to learn them"
         ) from error
-    card = _card(path, metadata)
+    try:
+        card = json.loads(metadata.get("card", "null"))
+    except ValueError:
+        card = None
+    if not isinstance(card, dict) or card.get("format") != FORMAT or card.get("version") != VERSION:
+        raise SegtailorError(f"{path} is not a file of tokens that this version of segtailor wrote; train new ones")
     found = card.get("layout")
-    wanted = layout.card()
+    wanted = asdict(layout)
     if not isinstance(found, dict) or any(found.get(key) != value for key, value in wanted.items()):
         raise SegtailorError(
             f"{path} holds tokens of another layout ({_differences(found, wanted)}); "
@@ -189,24 +188,14 @@ def read_tokens(path: Path, layout: TokenLayout, fingerprint: str | None) -> tup
     if {name: tensor.shape for name, tensor in tensors.items()} != layout.shapes():
         raise SegtailorError(f"{path} is damaged: its tensors are not what its card says; train new ones")
     if fingerprint is not None and card.get("teacher") != fingerprint:
-        learnt = str(card.get("teacher"))[:12]
+        other = str(card.get("teacher"))[:12]
         raise SegtailorError(
-            f"{path} holds tokens of another teacher ({learnt}, not {fingerprint[:12]}); "
+            f"{path} holds tokens of another teacher ({other}, not {fingerprint[:12]}); "
             "leave tokens_file out to learn them from this one, or give the teacher they belong to"
         )
     tokens = tensors.pop("tokens")
     weighting = {name.removeprefix(WEIGHTING): tensor for name, tensor in tensors.items()}
     return tokens, weighting or None
-
-
-def _card(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        card = json.loads(metadata.get("card", "null"))
-    except ValueError:
-        card = None
-    if not isinstance(card, dict) or card.get("format") != FORMAT or card.get("version") != VERSION:
-        raise SegtailorError(f"{path} is not a file of tokens that this version of segtailor wrote; train new ones")
-    return card
 
 
 def _differences(found: Any, wanted: Mapping[str, Any]) -> str:
@@ -215,12 +204,8 @@ def _differences(found: Any, wanted: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {found.get(key)}, not {value}" for key, value in wanted.items() if found.get(key) != value)
 
 
-Receive = Callable[[Tensor, Mapping[str, Tensor] | None], None]
-"""Takes the tokens (T,C) and the state of their :class:`TokenWeighting`."""
-
-
 class TokenObjective(PretrainObjective):
-    """Tokens, and their weighting if wished, learnt on a teacher that stays as it is.
+    """Tokens, and their weighting if wished, learned on a teacher that stays as it is.
 
     Terms: ``task``, the cross-entropy of the teacher's logits under the summed masks, and ``dice``, the masks' overlap.
     The published code adds the cross-entropy of the teacher's auxiliary logits, which is a constant and left out. A
@@ -256,7 +241,7 @@ class TokenObjective(PretrainObjective):
             values = teacher.logits if self.weight is None else teacher.feature
             assert values is not None
             values = full_precision(values.detach())
-            counts = valid_counts(target, (values.shape[-2], values.shape[-1])) if self.masked else None
+            counts = valid_counts(target, values.shape[-2:]) if self.masked else None
             masks = receptive_masks(values, self.tokens)
             kept = attended(values, masks, None if self.weighting is None else self.weighting(values, counts))
             logits = kept if self.weight is None else F.conv2d(kept, self.weight, self.bias)
@@ -265,70 +250,3 @@ class TokenObjective(PretrainObjective):
             if self.overlap:
                 terms["dice"] = self.overlap * dice(masks, counts)
             return terms
-
-
-class TokenPretraining(Pretraining):
-    """Learns the tokens of one teacher and hands them to the method by ``receive``."""
-
-    name: ClassVar[str] = "tokens"
-    about: ClassVar[str] = "the teacher's receptive tokens (maskd)"
-    uses_teacher: ClassVar[bool] = True
-    file_option: ClassVar[str] = "tokens_file"
-
-    def __init__(
-        self,
-        layout: TokenLayout,
-        receive: Receive,
-        steps: int,
-        optimizer: OptimizerConfig,
-        schedule: ScheduleConfig,
-        overlap: float,
-        masked: bool,
-        file: str | None = None,
-    ) -> None:
-        self.layout, self.receive = layout, receive
-        self.steps, self.optimizer, self.schedule = steps, optimizer, schedule
-        self.overlap, self.masked = overlap, masked
-        self.file = file
-
-    def key(self) -> dict[str, Any]:
-        """Return what the tokens depend on."""
-        return {**self.layout.card(), "dice": self.overlap, "void_left_out": self.masked}
-
-    def objective(self, teacher: Teacher | None) -> PretrainObjective:
-        """Return fresh tokens.
-
-        Raises :class:`SegtailorError` where the tap is the feature and the teacher shows no classifier behind it.
-        """
-        assert teacher is not None
-        classifier = None
-        if self.layout.tap == "feature":
-            if teacher.class_map is not None:
-                raise SegtailorError(
-                    "method maskd, tap feature: its tokens are learnt through the teacher's own classifier, whose "
-                    "classes are not the data's (teacher.class_map); set tap: logits"
-                )
-            classifier = getattr(getattr(teacher.model, "head", None), "classifier", None)
-            if not isinstance(classifier, nn.Conv2d) or classifier.in_channels != self.layout.channels:
-                raise SegtailorError(
-                    f"method maskd, tap feature: the teacher {teacher.name} shows no classifier behind its feature; "
-                    "set tap: logits"
-                )
-        return TokenObjective(self.layout, teacher.upsample, classifier, self.overlap, self.masked)
-
-    def save(self, objective: nn.Module, path: Path, card: Mapping[str, Any]) -> None:
-        """Write the objective's tokens."""
-        assert isinstance(objective, TokenObjective)
-        training = {
-            "steps": self.steps,
-            "optimizer": self.optimizer.model_dump() if self.optimizer else None,
-            "schedule": self.schedule.model_dump() if self.schedule else None,
-            "dice": self.overlap,
-            "void_left_out": self.masked,
-        }
-        weighting = None if objective.weighting is None else objective.weighting.state_dict()
-        write_tokens(path, self.layout, objective.tokens, weighting, {"training": training, **card})
-
-    def load(self, path: Path, fingerprint: str | None) -> None:
-        """Hand the file's tokens to the method; errors as in :func:`read_tokens`."""
-        self.receive(*read_tokens(path, self.layout, fingerprint))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from segtailor.errors import SegtailorError
-from segtailor.losses import OUTSIDE, standardise
+from segtailor.losses import OUTSIDE, standardize
 
 BLOCK = {"cpu": 2**21, "cuda": 2**24}
 """Similarities held at a time: few enough for a processor's cache, enough to fill a GPU."""
@@ -45,9 +46,8 @@ def relation_kl(
 
     ``student`` and ``teacher`` are (anchors (N,C), keys (G,n,C)), each with its own C; the logits are their products
     divided by ``temperature``. ``weight`` (N,G). ``multiplicity`` (G,n) says how often each key counts; 0 leaves it
-    out, and a group without keys gives 0. The N x G x n similarities are never held at once. The gradient is computed
-    along with the value, since recomputing them would cost more than keeping it. Not compiled, since the loop over
-    blocks would be unrolled.
+    out, and a group without keys gives 0. The N x G x n similarities are never held at once, and the gradient is
+    computed along with the value. Not compiled, since the loop over blocks would be unrolled.
 
     >>> anchors, keys = torch.eye(2), torch.eye(2).unsqueeze(0)
     >>> teacher = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
@@ -158,7 +158,7 @@ def pooled(maps: Tensor, counts: Tensor | None, side: int) -> Tensor:
     return _sums(maps * weight, side) / _sums(weight, side).clamp(min=1)
 
 
-def pooled_counts(counts: Tensor, size: tuple[int, int], side: int) -> Tensor:
+def pooled_counts(counts: Tensor, size: Sequence[int], side: int) -> Tensor:
     """Sum ``counts`` (B,h*w) over squares of ``side``: (B, squares)."""
     return _sums(counts.view(len(counts), 1, *size), side).flatten(1)
 
@@ -184,7 +184,7 @@ class RelationProjector(nn.Module):
             hidden = self.norm(hidden)
         else:
             # Batch norm over the valid rows: one image whose positions are all rows of the batch.
-            maps = standardise(hidden.t()[None, :, None], valid.unsqueeze(0), self.norm.eps)
+            maps = standardize(hidden.t()[None, :, None], valid.unsqueeze(0), self.norm.eps)
             hidden = torch.addcmul(self.norm.bias, maps[0, :, 0].t(), self.norm.weight)
         lifted: Tensor = self.last(hidden.relu())
         return lifted
@@ -303,7 +303,7 @@ class VectorQueue(nn.Module):
         self.queue.index_copy_(0, row.flatten(), vectors.masked_fill(~meant.unsqueeze(3), 0).flatten(0, 2))
 
     def sample(self, number: int, shared: bool = False) -> tuple[Tensor, Tensor]:
-        """Draw ``number`` vectors of each class, (K * number, C), and say which of them exist (K * number).
+        """Draw ``number`` vectors of each class, (K * number, C), and which of them exist (K * number).
 
         Drawn with replacement from the slots that hold a vector, each class apart; ``shared`` draws the same slots
         for all classes, without replacement and from the whole queue, hence at most ``size``.

@@ -1,10 +1,10 @@
-"""Holistic distillation: a discriminator must not tell the student's logit maps from the teacher's."""
+"""Holistic distillation: a discriminator learns to distinguish the student's logit maps from the teacher's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from segtailor.errors import SegtailorError
-from segtailor.losses import Step, full_precision, standardise, to_grid, valid_counts
+from segtailor.losses import Step, full_precision, standardize, to_grid, valid_counts
 from segtailor.methods.base import Adversary, Channels, Method, VariantOptions, option
 from segtailor.models.network import SegOutput
 
+BENCHMARK = "CIRKD benchmark"
 SMALLEST = 4
 """The least side of a grid: the last convolution's."""
 
@@ -25,14 +26,14 @@ class Discriminator(nn.Module):
     """Four strided convolutions under spectral norm, self-attention behind the last two, and a score for each patch.
 
     Logits (B,K,h,w) give scores (B,1,h',w'). Sides of at least 64 are halved four times, as published; an axis that
-    would become shorter than 4 is not halved, so that any grid from 4 x 4 on works. ``normalised`` puts batch norm on
+    would become shorter than 4 is not halved, so that any grid from 4 x 4 on works. ``normalized`` puts batch norm on
     the logits, as published; otherwise they are taken as they come.
     """
 
-    def __init__(self, num_classes: int, normalised: bool, width: int = 64) -> None:
+    def __init__(self, num_classes: int, normalized: bool, width: int = 64) -> None:
         super().__init__()
         widths = [num_classes, width, 2 * width, 4 * width, 8 * width]
-        self.norm = nn.BatchNorm2d(num_classes) if normalised else nn.Identity()
+        self.norm = nn.BatchNorm2d(num_classes) if normalized else nn.Identity()
         self.layers = nn.ModuleList(spectral_norm(nn.Conv2d(before, after, 4)) for before, after in pairwise(widths))
         self.attention = nn.ModuleDict({"2": SelfAttention(widths[3]), "3": SelfAttention(widths[4])})
         self.score = nn.Conv2d(widths[4], 1, SMALLEST)
@@ -85,7 +86,7 @@ class SelfAttention(nn.Module):
 def discriminator_loss(
     discriminator: nn.Module, real: Tensor, fake: Tensor, kind: Literal["hinge", "wgan-gp"], penalty: float
 ) -> Tensor:
-    """Return what the discriminator minimises, for the teacher's maps (``real``) and the student's (``fake``).
+    """Return the discriminator's loss, for the teacher's maps (``real``) and the student's (``fake``).
 
     ``hinge``: mean relu(1 - D(real)) + mean relu(1 + D(fake)). ``wgan-gp``: mean D(fake) - mean D(real) plus
     ``penalty`` times the mean squared distance from 1 of the gradient's norm, one mixture of both maps per image
@@ -109,14 +110,14 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class AdversarialOptions(VariantOptions):
     """Options of ``adversarial``."""
 
-    adversarial: NonNegativeFloat = option(0.001, "weight of the term", source="CIRKD benchmark")
-    opponent: PositiveFloat = option(0.1, "weight of the discriminator's own loss", source="CIRKD benchmark")
+    adversarial: NonNegativeFloat = option(0.001, "weight of the term", source=BENCHMARK)
+    opponent: PositiveFloat = option(0.1, "weight of the discriminator's own loss", source=BENCHMARK)
     loss: Literal["hinge", "wgan-gp"] = option(
-        "hinge", "what the discriminator minimises", source="CIRKD benchmark (the paper: wgan-gp)"
+        "hinge", "the discriminator's loss", source="CIRKD benchmark (the paper: wgan-gp)"
     )
     gradient_penalty: NonNegativeFloat = option(10.0, "weight of the penalty of wgan-gp", source="SKD's code")
-    lr: PositiveFloat = option(4e-4, "the discriminator's constant learning rate (Adam)", source="CIRKD benchmark")
-    betas: tuple[Beta, Beta] = option((0.9, 0.99), "Adam's decay rates", source="CIRKD benchmark")
+    lr: PositiveFloat = option(4e-4, "the discriminator's constant learning rate (Adam)", source=BENCHMARK)
+    betas: tuple[Beta, Beta] = option((0.9, 0.99), "Adam's decay rates", source=BENCHMARK)
     width: PositiveInt = option(64, "channels of the discriminator's first layer", source="SKD's code")
 
 
@@ -126,24 +127,23 @@ class LogitAdversary(Adversary):
     def __init__(self, num_classes: int, options: AdversarialOptions) -> None:
         super().__init__()
         self.options = options
-        self.discriminator = Discriminator(num_classes, options.variant == "published", options.width)
+        self.discriminator = Discriminator(num_classes, not options.clean, options.width)
 
     def forward(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> Tensor:
         """Return the discriminator's weighted loss for two detached outputs."""
         options = self.options
         with torch.autocast(student.logits.device.type, enabled=False):
-            size = (student.logits.shape[-2], student.logits.shape[-1])
             fake = self.shown(student.logits.detach(), target)
-            real = self.shown(to_grid(teacher.logits.detach(), size), target)
+            real = self.shown(to_grid(teacher.logits.detach(), fake.shape[-2:]), target)
             return options.opponent * discriminator_loss(
                 self.discriminator, real, fake, options.loss, options.gradient_penalty
             )
 
     def shown(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return what the discriminator sees of logits (B,K,h,w)."""
-        if self.options.variant == "published":
-            return full_precision(logits)
-        return standardise(logits, valid_counts(target, (logits.shape[-2], logits.shape[-1])))
+        if self.options.clean:
+            return standardize(logits, valid_counts(target, logits.shape[-2:]))
+        return full_precision(logits)
 
     def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Return Adam."""
@@ -155,28 +155,26 @@ class Adversarial(Method[AdversarialOptions]):
 
     Term ``adversarial``: minus the mean score that a discriminator gives the student's logits; the discriminator is
     trained beside the student, by one step after each of the student's. ``published`` puts batch norm on the logits;
-    ``clean`` standardises each channel of each image over its valid pixels instead, so that images do not mix and void
+    ``clean`` standardizes each channel of each image over its valid pixels instead, so that images do not mix and void
     is not seen, and does not advance the spectral norm's power iteration in the student's pass. Grids below 64 x 64,
     where the published code stops, are halved less often.
 
         adversarial = -mean D(student's logits)
 
     - Extra modules: a discriminator of 3.2 M parameters (19 classes), with its own Adam
-    - Published figures: none alone; Cityscapes val, PSPNet R101 to R18, by SKD's authors: pixel and pair terms 71.78,
-      with it 74.08
+    - Published figures: Cityscapes val, PSPNet-R18, beside SKD's pixel and pair terms: 74.08, without 71.78 (SKD)
     - Limitations: short trainings, where the discriminator learns nothing; grids below 4 x 4; tiny batches with
       `published`, whose batch norm mixes images
     - Source: Liu et al., CVPR 2019 (arXiv 1903.04197), as run in the CIRKD benchmark
     """
 
-    name: ClassVar[str] = "adversarial"
-    summary: ClassVar[str] = "holistic: a discriminator must not tell the student's logits from the teacher's"
+    name = "adversarial"
+    summary = "holistic: the student's logits must fool a discriminator that knows the teacher's"
 
     def build(self, student: Channels, teacher: Channels) -> None:
-        """Make what the options ask for."""
+        """Make the modules that the options need."""
         options = self.options
-        published = options.variant == "published"
-        self.labels = "unused" if published else "ignore_mask"
+        self.labels = "ignore_mask" if options.clean else "unused"
         self.adversary = LogitAdversary(self.num_classes, options) if options.adversarial else None
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
@@ -185,7 +183,7 @@ class Adversarial(Method[AdversarialOptions]):
         if not isinstance(adversary, LogitAdversary):
             return {}
         # In eval mode the power iteration rests; there is no other difference without batch norm.
-        adversary.discriminator.train(self.options.variant == "published")
+        adversary.discriminator.train(not self.options.clean)
         scores = adversary.discriminator(adversary.shown(student.logits, target))
         adversary.discriminator.train()
         return {"adversarial": -self.options.adversarial * scores.mean()}

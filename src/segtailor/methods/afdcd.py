@@ -1,8 +1,8 @@
-"""Augmentation-free dense contrastive distillation: rebuild the teacher's feature, and tell its parts apart."""
+"""Augmentation-free dense contrastive distillation: rebuild the teacher's feature, and contrast its parts."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +10,21 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
-from segtailor.losses import Step, full_precision, pixel_kl, pixel_mean, recomputed, to_grid, valid_counts, valid_pixels
-from segtailor.methods.base import Channels, Method, VariantOptions, option, read_tap, width_of
+from segtailor.losses import (
+    OUTSIDE,
+    Step,
+    full_precision,
+    pixel_kl,
+    pixel_mean,
+    recomputed,
+    to_grid,
+    valid_counts,
+    valid_pixels,
+)
+from segtailor.methods.base import Channels, Method, VariantOptions, option, read_pair, read_tap, width_of
 from segtailor.models.network import SegOutput
 
 CODE = "Af-DCD's code"
-OUTSIDE = -1e30
-"""Stands for minus infinity where a maximum or a sum of exponentials must leave something out."""
 BLOCK = 2**26
 """Numbers that the backward pass of one block of patches may hold: the distances before their sum over channels."""
 
@@ -69,8 +77,7 @@ class DenseContrast(Method[DenseContrastOptions]):
     Published weights beside the presets (reconstruction, contrast, kd): VOC 1e-6, 5e-3, 1; ADE20K 1e-6, 0.04, 0.5;
     COCO-Stuff 5e-6, 5e-3, 0.5; CamVid 8e-6, 0.01, 1 with ``pool: 1`` (on a grid cut to 44 x 44). The published training
     also clips the gradient of the method's own modules at norm 15; a recipe's ``train.clip`` clips all gradients
-    together. The script shipped for Cityscapes asks for the centre mask and for a reconstruction of two branches, which
-    is not offered, by flags that its own parser refuses.
+    together.
 
         reconstruction = mean_xc (r - t)^2, r = conv3x3(relu(conv3x3(mask * conv1x1(s))))
         contrast = mean -log softmax(-|r_pg - t_.|_1 / T) at t_pg, among it and the patch's t_qh, groups h != g
@@ -78,32 +85,26 @@ class DenseContrast(Method[DenseContrastOptions]):
 
     - Extra modules: a 1x1 convolution where widths differ, and two 3x3 convolutions at the teacher's width: 75M
       parameters at the published 2048 channels
-    - Published figures: mIoU, Af-DCD's README, teacher DeepLabV3-R101, the CIRKD benchmark's weight decay. Cityscapes
-      val (78.07): DeepLabV3-R18 74.21 -> 77.03, DeepLabV3-MBV2 73.12 -> 76.43 (paper 76.38). DeepLabV3-R18 and
-      PSPNet-R18: VOC (77.67) 73.21 -> 76.25, 73.33 -> 76.14; CamVid (69.84) 66.92 -> 69.27, 66.73 -> 69.48.
-      DeepLabV3-R18: ADE20K (42.70) 33.91 -> 36.21; COCO-Stuff-164k (38.71) 32.60 -> 34.02
+    - Published figures: Cityscapes val, DeepLabV3-R101 to R18: 77.03, alone 74.21 (Af-DCD's README)
     - Limitations: little memory: its convolutions are as wide as the teacher's last stage; stages coarser than stride
       8, which leave a patch or two for an image
     - Source: Af-DCD, Fan et al., NeurIPS 2023 (github.com/OSVAI/Af-DCD)
     """
 
-    name: ClassVar[str] = "afdcd"
-    summary: ClassVar[str] = "Af-DCD: rebuild the teacher's masked feature, contrast it inside patches, KL on logits"
-    channel_alignment: ClassVar[str] = (
-        "a trained 1x1 convolution lifts the student's map to the teacher's width where they differ"
-    )
+    name = "afdcd"
+    summary = "Af-DCD: rebuild the teacher's masked feature, contrast it inside patches, KL on logits"
+    channel_alignment = "a trained 1x1 convolution lifts the student's map to the teacher's width where they differ"
     rebuild: nn.Module | None
 
     def build(self, student: Channels, teacher: Channels) -> None:
-        """Make what the options ask for."""
+        """Make the modules that the options need."""
         options = self.options
         self.rebuild = None
-        self.labels = "ignore_mask" if options.variant == "clean" else "unused"
+        self.labels = "ignore_mask" if options.clean else "unused"
         self.inputs = frozenset({"logits"} if options.kd else ())
         if options.reconstruction or options.contrast:
             self.taps = tap_names(options.tap, student, teacher)
-            own = width_of(student, self.taps[0], "student")
-            guide = width_of(teacher, self.taps[1], "teacher")
+            own, guide = width_of(student, self.taps[0], "student"), width_of(teacher, self.taps[1], "teacher")
             self.align = nn.Conv2d(own, guide, 1) if own != guide else nn.Identity()
             self.rebuild = nn.Sequential(
                 nn.Conv2d(guide, guide, 3, padding=1), nn.ReLU(), nn.Conv2d(guide, guide, 3, padding=1)
@@ -119,17 +120,17 @@ class DenseContrast(Method[DenseContrastOptions]):
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return the terms whose weight is not 0."""
         options, terms = self.options, {}
-        labels = target if options.variant == "clean" else None
+        labels = target if options.clean else None
         if self.rebuild is not None:
             own = full_precision(read_tap(student, self.taps[0], "student"))
-            size = (own.shape[-2], own.shape[-1])
+            size = own.shape[-2:]
             guide = to_grid(read_tap(teacher, self.taps[1], "teacher"), size)
             valid = None if labels is None else valid_counts(labels, size).view(-1, 1, *size)
             lifted: Tensor = self.align(own)
             shown = self._shown(lifted)
             rebuilt = self.rebuild(lifted * (shown if valid is None else shown & (valid > 0)))
             if options.reconstruction:
-                cells = recomputed(squared_error, rebuilt, guide)
+                cells = recomputed(lambda own, guide: (own - guide).square().sum(1), rebuilt, guide)
                 value = cells.sum() / len(cells) if labels is None else pixel_mean(cells / guide.shape[1], labels, step)
                 terms["reconstruction"] = options.reconstruction * value
             if options.contrast:
@@ -139,16 +140,15 @@ class DenseContrast(Method[DenseContrastOptions]):
                 count = weight if labels is None else self.groups * step.count(valid_pixels, labels)
                 terms["contrast"] = options.contrast * total / count
         if options.kd:
-            guide = to_grid(teacher.logits, (student.logits.shape[-2], student.logits.shape[-1]))
-            terms["kd"] = options.kd * pixel_kl(student.logits, guide, 1.0, labels, step)
+            terms["kd"] = options.kd * pixel_kl(*read_pair(student, teacher, "logits"), 1.0, labels, step)
         return terms
 
     def _shown(self, maps: Tensor) -> Tensor:
         """Return the positions (B,1,h,w) that the reconstruction sees."""
-        batch, _, height, width = maps.shape
+        (height, width), shape = maps.shape[-2:], (len(maps), 1, *maps.shape[-2:])
         if self.options.mask == "random":
-            return torch.rand(batch, 1, height, width, device=maps.device) <= 1 - self.options.mask_ratio
-        shown = torch.ones(batch, 1, height, width, dtype=torch.bool, device=maps.device)
+            return torch.rand(shape, device=maps.device) <= 1 - self.options.mask_ratio
+        shown = torch.ones(shape, dtype=torch.bool, device=maps.device)
         shown[:, :, height // 3 : 2 * height // 3, width // 3 : 2 * width // 3] = False
         return shown
 
@@ -166,11 +166,6 @@ def tap_names(tap: str, student_channels: Channels, teacher_channels: Channels) 
         for channels in (student_channels, teacher_channels)
     ]
     return ("feature", "feature") if min(last) < 0 else (f"stages.{last[0]}", f"stages.{last[1]}")
-
-
-def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the squared difference summed over channels: (B,h,w)."""
-    return (student - teacher).square().sum(1)
 
 
 def dense_contrast(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from segtailor.losses import Step, full_precision, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, VariantOptions, option, read_tap, width_of
+from segtailor.losses import Step, full_precision, valid_counts
+from segtailor.methods.base import Channels, Method, VariantOptions, option, read_pair, widths_of
 from segtailor.models.network import SegOutput
 
 
@@ -65,32 +65,28 @@ class AttentionTransfer(Method[AttentionTransferOptions]):
     - Source: Zagoruyko and Komodakis, ICLR 2017 (arXiv 1612.03928), as run in the CIRKD benchmark
     """
 
-    name: ClassVar[str] = "at"
-    summary: ClassVar[str] = "attention transfer: the map of mean squared activations, at norm 1, follows the teacher's"
-    channel_alignment: ClassVar[str] = "nothing to align: the maps have no channels"
+    name = "at"
+    summary = "attention transfer: the map of mean squared activations, at norm 1, follows the teacher's"
+    channel_alignment = "nothing to align: the maps have no channels"
 
     def build(self, student: Channels, teacher: Channels) -> None:
-        """Make what the options ask for."""
+        """Make the modules that the options need."""
         options = self.options
-        clean = options.variant == "clean"
         self.tap_of: dict[str, str] = {}
         taps = options.chosen() if options.at else []
         for tap in taps:
-            width_of(student, tap, "student")
-            width_of(teacher, tap, "teacher")
+            widths_of(student, teacher, tap)
             term = f"at.{tap}" if len(taps) > 1 else "at"
-            self.tap_of[term] = "classifier_input" if tap == "feature" and not clean else tap
+            self.tap_of[term] = options.feature_tap if tap == "feature" else tap
         self.inputs = frozenset([*self.tap_of.values(), *({"feature"} & set(taps))])
-        self.labels = "ignore_mask" if clean and taps else "unused"
+        self.labels = "ignore_mask" if options.clean and taps else "unused"
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return the term of each tap, or nothing where the weight is 0."""
         terms = {}
         for term, tap in self.tap_of.items():
-            own = read_tap(student, tap, "student")
-            size = (own.shape[-2], own.shape[-1])
-            counts = valid_counts(target, size) if self.options.variant == "clean" else None
-            guide = attention(to_grid(read_tap(teacher, tap, "teacher"), size), counts)
-            errors = (attention(own, counts) - guide).square()
+            own, guide = read_pair(student, teacher, tap)
+            counts = valid_counts(target, own.shape[-2:]) if self.options.clean else None
+            errors = (attention(own, counts) - attention(guide, counts)).square()
             terms[term] = self.options.at * (errors.mean() if counts is None else errors.sum(1).mean())
         return terms

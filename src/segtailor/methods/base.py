@@ -1,4 +1,4 @@
-"""What a method is: a module that turns the outputs of student and teacher into named, weighted losses."""
+"""The method contract: a module that turns the outputs of student and teacher into named, weighted losses."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing_extensions import TypeVar
 
 from segtailor.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from segtailor.errors import SegtailorError, unknown
-from segtailor.losses import Step
+from segtailor.losses import Step, full_precision, to_grid
 from segtailor.models.network import SegOutput
 from segtailor.models.teacher import Teacher
 
 Channels = dict[str, int]
-"""Width of every tap that a model offers: ``feature``, ``stages.N`` and named ones."""
+"""Width of every tap of a model: ``feature``, ``stages.N`` and named ones."""
 
 
 def option(default: Any, description: str, *, source: str, published: Any = None, **constraints: Any) -> Any:
@@ -56,12 +56,22 @@ class VariantOptions(MethodOptions):
 
     variant: Literal["clean", "published"] = "clean"
 
+    @property
+    def clean(self) -> bool:
+        """Whether void is left out and known defects are fixed."""
+        return self.variant == "clean"
+
+    @property
+    def feature_tap(self) -> str:
+        """The feature that is read: before dropout, as published after it."""
+        return "feature" if self.clean else "classifier_input"
+
 
 OptionsT = TypeVar("OptionsT", bound=MethodOptions, default=MethodOptions)
 
 
 class PretrainObjective(nn.Module, ABC):
-    """What a pre-training trains: one forward gives named, weighted losses; its trainable parameters are learned."""
+    """The module that a pre-training trains: one forward gives named, weighted losses."""
 
     @property
     def subject(self) -> nn.Module | None:
@@ -99,7 +109,7 @@ class Pretraining(ABC):
 
     @abstractmethod
     def key(self) -> dict[str, Any]:
-        """Return what, beside teacher, data and training settings, the result depends on; plain values."""
+        """Return plain values that the result depends on, beside teacher, data and training settings."""
 
     @abstractmethod
     def objective(self, teacher: Teacher | None) -> PretrainObjective:
@@ -154,7 +164,7 @@ class Method(nn.Module, Generic[OptionsT]):
     Options: ClassVar[type[MethodOptions]] = MethodOptions
 
     inputs: frozenset[str] = frozenset({"logits"})
-    """What it reads: ``logits``, ``aux_logits``, ``feature``, ``classifier_input``, ``stages.N`` and named taps."""
+    """Outputs it reads: ``logits``, ``aux_logits``, ``feature``, ``classifier_input``, ``stages.N`` and named taps."""
     labels: Literal["unused", "ignore_mask", "classes"] = "ignore_mask"
     """How it uses labels: not at all, to leave void pixels out, or by their classes."""
     teacher: Literal["recipe", "none", "own"] = "recipe"
@@ -191,7 +201,7 @@ class Method(nn.Module, Generic[OptionsT]):
 
     @classmethod
     def altered_logits(cls, options: MethodOptions) -> Callable[[Tensor, Tensor], Tensor] | None:
-        """Return what this method with ``options`` makes of the teacher's logits, for the pictures in a report.
+        """Return the change that this method makes to the teacher's logits, for the pictures in a report.
 
         A function of logits (B,K,h,w) and target (B,H,W) to logits (B,K,H,W); None (the default) where the student
         learns them as they are.
@@ -300,10 +310,21 @@ def read_tap(output: SegOutput, tap: str, role: str) -> Tensor:
     return value
 
 
+def widths_of(student: Channels, teacher: Channels, tap: str = "feature") -> tuple[int, int]:
+    """Return the width of ``tap`` in both networks; errors as in :func:`width_of`."""
+    return width_of(student, tap, "student"), width_of(teacher, tap, "teacher")
+
+
+def read_pair(student: SegOutput, teacher: SegOutput, tap: str) -> tuple[Tensor, Tensor]:
+    """Return ``tap`` of both networks in float32, the teacher's on the student's grid."""
+    own = full_precision(read_tap(student, tap, "student"))
+    return own, to_grid(read_tap(teacher, tap, "teacher"), own.shape[-2:])
+
+
 def projector(student: Channels, teacher: Channels, tap: str, always: bool = False) -> nn.Module:
     """Return a 1x1 convolution without bias from the student's width of ``tap`` to the teacher's.
 
     It is the identity where the widths are equal, unless ``always``.
     """
-    own, guide = width_of(student, tap, "student"), width_of(teacher, tap, "teacher")
+    own, guide = widths_of(student, teacher, tap)
     return nn.Conv2d(own, guide, 1, bias=False) if always or own != guide else nn.Identity()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +10,11 @@ from pydantic import NonNegativeFloat, PositiveFloat, field_validator
 from torch import Tensor
 
 from segtailor.files import VOID
-from segtailor.losses import Step, channel_kl, full_precision, recomputed, to_grid, valid_counts
+from segtailor.losses import Step, channel_kl, class_kl, full_precision, recomputed, to_grid, valid_counts
 from segtailor.methods.base import Method, MethodOptions, option
 from segtailor.models.network import SegOutput
 
+READING = "BPKD, as a third party reads it"
 BLOCK = 16
 """Classes whose masks are made at a time; a mask has label size and one byte a pixel."""
 
@@ -22,30 +22,19 @@ BLOCK = 16
 class BoundaryPrivilegedOptions(MethodOptions):
     """Options of ``bpkd``."""
 
-    body: NonNegativeFloat = option(
-        20.0, "weight of the term away from edges; 0 turns it off", source="BPKD, as a third party reads it"
-    )
-    edge: NonNegativeFloat = option(
-        50.0, "weight of the term at edges; 0 turns it off", source="BPKD, as a third party reads it"
-    )
-    alpha: PositiveFloat = option(
-        2.0, "weight of each class in the edge term", source="BPKD, as a third party reads it"
-    )
-    temperature: PositiveFloat = option(
-        1.0, "divides the masked logits before both softmaxes", source="BPKD, as a third party reads it"
-    )
+    body: NonNegativeFloat = option(20.0, "weight of the term away from edges; 0 turns it off", source=READING)
+    edge: NonNegativeFloat = option(50.0, "weight of the term at edges; 0 turns it off", source=READING)
+    alpha: PositiveFloat = option(2.0, "weight of each class in the edge term", source=READING)
+    temperature: PositiveFloat = option(1.0, "divides the masked logits before both softmaxes", source=READING)
     edge_width: int = option(
-        7,
-        "side of the window of dilation and erosion, in label pixels; odd",
-        ge=3,
-        source="BPKD, as a third party reads it",
+        7, "side of the window of dilation and erosion, in label pixels; odd", ge=3, source=READING
     )
 
     @field_validator("edge_width")
     @classmethod
     def _is_odd(cls, width: int) -> int:
         if width % 2 == 0:
-            raise ValueError("Input should be odd, so that the window has a centre")
+            raise ValueError("Input should be odd, so that the window has a center")
         return width
 
 
@@ -64,17 +53,15 @@ class BoundaryPrivileged(Method[BoundaryPrivilegedOptions]):
         body = T^2 mean_bc KL(softmax_x((1 - m) t / T) || softmax_x((1 - m) s / T)), m_c(x) = share of edge pixels
         edge = alpha mean_b sum_c mean_{x: m_c(x) > 0} m_c(x) T^2 KL(softmax_k(m t / T) || softmax_k(m s / T))
 
-    - Published figures: mIoU, BPKD's README, 80k steps (the loss here is reconstructed). Cityscapes, PSPNet-R101 79.74:
-      PSPNet-R18 74.23 -> 77.57 (CWD 76.26, CIRKD 76.03), HRNet-W18s 75.31 -> 78.58, DeepLabV3+-MBV2 75.29 -> 78.59,
-      ISANet-R18 73.62 -> 75.72. ADE20K: PSPNet-R18 33.30 -> 38.51 (CWD 37.02), HRNet-W18s 31.38 -> 35.31,
-      DeepLabV3+-MBV2 31.56 -> 35.49, ISANet-R18 31.15 -> 38.73. Pascal-Context: PSPNet-R18 43.79 -> 46.82
+    - Published figures: Cityscapes, PSPNet-R101 to R18: 77.57, alone 74.23 (BPKD's README; the loss here is
+      reconstructed)
     - Limitations: labels with rough or missing outlines (its edges are the labels'), and images that are mostly void;
       masks are made at label size, so many classes on large crops take time and memory
     - Source: BPKD, Liu et al., WACV 2024 (arXiv 2306.08075); reconstructed, no training code is public
     """
 
-    name: ClassVar[str] = "bpkd"
-    summary: ClassVar[str] = "boundary-privileged: KL over classes at the labels' edges, over space elsewhere"
+    name = "bpkd"
+    summary = "boundary-privileged: KL over classes at the labels' edges, over space elsewhere"
     labels = "classes"
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
@@ -83,7 +70,7 @@ class BoundaryPrivileged(Method[BoundaryPrivilegedOptions]):
         terms: dict[str, Tensor] = {}
         if not (options.body or options.edge):
             return terms
-        size = (student.logits.shape[-2], student.logits.shape[-1])
+        size = student.logits.shape[-2:]
         guide = to_grid(teacher.logits, size)
         edges, valid = edge_shares(target, self.num_classes, size, options.edge_width)
         if options.body:
@@ -104,16 +91,14 @@ def body_divergence(student: Tensor, teacher: Tensor, edges: Tensor, valid: Tens
 
 def edge_divergence(student: Tensor, teacher: Tensor, edges: Tensor, valid: Tensor, temperature: float) -> Tensor:
     """KL over classes on logits times ``edges``: summed over classes, each its mean over its edge cells, per image."""
-    own = F.log_softmax(full_precision(student) * edges / temperature, dim=1)
-    guide = F.log_softmax(teacher * edges / temperature, dim=1)
-    cells = (guide.exp() * (guide - own)).sum(1).flatten(1) * temperature**2
+    cells = class_kl(full_precision(student) * edges, teacher * edges, temperature).flatten(1)
     shares = edges.flatten(2)
     total = torch.einsum("bkn,bn->bk", shares, cells * valid)
     count = torch.einsum("bkn,bn->bk", (shares > 0).to(shares.dtype), valid)
     return (total / count.clamp(min=1)).sum(1).mean()
 
 
-def edge_shares(target: Tensor, num_classes: int, size: tuple[int, int], width: int) -> tuple[Tensor, Tensor]:
+def edge_shares(target: Tensor, num_classes: int, size: Sequence[int], width: int) -> tuple[Tensor, Tensor]:
     """Return each class's share of edge pixels among a cell's valid ones (B,K,h,w), and their number (B,h*w).
 
     >>> shares, valid = edge_shares(torch.tensor([[[0, 0, 0, 1, 1, 255]]]), 2, (1, 3), 3)
@@ -135,7 +120,7 @@ def edge_shares(target: Tensor, num_classes: int, size: tuple[int, int], width: 
 
 
 def over_window(planes: Tensor, width: int, combine: Callable[[Tensor, Tensor], Tensor], outside: int) -> Tensor:
-    """Combine every pixel with its ``width`` x ``width`` neighbours, in logarithmically many shifts along each axis.
+    """Combine the ``width`` x ``width`` window around every pixel, in logarithmically many shifts along each axis.
 
     Works on bytes and bools, which max-pooling does not take. Pixels beyond the border are ``outside``.
 
@@ -154,7 +139,7 @@ def over_window(planes: Tensor, width: int, combine: Callable[[Tensor, Tensor], 
     return planes
 
 
-def count_in_cells(planes: Tensor, size: tuple[int, int]) -> Tensor:
+def count_in_cells(planes: Tensor, size: Sequence[int]) -> Tensor:
     """Count the true pixels of bool ``planes`` (B,C,H,W) in each cell of a grid: int32 (B,C,h,w).
 
     Pixel (i, j) belongs to cell (floor(i*h/H), floor(j*w/W)), as everywhere else.

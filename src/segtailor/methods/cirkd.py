@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import ClassVar
+from collections.abc import Sequence
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from segtailor.losses import Step, full_precision, nearest_labels, to_grid, valid_counts, valid_pixels
+from segtailor.losses import Step, nearest_labels, valid_counts, valid_pixels
 from segtailor.methods._relations import (
     RelationProjector,
     VectorQueue,
@@ -25,55 +25,51 @@ from segtailor.methods._relations import (
     take,
     unit,
 )
-from segtailor.methods.base import Channels, Method, VariantOptions, option, read_tap, width_of
+from segtailor.methods.base import Channels, Method, VariantOptions, option, read_pair, widths_of
 from segtailor.models.network import SegOutput
+
+CODE = "CIRKD's code"
 
 
 class CIRKDOptions(VariantOptions):
     """Options of ``cirkd``."""
 
-    minibatch: NonNegativeFloat = option(
-        1.0, "weight of the relations within the batch; 0 drops the term", source="CIRKD's code"
-    )
+    minibatch: NonNegativeFloat = option(1.0, "weight of the relations within the batch; 0 drops the term", source=CODE)
     memory_pixel: NonNegativeFloat = option(
         0.1,
         "weight of the relations to remembered pixels; 0 drops the term and its queue",
-        source="CIRKD's code (its VOC runs: 0.01)",
+        source=f"{CODE} (its VOC runs: 0.01)",
     )
     memory_region: NonNegativeFloat = option(
         0.1,
         "weight of the relations to remembered class means; 0 drops the term and its queue",
-        source="CIRKD's code (its VOC runs: 0.01)",
+        source=f"{CODE} (its VOC runs: 0.01)",
     )
-    temperature: PositiveFloat = option(0.1, "divides the cosines", source="CIRKD's code")
+    temperature: PositiveFloat = option(0.1, "divides the cosines", source=CODE)
     kd_temperature: PositiveFloat = option(
-        1.0, "divides the memory terms' logits once more; squared factor", source="CIRKD's code"
+        1.0, "divides the memory terms' logits once more; squared factor", source=CODE
     )
     pixel_queue: PositiveInt = option(
-        20000, "remembered pixels for each class", source="CIRKD's code (its SegFormer runs: 2000)"
+        20000, "remembered pixels for each class", source=f"{CODE} (its SegFormer runs: 2000)"
     )
-    region_queue: PositiveInt = option(2000, "remembered class means for each class", source="CIRKD's code")
+    region_queue: PositiveInt = option(2000, "remembered class means for each class", source=CODE)
     max_pixels: PositiveInt = option(
         380_000,
         "most vectors in one queue, all classes together; many classes get shorter queues",
         source="our choice: what 19 classes need for the published queues",
     )
-    pixel_samples: PositiveInt = option(4096, "remembered pixels compared with at each step", source="CIRKD's code")
-    region_samples: PositiveInt = option(
-        1024, "remembered class means compared with at each step", source="CIRKD's code"
-    )
-    pixels_per_image: PositiveInt = option(16, "pixels remembered from each class of each image", source="CIRKD's code")
+    pixel_samples: PositiveInt = option(4096, "remembered pixels compared with at each step", source=CODE)
+    region_samples: PositiveInt = option(1024, "remembered class means compared with at each step", source=CODE)
+    pixels_per_image: PositiveInt = option(16, "pixels remembered from each class of each image", source=CODE)
     legacy_enqueue: bool = option(
         False,
         "remember the pixels that the published code does, of any class",
         published=True,
         source="our choice; published: CIRKD's code",
     )
-    within_image: bool = option(True, "whether an image is paired with itself, too", source="CIRKD's code")
+    within_image: bool = option(True, "whether an image is paired with itself, too", source=CODE)
     pool: PositiveInt = option(
-        1,
-        "side of the average pooling before the relations within the batch",
-        source="CIRKD's code (its SegFormer runs: 2)",
+        1, "side of the average pooling before the relations within the batch", source=f"{CODE} (its SegFormer runs: 2)"
     )
 
 
@@ -88,59 +84,52 @@ class CIRKD(Method[CIRKDOptions]):
     full of noise and treats void like any pixel but in the memory's anchors. ``clean`` leaves void out, remembers
     pixels of the class meant, and draws only what was remembered. Queues are in the training checkpoint; 19 classes of
     256 channels take 428 MB, at most 2 * 4 * ``max_pixels`` * channels bytes. More than 19 classes get shorter queues
-    than published unless ``max_pixels`` is raised. On VOC the authors set the memory weights to 0.01; with 0.1 a user's
-    student fell below the one trained alone (72.6 against 73.7).
+    than published unless ``max_pixels`` is raised. On VOC the authors set the memory weights to 0.01.
 
         minibatch = mean_ij mean_x KL(softmax_y(cos(t_i(x), t_j(y)) / tau) || same of s), images i, j
         memory_pixel = T^2 mean_x KL(softmax_q(cos(t(x), q) / (tau T)) || same of P s), q remembered pixels of t
         memory_region = the same, q remembered means of t over a class in an image
 
-    - Extra modules: the projector (98 816 parameters for 128 to 256) and two queues (428 MB at 19 classes and 256
-      channels)
-    - Published figures: the authors', with kd, DeepLabV3-R101 (78.07), Cityscapes val: DeepLabV3-R18 74.21 -> 76.38,
-      DeepLabV3-MBV2 73.12 -> 75.42, PSPNet-R18 72.55 -> 74.73, SegFormer B4 (81.23) to B0 75.58 -> 76.92; VOC (77.67):
-      DeepLabV3-R18 73.21 -> 74.50, PSPNet-R18 73.33 -> 74.78; CamVid (69.84): 66.92 -> 68.21, 66.73 -> 68.65; ADE20K
-      (42.70): DeepLabV3-R18 33.91 -> 35.41; COCO-Stuff-164k (38.71): 32.60 -> 33.11
+    - Published figures: Cityscapes val, DeepLabV3-R101 to R18, with kd: 76.38, alone 74.21 (CIRKD benchmark)
     - Limitations: one image on each device (no cross-image pairs); large grids without `pool`, since time grows with
-      the square of pixels in a batch; two classes, which give the memory little to tell apart; little GPU memory: set
-      the memory weights to 0, which cost most and gained least (+0.13 mIoU in a user's report)
+      the square of pixels in a batch; two classes, where the memory has little to separate; little GPU memory: set
+      the memory weights to 0
     - Source: Yang et al., CVPR 2022 (arXiv 2204.06986)
     """
 
-    name: ClassVar[str] = "cirkd"
-    summary: ClassVar[str] = "cross-image relations: how alike pixels are, in the batch and to a memory of classes"
-    channel_alignment: ClassVar[str] = (
+    name = "cirkd"
+    summary = "cross-image relations: how alike pixels are, in the batch and to a memory of classes"
+    channel_alignment = (
         "`minibatch` compares similarities, of any widths; for the memory two trained linear layers with batch norm "
         "and ReLU between lift the student to the teacher's width"
     )
     projector: RelationProjector | None
 
     def build(self, student: Channels, teacher: Channels) -> None:
-        """Make what the options ask for."""
+        """Make the modules that the options need."""
         options = self.options
-        self.clean = options.variant == "clean"
         self.queues = nn.ModuleDict()
         self.projector = None
         if options.memory_pixel or options.memory_region:
-            own = width_of(student, "feature", "student")
-            guide = width_of(teacher, "feature", "teacher")
+            own, guide = widths_of(student, teacher)
             self.projector = RelationProjector(own, guide)
             longest = max(1, options.max_pixels // self.num_classes)
             sizes = {"memory_pixel": options.pixel_queue, "memory_region": options.region_queue}
             for term, size in sizes.items():
                 if getattr(options, term):
-                    self.queues[term] = VectorQueue(self.num_classes, min(size, longest), guide, noise=not self.clean)
+                    self.queues[term] = VectorQueue(
+                        self.num_classes, min(size, longest), guide, noise=not options.clean
+                    )
         self.samples = {
             "memory_pixel": options.pixel_samples // self.num_classes + 1,
             "memory_region": options.region_samples // self.num_classes + 1,
         }
         used = bool(options.minibatch) or self.projector is not None
-        self.tap = "feature" if self.clean else "classifier_input"
-        self.inputs = frozenset({self.tap, "feature"} if used else ())
+        self.inputs = frozenset({options.feature_tap, "feature"} if used else ())
         if self.projector is not None:
             self.labels = "classes"
         else:
-            self.labels = "ignore_mask" if used and self.clean else "unused"
+            self.labels = "ignore_mask" if used and options.clean else "unused"
         self._warned = False
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
@@ -148,11 +137,9 @@ class CIRKD(Method[CIRKDOptions]):
         terms: dict[str, Tensor] = {}
         if not self.inputs:
             return terms
-        own = full_precision(read_tap(student, self.tap, "student"))
-        size = (own.shape[-2], own.shape[-1])
-        guide = to_grid(read_tap(teacher, self.tap, "teacher"), size)
-        counts = None
-        if self.clean:
+        own, guide = read_pair(student, teacher, self.options.feature_tap)
+        size, counts = own.shape[-2:], None
+        if self.options.clean:
             counts = valid_counts(target, size)
             void = (counts == 0).view(len(own), 1, *size)
             own, guide = own.masked_fill(void, 0), guide.masked_fill(void, 0)
@@ -167,7 +154,7 @@ class CIRKD(Method[CIRKDOptions]):
         if len(own) < 2:
             self._warn_of_one_image()
         if options.pool > 1:
-            size = (own.shape[-2], own.shape[-1])
+            size = own.shape[-2:]
             own, guide = pooled(own, counts, options.pool), pooled(guide, counts, options.pool)
             counts = None if counts is None else pooled_counts(counts, size, options.pool)
         total = minibatch_relations(own, guide, counts, options.temperature, options.within_image)
@@ -178,21 +165,21 @@ class CIRKD(Method[CIRKDOptions]):
     def _memory(
         self, projector: RelationProjector, own: Tensor, guide: Tensor, target: Tensor, step: Step
     ) -> dict[str, Tensor]:
-        options, size = self.options, (own.shape[-2], own.shape[-1])
+        options, size = self.options, own.shape[-2:]
         labels, guides = self._labels(target, size), directions(guide)
         if self.training:
             self._remember(guides, labels)
         valid = (labels < self.num_classes).flatten().to(own.dtype)
         rows = own.flatten(2).transpose(1, 2).flatten(0, 1)
-        anchors = unit(projector(rows, valid if self.clean else None))
-        if self.clean:
+        anchors = unit(projector(rows, valid if self.options.clean else None))
+        if self.options.clean:
             count = step.count(lambda part: (self._labels(part, size) < self.num_classes).sum(), target)
         else:
             count = valid.sum().clamp(min=1)
         terms = {}
         for term, queue in self.queues.items():
             assert isinstance(queue, VectorQueue)
-            drawn, exists = queue.sample(self.samples[term], shared=not self.clean)
+            drawn, exists = queue.sample(self.samples[term], shared=not self.options.clean)
             keys = drawn.to(own.dtype).unsqueeze(0)
             total = relation_kl(
                 (anchors, keys),
@@ -204,11 +191,11 @@ class CIRKD(Method[CIRKDOptions]):
             terms[term] = getattr(options, term) * options.kd_temperature**2 * total / count
         return terms
 
-    def _labels(self, target: Tensor, size: tuple[int, int]) -> Tensor:
+    def _labels(self, target: Tensor, size: Sequence[int]) -> Tensor:
         """Return the class of each cell, or the number of classes where it is void: (B,h*w)."""
         labels = nearest_labels(target, size).flatten(1).clamp(max=self.num_classes)
-        if self.clean:
-            # The pixel that the nearest rule takes may lie just outside its cell.
+        if self.options.clean:
+            # The pixel that the nearest rule takes may be just outside its cell.
             labels = labels.masked_fill(valid_counts(target, size) == 0, self.num_classes)
         return labels
 
@@ -231,7 +218,7 @@ class CIRKD(Method[CIRKDOptions]):
         if self._warned or torch.compiler.is_compiling():
             return
         self._warned = True
-        then = "its pairs lie within that image" if self.options.within_image else "its term minibatch is 0"
+        then = "its pairs are within that image" if self.options.within_image else "its term minibatch is 0"
         warnings.warn(
             f"cirkd sees one image at a time on this process, so {then}; two or more images per device train better",
             stacklevel=2,

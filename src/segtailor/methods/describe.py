@@ -25,7 +25,7 @@ golden figures check where there are any; `variant: clean`, the default, fixes i
 A weight of 0 drops a term. In formulas `T` is a temperature, `s` the student, `t` the teacher, `x` a position, `c` a
 channel. Where the grids differ, the teacher is brought to the student's by bilinear resizing, before any softmax.
 
-A method of yours needs no fork: `method: {name: "module:package.file:Class"}` in a recipe takes any subclass of
+Your own method needs no fork: `method: {name: "module:package.file:Class"}` in a recipe takes any subclass of
 `segtailor.Method` with `name`, `summary` and `terms`; an installed package registers it in the entry point group
 `segtailor.methods`. In your own training loop, see [your own loop](../your-own-loop.md).
 """
@@ -38,8 +38,8 @@ MARKED = re.compile(r"(<!-- methods: (\w+) -->).*?(<!-- /methods -->)", re.DOTAL
 def describe(name: str) -> str:
     """Return what the method computes, reads, costs and takes, as Markdown that also reads well on a terminal.
 
-    That is its class's docstring after the first line, and what the class itself tells. Raises :class:`SegtailorError`
-    with the nearest names for an unknown method.
+    That is its class's docstring after the first line, and what the class declares. Raises :class:`SegtailorError` with
+    the nearest names for an unknown method.
 
     >>> describe("kd").splitlines()[0]
     '# kd'
@@ -92,16 +92,12 @@ def with_lists(text: str) -> str:
 
 def cost(name: str) -> str:
     """Return what a training step with the method costs above the two networks, as it was measured."""
-    stored = files("segtailor.methods") / "costs.json"
-    if not stored.is_file():
-        return "not measured"
-    costs = json.loads(stored.read_text(encoding="utf-8"))
+    costs = json.loads((files("segtailor.methods") / "costs.json").read_text(encoding="utf-8"))
     found = costs["methods"].get(name)
     if found is None:
         return "nothing" if find_method(name).teacher == "none" else "not measured"
     text = f"{100 * found['time']:.1f} % of the networks' time and {found['memory'] / 1e6:.0f} MB above their peak"
-    extra = f"; {found['note']}" if found.get("note") else ""
-    return f"{text} ({costs['setting']}){extra}"
+    return f"{text} ({costs['setting']})" + (f"; {found['note']}" if found.get("note") else "")
 
 
 def _options(schema: type[MethodOptions]) -> list[str]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from segtailor.losses import Step, full_precision, pixel_mean, to_grid, valid_counts
+from segtailor.losses import Step, pixel_mean, valid_counts
 from segtailor.methods._diffusion import DISTANCES, DiffusedPair, PairSettings
-from segtailor.methods.base import Channels, Method, VariantOptions, option, read_tap, width_of
+from segtailor.methods.base import Channels, Method, VariantOptions, option, read_pair, widths_of
 from segtailor.models.network import SegOutput
 
-SUFFIXES = {"logits": "", "aux": "_aux", "feature": "_feature"}
+TAPS = {"logits": "logits", "aux": "aux_logits", "feature": "feature"}
+"""What each pair of taps reads, by the option that weighs it."""
 AUTHORS = "authors' classification code"
 DERIVED = "reconstructed from code derived from the authors'"
 
@@ -24,12 +25,12 @@ class DiffKDOptions(VariantOptions):
     aux: NonNegativeFloat = option(
         0.4,
         "weight of `kd_aux`, where both networks have auxiliary logits; 0 drops all terms on them",
-        source="reconstructed from code derived from the authors'; 0.4 is DIST's",
+        source=f"{DERIVED}; 0.4 is DIST's",
     )
     feature: NonNegativeFloat = option(
         0.0,
         "weight of `kd_feature`; 0 drops all terms on the feature in front of the classifier",
-        source="reconstructed from code derived from the authors', where it is optional",
+        source=f"{DERIVED}, where it is optional",
     )
     distance: Literal["dist", "kl", "mse"] = option(
         "dist", "how denoised logits are compared; the feature by its squared error", source=DERIVED
@@ -37,7 +38,9 @@ class DiffKDOptions(VariantOptions):
     ddim: NonNegativeFloat = option(1.0, "weight of the denoiser's own term; 0 turns it off", source=AUTHORS)
     rec: PositiveFloat = option(1.0, "weight of the auto-encoder's term", source=AUTHORS)
     steps: int = option(5, "denoising steps, gradient kept through all of them", ge=1, le=100, source=AUTHORS)
-    kernel: Literal[1, 3] = option(3, "whether the denoiser sees neighbours (3) or one position (1)", source=DERIVED)
+    kernel: Literal[1, 3] = option(
+        3, "whether the denoiser sees neighboring positions (3) or one position (1)", source=DERIVED
+    )
     mixing: Literal["linear", "variance_preserving"] = option(
         "variance_preserving",
         "noise mixed in as g s + (1 - g) e, or that over sqrt(g^2 + (1 - g)^2), as a chain expects it",
@@ -57,7 +60,7 @@ class DiffKDOptions(VariantOptions):
     )
     freeze_encoder_after: Annotated[float, Field(gt=0, le=1)] = option(
         1.0,
-        "fraction of the run after which the auto-encoder is trained no more",
+        "fraction of the run after which the auto-encoder is frozen",
         source="never, as in the authors' classification code",
     )
 
@@ -75,7 +78,7 @@ class DiffKD(Method[DiffKDOptions]):
     Reconstructed: the official segmentation code is in no public repository. ``published`` has the parts of the
     authors' classification code at the settings of a third party's segmentation code; no published figure checks it.
 
-    For each pair of taps a 1x1 convolution brings the student to the teacher's width, an adapter says how much noise to
+    For each pair of taps a 1x1 convolution brings the student to the teacher's width, an adapter sets how much noise to
     mix in (g, one number for each image), a small network denoises in a few deterministic steps, and one more 1x1
     convolution refines. ``kd`` compares the result with the teacher: DIST on logits (or the KL over classes, or the
     squared error), the squared error on the feature. ``ddim`` teaches the denoiser alone to find the noise in the
@@ -93,42 +96,31 @@ class DiffKD(Method[DiffKDOptions]):
 
     - Extra modules: for each pair projector, noise adapter, denoiser with a table of times, refiner; for a feature an
       auto-encoder
-    - Published figures: Cityscapes val, DeepLabV3-R101 (78.07): DeepLabV3-R18 77.78, as quoted by the README of KT;
-      from code that is not public, so the reconstruction is not checked against it
+    - Published figures: Cityscapes val, DeepLabV3-R101 to R18: 77.78 (KT's README; from code that is not public)
     - Limitations: tiny batches of small crops, since its batch norms see one batch at a time; two classes, where the
       logits' denoiser is one channel wide inside and `dist` has no gradient within a pixel; where training time counts:
       every step runs each denoiser six times
     - Source: Huang et al., NeurIPS 2023 (arXiv 2305.15712); reconstructed, the official segmentation code is not public
     """
 
-    name: ClassVar[str] = "diffkd"
-    summary: ClassVar[str] = "DiffKD: the student's logits are denoised by a diffusion model of the teacher's"
-    channel_alignment: ClassVar[str] = (
-        "a trained 1x1 convolution lifts the student to the teacher's, or the auto-encoder's, width"
-    )
+    name = "diffkd"
+    summary = "DiffKD: the student's logits are denoised by a diffusion model of the teacher's"
+    channel_alignment = "a trained 1x1 convolution lifts the student to the teacher's, or the auto-encoder's, width"
     sparse_gradients = True
 
     def build(self, student: Channels, teacher: Channels) -> None:
-        """Make what the options ask for."""
+        """Make the modules that the options need."""
         options = self.options
         settings = PairSettings(options.steps, options.kernel, options.mixing, options.start, options.denoiser_gradient)
-        clean = options.variant == "clean"
         self.pairs = nn.ModuleDict()
         for key in ("logits", "aux"):
             if getattr(options, key):
                 self.pairs[key] = DiffusedPair(self.num_classes, self.num_classes, settings)
-        self.tap = "feature" if clean else "classifier_input"
+        self.inputs = frozenset(TAPS[key] for key in self.pairs)
         if options.feature:
-            widths = (width_of(student, "feature", "student"), width_of(teacher, "feature", "teacher"))
-            self.pairs["feature"] = DiffusedPair(*widths, settings, options.encoder_width)
-        taps = {
-            "logits": options.logits,
-            "aux_logits": options.aux,
-            "feature": options.feature,
-            self.tap: options.feature,
-        }
-        self.inputs = frozenset(tap for tap, weight in taps.items() if weight)
-        self.labels = "ignore_mask" if clean and self.pairs else "unused"
+            self.pairs["feature"] = DiffusedPair(*widths_of(student, teacher), settings, options.encoder_width)
+            self.inputs |= {"feature", options.feature_tap}
+        self.labels = "ignore_mask" if options.clean and self.pairs else "unused"
         # A network may turn out to have no auxiliary logits; then that pair's parameters are never used.
         freezes = options.feature and options.encoder_width is not None and options.freeze_encoder_after < 1
         self.sparse_gradients = bool(options.aux or freezes)
@@ -137,26 +129,21 @@ class DiffKD(Method[DiffKDOptions]):
         """Return the terms of every pair that both networks have."""
         terms: dict[str, Tensor] = {}
         for key, pair in self.pairs.items():
-            own, guide = self._tensors(student, key, "student"), self._tensors(teacher, key, "teacher")
-            if own is not None and guide is not None:
-                terms |= self._pair(key, pair, own, guide, target, step)
+            if key == "aux" and (student.aux_logits is None or teacher.aux_logits is None):
+                continue
+            tap = self.options.feature_tap if key == "feature" else TAPS[key]
+            terms |= self._pair(key, pair, *read_pair(student, teacher, tap), target, step)
         return terms
-
-    def _tensors(self, output: SegOutput, key: str, role: str) -> Tensor | None:
-        if key == "feature":
-            return read_tap(output, self.tap, role)
-        return output.logits if key == "logits" else output.aux_logits
 
     def _pair(
         self, key: str, pair: nn.Module, student: Tensor, teacher: Tensor, target: Tensor, step: Step
     ) -> dict[str, Tensor]:
-        options, suffix = self.options, SUFFIXES[key]
-        size = (student.shape[-2], student.shape[-1])
-        counted = target if options.variant == "clean" else None
+        options, suffix = self.options, "" if key == "logits" else f"_{key}"
+        counted = target if options.clean else None
         result = pair(
-            full_precision(student),
-            to_grid(teacher, size),
-            None if counted is None else valid_counts(counted, size),
+            student,
+            teacher,
+            None if counted is None else valid_counts(counted, student.shape[-2:]),
             train_denoiser=options.ddim > 0,
             train_encoder=options.freeze_encoder_after == 1 or step.progress <= options.freeze_encoder_after,
         )

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from segtailor.losses import Step, full_precision, pixel_mean, recomputed, to_grid, valid_counts
 from segtailor.methods.base import Channels, Method, VariantOptions, option
-from segtailor.methods.kd import DESCRIPTION, check_classes, standardised
+from segtailor.methods.kd import DESCRIPTION, check_classes, standardized
 from segtailor.models.network import SegOutput
 
+CODE = "authors' segmentation code"
 NEGLIGIBLE = 1e-6
-"""Variance over an image below which a class's probabilities say little: a deviation of 0.001."""
+"""Variance over an image below which a class's probabilities hold little information: a deviation of 0.001."""
 
 
 class DISTOptions(VariantOptions):
     """Options of ``dist``."""
 
-    inter: NonNegativeFloat = option(
-        1.0, "weight of the correlation over classes, pixel by pixel (beta)", source="authors' segmentation code"
-    )
-    intra: NonNegativeFloat = option(
-        1.0, "weight of the correlation over pixels, class by class (gamma)", source="authors' segmentation code"
-    )
+    inter: NonNegativeFloat = option(1.0, "weight of the correlation over classes, pixel by pixel (beta)", source=CODE)
+    intra: NonNegativeFloat = option(1.0, "weight of the correlation over pixels, class by class (gamma)", source=CODE)
     aux: NonNegativeFloat = option(
-        0.4,
-        "factor of both on the auxiliary logits, where both networks have them; 0 drops these terms",
-        source="authors' segmentation code",
+        0.4, "factor of both on the auxiliary logits, where both networks have them; 0 drops these terms", source=CODE
     )
-    temperature: PositiveFloat = option(
-        1.0, "divides the logits before the softmax; no factor T^2", source="authors' segmentation code"
-    )
-    standardise: bool = option(False, DESCRIPTION, source="off in the authors' segmentation code")
+    temperature: PositiveFloat = option(1.0, "divides the logits before the softmax; no factor T^2", source=CODE)
+    standardise: bool = option(False, DESCRIPTION, source=f"off in the {CODE}")
 
 
 class DIST(Method[DISTOptions]):
@@ -44,29 +35,27 @@ class DIST(Method[DISTOptions]):
     void like any pixel and correlates a class over all pixels of the device's batch. ``clean`` leaves void out, and
     correlates each class over the valid pixels of one image: a mean over images, so that it does not depend on how
     the batch is split. There a class counts as v / (v + 1e-6), v the teacher's variance of its probability over
-    the image, so that classes that the teacher does not see say nothing; the same 1e-6 guards the correlation.
+    the image, so that classes that the teacher does not see do not count; the same 1e-6 guards the correlation.
 
         inter = 1 - mean_x corr_k(p_s(k,x), p_t(k,x)), p = softmax_k(logits / T)
         intra = 1 - mean_k corr_x(p_s(k,x), p_t(k,x))
         inter_aux, intra_aux = 0.4 times the same on auxiliary logits
 
-    - Published figures: the authors', Cityscapes val, DeepLabV3-R101 (78.07): DeepLabV3-R18 77.10, PSPNet-R18 76.31;
-      their students alone, 74.21 and 72.55, are CIRKD's, with weight decay 1e-4 where DIST has 5e-4 (retrained by its
-      code: 76.31)
+    - Published figures: Cityscapes val, DeepLabV3-R18: 77.10; alone, retrained by its code, 76.31
     - Limitations: two classes: the correlation of two numbers is 1 or -1, so that `inter` has no gradient; where
       calibrated probabilities are wanted, since a correlation ignores scale and shift: take kd
     - Source: Huang et al., NeurIPS 2022 (arXiv 2205.10536), as in hunto/DIST_KD, segmentation
     """
 
-    name: ClassVar[str] = "dist"
-    summary: ClassVar[str] = "DIST: probabilities correlate with the teacher's, over classes and over pixels"
+    name = "dist"
+    summary = "DIST: probabilities correlate with the teacher's, over classes and over pixels"
 
     def build(self, student: Channels, teacher: Channels) -> None:
-        """Make what the options ask for."""
+        """Make the modules that the options need."""
         options = self.options
         if options.standardise:
             check_classes(self.name, self.num_classes)
-        self.labels = "ignore_mask" if options.variant == "clean" else "unused"
+        self.labels = "ignore_mask" if options.clean else "unused"
         self.inputs = frozenset({"logits", "aux_logits"} if options.aux else {"logits"})
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
@@ -80,23 +69,25 @@ class DIST(Method[DISTOptions]):
         self, student: Tensor, teacher: Tensor, target: Tensor, step: Step, factor: float, suffix: str
     ) -> dict[str, Tensor]:
         options = self.options
-        size = (student.shape[-2], student.shape[-1])
+        size = student.shape[-2:]
         teacher = to_grid(teacher, size)
-        clean, terms = options.variant == "clean", {}
+        terms = {}
         settings = options.temperature, options.standardise
         if options.inter:
             cells = recomputed(_inter_cells, student, teacher, *settings)
-            terms[f"inter{suffix}"] = factor * options.inter * pixel_mean(cells, target if clean else None, step)
+            terms[f"inter{suffix}"] = (
+                factor * options.inter * pixel_mean(cells, target if options.clean else None, step)
+            )
         if options.intra:
-            valid = valid_counts(target, size) if clean else None
+            valid = valid_counts(target, size) if options.clean else None
             distance = recomputed(_intra, student, teacher, valid, *settings)
             terms[f"intra{suffix}"] = factor * options.intra * distance
         return terms
 
 
 def probabilities(logits: Tensor, temperature: float = 1.0, standardise: bool = False) -> Tensor:
-    """Return the softmax over classes of ``logits`` (B,K,h,w), standardised before it if wished, as (B,K,h*w)."""
-    values = standardised(logits) if standardise else full_precision(logits)
+    """Return the softmax over classes of ``logits`` (B,K,h,w), standardized before it if wished, as (B,K,h*w)."""
+    values = standardized(logits) if standardise else full_precision(logits)
     return (values.flatten(2) / temperature).softmax(1)
 
 

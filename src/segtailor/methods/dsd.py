@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +11,10 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from segtailor.errors import SegtailorError
-from segtailor.losses import Step, full_precision, to_grid, valid_counts
+from segtailor.losses import OUTSIDE, Step, to_grid, valid_counts
 from segtailor.methods.at import attention
-from segtailor.methods.base import Channels, Method, VariantOptions, option, read_tap, width_of
+from segtailor.methods.base import Channels, Method, VariantOptions, option, read_tap, widths_of
 from segtailor.models.network import SegOutput
-
-OUTSIDE = -1e30
-"""Stands for log 0; unlike -inf it gives no NaN when an image is wholly void."""
 
 
 class DoubleSimilarityOptions(VariantOptions):
@@ -99,27 +96,23 @@ class DoubleSimilarity(Method[DoubleSimilarityOptions]):
         psd = mean_b mean_lm sum_x (r_s - r_t)^2, r_lm = unit vector of q_m - q_l, q as in `at`
         csd = mean_bkj (S_s - S_t)^2, S_kj = n sum_x p_k(x) p_j(x), p_k = softmax_x(avgpool(logits_k) / T)
 
-    - Published figures: by CIRKD's authors, student alone in brackets, Cityscapes val: DeepLabV3-R101 to DeepLabV3-R18
-      74.81 (74.21), to DeepLabV3-MobileNetV2 74.11 (73.12), SegFormer B4 to B0 76.62 (75.58)
+    - Published figures: Cityscapes val, DeepLabV3-R18: 74.81, alone 74.21 (CIRKD benchmark)
     - Limitations: two classes, whose similarities are four numbers an image; networks without auxiliary logits, where
       `psd` keeps one of three comparisons; classes of very few pixels, whose peaked maps rule `csd`
     - Source: Feng et al., IEEE Transactions on Image Processing 2021, as run in the CIRKD benchmark
     """
 
-    name: ClassVar[str] = "dsd"
-    summary: ClassVar[str] = "double similarity: attention's change between layers, and how alike the classes' maps are"
-    channel_alignment: ClassVar[str] = "nothing to align: neither term has feature channels"
+    name = "dsd"
+    summary = "double similarity: attention's change between layers, and how alike the classes' maps are"
+    channel_alignment = "nothing to align: neither term has feature channels"
 
     def build(self, student: Channels, teacher: Channels) -> None:
-        """Make what the options ask for."""
+        """Make the modules that the options need."""
         options = self.options
-        clean = options.variant == "clean"
-        self.tap = "feature" if clean else "classifier_input"
-        self.labels = "ignore_mask" if clean and (options.psd or options.csd) else "unused"
+        self.labels = "ignore_mask" if options.clean and (options.psd or options.csd) else "unused"
         if options.psd:
-            width_of(student, "feature", "student")
-            width_of(teacher, "feature", "teacher")
-            self.inputs = frozenset({"logits", "aux_logits", "feature", self.tap})
+            widths_of(student, teacher)
+            self.inputs = frozenset({"logits", "aux_logits", "feature", options.feature_tap})
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return the terms whose weight is not 0.
@@ -127,13 +120,12 @@ class DoubleSimilarity(Method[DoubleSimilarityOptions]):
         Raises :class:`SegtailorError` where ``published`` meets a network without auxiliary logits.
         """
         options, terms = self.options, {}
-        size = (student.logits.shape[-2], student.logits.shape[-1])
-        counts = valid_counts(target, size) if options.variant == "clean" else None
+        size = student.logits.shape[-2:]
+        counts = valid_counts(target, size) if options.clean else None
         if options.psd:
-            lists = self._layers(student, teacher, size)
             # A larger floor for clean: the rounding of two equal attentions must not become a direction.
-            eps = 1e-12 if counts is None else 1e-4
-            own, guide = (residuals(maps, counts, eps) for maps in lists)
+            eps = 1e-4 if options.clean else 1e-12
+            own, guide = (residuals(maps, counts, eps) for maps in self._layers(student, teacher, size))
             errors = (own - guide).square()
             terms["psd"] = options.psd * (errors.mean() if counts is None else errors.sum(2).mean())
         if options.csd:
@@ -144,19 +136,19 @@ class DoubleSimilarity(Method[DoubleSimilarityOptions]):
             terms["csd"] = options.csd * (own - guide).square().mean()
         return terms
 
-    def _layers(self, student: SegOutput, teacher: SegOutput, size: tuple[int, int]) -> list[list[Tensor]]:
+    def _layers(self, student: SegOutput, teacher: SegOutput, size: Sequence[int]) -> list[list[Tensor]]:
         """Return the maps that ``psd`` compares, of either network, on the grid of the student's logits."""
         outputs = {"student": student, "teacher": teacher}
         lacking = [role for role, output in outputs.items() if output.aux_logits is None]
-        if lacking and self.options.variant == "published":
+        if lacking and not self.options.clean:
             raise SegtailorError(
                 f"method dsd, variant published, needs aux_logits, and the {lacking[0]} returns none; "
                 "choose `variant: clean`, `psd: 0`, or a network with an auxiliary head"
             )
         lists = []
         for role, output in outputs.items():
-            maps = [read_tap(output, self.tap, role), output.logits]
+            maps = [read_tap(output, self.options.feature_tap, role), output.logits]
             if not lacking:
-                maps.insert(0, full_precision(output.aux_logits))  # type: ignore[arg-type]
+                maps.insert(0, read_tap(output, "aux_logits", role))
             lists.append([to_grid(values, size) for values in maps])
         return lists

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
-from segtailor.losses import Step, full_precision, pixel_mean, recomputed, standardise, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, MethodOptions, option, projector, read_tap, width_of
+from segtailor.losses import Step, pixel_mean, recomputed, standardize, valid_counts
+from segtailor.methods.base import Channels, Method, MethodOptions, option, projector, read_pair, widths_of
 from segtailor.models.network import SegOutput
 
 STUDY = "arXiv 2604.25530"
@@ -22,7 +22,7 @@ class FeatureOptions(MethodOptions):
     normalise: Literal["standardised", "unit", "none"] = option(
         "standardised",
         "both features at mean 0 and variance 1 per channel and image, at unit norm per position, or raw",
-        source="our choice; the standardisation is PKD's, per image instead of per batch",
+        source="our choice; the standardization is PKD's, per image instead of per batch",
     )
     projector: Literal["trained", "none"] = option(
         "trained",
@@ -40,38 +40,35 @@ class FeatureRegression(Method[FeatureOptions]):
     offset of the teacher matters. ``unit`` compares the vectors of each position at unit norm (twice 1 minus the
     cosine), ``none`` the raw features averaged over channels; both average over the valid pixels of the global batch.
 
-        feature = mean_bx mean_c (n(P s) - n(t))^2, P a 1x1 convolution, n the normalisation
+        feature = mean_bx mean_c (n(P s) - n(t))^2, P a 1x1 convolution, n the normalization
 
-    - Extra modules: the projector
-    - Published figures: the study's, with long schedules: PSPNet-R18 79.0 on Cityscapes under a teacher of 79.8, and 92
-      % of the teacher's mIoU on ADE20K (abstract of arXiv 2604.25530)
-    - Limitations: a teacher that gives only logits (then `kd`); short runs, since the projector must first be learnt;
-      `standardised` on crops of a few cells, where moments over one image say little
-    - Source: FitNets (arXiv 1412.6550) with the standardisation of PKD (arXiv 2207.02039); as a baseline: arXiv
+    - Published figures: Cityscapes, PSPNet-R18 under a teacher of 79.8, long schedules: 79.0 (arXiv 2604.25530)
+    - Limitations: a teacher that gives only logits (then `kd`); short runs, since the projector must first be learned;
+      `standardised` on crops of a few cells, where moments over one image are noisy
+    - Source: FitNets (arXiv 1412.6550) with the standardization of PKD (arXiv 2207.02039); as a baseline: arXiv
       2604.25530
     """
 
-    name: ClassVar[str] = "feature"
-    summary: ClassVar[str] = "canonical feature regression: a 1x1 projector and the squared error on the last feature"
-    channel_alignment: ClassVar[str] = "a trained 1x1 convolution without bias lifts the student to the teacher's width"
+    name = "feature"
+    summary = "canonical feature regression: a 1x1 projector and the squared error on the last feature"
+    channel_alignment = "a trained 1x1 convolution without bias lifts the student to the teacher's width"
     projector: nn.Module | None
 
     def build(self, student: Channels, teacher: Channels) -> None:
-        """Make what the options ask for."""
+        """Make the modules that the options need."""
         options = self.options
         self.projector = None
         if not options.feature:
             self.inputs, self.labels = frozenset(), "unused"
             return
         tap = options.tap
-        own, guide = width_of(student, tap, "student"), width_of(teacher, tap, "teacher")
+        own, guide = widths_of(student, teacher, tap)
         if options.projector == "none" and own != guide:
             raise SegtailorError(
                 f"method 'feature', option 'projector': '{tap}' has {own} channels in the student and {guide} in the "
                 "teacher; only equal widths go without a projector"
             )
-        trained = options.projector == "trained"
-        self.projector = projector(student, teacher, tap, always=trained)
+        self.projector = projector(student, teacher, tap, always=options.projector == "trained")
         self.inputs = frozenset({tap})
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
@@ -79,10 +76,8 @@ class FeatureRegression(Method[FeatureOptions]):
         options, lift = self.options, self.projector
         if lift is None:
             return {}
-        own = full_precision(read_tap(student, options.tap, "student"))
-        size = (own.shape[-2], own.shape[-1])
-        guide = to_grid(read_tap(teacher, options.tap, "teacher"), size)
-        valid = valid_counts(target, size)
+        own, guide = read_pair(student, teacher, options.tap)
+        valid = valid_counts(target, own.shape[-2:])
 
         def cells(own: Tensor, guide: Tensor) -> Tensor:
             return squares(lift(own), guide, valid, options.normalise)
@@ -103,12 +98,11 @@ def squares(student: Tensor, teacher: Tensor, valid: Tensor, normalise: str) -> 
     >>> [round(squares(student, teacher, torch.ones(1, 1), kind).item(), 4) for kind in ("none", "unit")]
     [1.0, 0.08]
     """
+    if normalise == "unit":
+        return (_unit(student) - _unit(teacher)).square().sum(1)
     if normalise == "standardised":
-        student, teacher = standardise(student, valid), standardise(teacher, valid)
-    elif normalise == "unit":
-        student, teacher = _unit(student), _unit(teacher)
-    errors = (student - teacher).square()
-    return errors.sum(1) if normalise == "unit" else errors.mean(1)
+        student, teacher = standardize(student, valid), standardize(teacher, valid)
+    return (student - teacher).square().mean(1)
 
 
 def image_mean(cells: Tensor, valid: Tensor) -> Tensor:

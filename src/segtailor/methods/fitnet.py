@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
-from segtailor.losses import Step, full_precision, pixel_mean, to_grid
-from segtailor.methods.base import Channels, Method, VariantOptions, option, projector, read_tap
+from segtailor.losses import Step, pixel_mean
+from segtailor.methods.base import Channels, Method, VariantOptions, option, projector, read_pair
 from segtailor.models.network import SegOutput
 
 
@@ -28,37 +26,31 @@ class FitNet(Method[FitNetOptions]):
 
         fitnet = mean_x mean_c ((W f_s)(c,x) - f_t(c,x))^2
 
-    - Extra modules: the projector: student width x teacher width parameters
     - Limitations: the error is in units of the teacher's feature, so a teacher of another scale needs another weight; a
       student far narrower than the teacher cannot follow every channel (at, skd and ifvd ask for less)
     - Source: Romero et al., ICLR 2015 (arXiv 1412.6550), as run in the CIRKD benchmark
     """
 
-    name: ClassVar[str] = "fitnet"
-    summary: ClassVar[str] = "hint: squared error between the teacher's feature and the student's, projected"
-    channel_alignment: ClassVar[str] = (
-        "a trained 1x1 convolution without bias, student to teacher, also between equal widths"
-    )
+    name = "fitnet"
+    summary = "hint: squared error between the teacher's feature and the student's, projected"
+    channel_alignment = "a trained 1x1 convolution without bias, student to teacher, also between equal widths"
     inputs = frozenset()
     projector: nn.Module | None
 
     def build(self, student: Channels, teacher: Channels) -> None:
-        """Make what the options ask for."""
+        """Make the modules that the options need."""
         options = self.options
         self.projector = None
-        clean = options.variant == "clean"
-        self.labels = "ignore_mask" if clean and options.fitnet else "unused"
+        self.labels = "ignore_mask" if options.clean and options.fitnet else "unused"
         if options.fitnet:
-            self.tap = "feature" if clean else "classifier_input"
-            self.inputs = frozenset({self.tap, "feature"})
+            self.inputs = frozenset({options.feature_tap, "feature"})
             self.projector = projector(student, teacher, "feature", always=True)
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return ``{"fitnet": ...}``, or nothing where its weight is 0."""
+        options = self.options
         if self.projector is None:
             return {}
-        lifted = self.projector(full_precision(read_tap(student, self.tap, "student")))
-        guide = to_grid(read_tap(teacher, self.tap, "teacher"), (lifted.shape[-2], lifted.shape[-1]))
-        errors = (lifted - guide).square().mean(1)
-        labels = target if self.options.variant == "clean" else None
-        return {"fitnet": self.options.fitnet * pixel_mean(errors, labels, step)}
+        own, guide = read_pair(student, teacher, options.feature_tap)
+        errors = (self.projector(own) - guide).square().mean(1)
+        return {"fitnet": options.fitnet * pixel_mean(errors, target if options.clean else None, step)}

@@ -1,16 +1,14 @@
-"""Intra-class feature variation: how far each pixel lies from its class's mean follows the teacher."""
+"""Intra-class feature variation: each pixel's cosine to its class's mean follows the teacher's."""
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from segtailor.losses import Step, full_precision, nearest_labels, to_grid
-from segtailor.methods.base import Channels, Method, VariantOptions, option, read_tap, width_of
+from segtailor.losses import Step, nearest_labels
+from segtailor.methods.base import Channels, Method, VariantOptions, option, read_pair, widths_of
 from segtailor.models.network import SegOutput
 
 
@@ -24,13 +22,13 @@ def class_variation(feature: Tensor, membership: Tensor, eps: float = 1e-8) -> T
     """Return the cosine between each position's vector and the mean vector of its class in that image: (B,n).
 
     ``feature`` (B,C,n); ``membership`` (B,K,n) is 1 where a position is of a class, 0 elsewhere. Positions of no class
-    enter no mean and give 0. No centre is copied to its positions: all cosines come from one product of matrices.
+    enter no mean and give 0. No center is copied to its positions: all cosines come from one product of matrices.
 
     >>> class_variation(torch.tensor([[[1.0, 0.0, 5.0], [0.0, 1.0, 5.0]]]), torch.tensor([[[1.0, 1.0, 0.0]]])).tolist()
     [[0.7071067690849304, 0.7071067690849304, 0.0]]
     """
-    centres = torch.bmm(feature, membership.mT) / (membership.sum(2) + 1e-6).unsqueeze(1)
-    along = torch.bmm(F.normalize(centres, dim=1, eps=eps).mT, feature)
+    centers = torch.bmm(feature, membership.mT) / (membership.sum(2) + 1e-6).unsqueeze(1)
+    along = torch.bmm(F.normalize(centers, dim=1, eps=eps).mT, feature)
     lengths = torch.linalg.vector_norm(feature, dim=1).clamp(min=eps)
     cosines: Tensor = (along * membership).sum(1) / lengths
     return cosines
@@ -45,44 +43,39 @@ class ClassVariation(Method[ClassVariationOptions]):
 
         ifvd = mean_x (m_s(x) - m_t(x))^2, m(x) = cos(f(x), mean of f over the class of x)
 
-    - Published figures: by CIRKD's authors, together with kd and adversarial, student alone in brackets, Cityscapes
-      val: DeepLabV3-R101 to DeepLabV3-R18 75.59 (74.21), to DeepLabV3-MobileNetV2 73.50 (73.12), SegFormer B4 to B0
-      76.30 (75.58); to PSPNet-R18 73.71 (72.55), from later READMEs
+    - Published figures: Cityscapes val, DeepLabV3-R18, with kd and adversarial: 75.59, alone 74.21 (CIRKD benchmark)
     - Limitations: small crops, where a class's mean comes from few pixels (a lone one is its own mean and adds
-      nothing); images without labels; it says nothing of how classes lie to one another
+      nothing); images without labels; relations between classes are not transferred
     - Source: Wang et al., ECCV 2020 (IFVD), as run in the CIRKD benchmark
     """
 
-    name: ClassVar[str] = "ifvd"
-    summary: ClassVar[str] = "intra-class feature variation: pixels' cosines to their class's mean follow the teacher"
-    channel_alignment: ClassVar[str] = "nothing to align: cosines have no channels"
+    name = "ifvd"
+    summary = "intra-class feature variation: pixels' cosines to their class's mean follow the teacher"
+    channel_alignment = "nothing to align: cosines have no channels"
     inputs = frozenset()
 
     def build(self, student: Channels, teacher: Channels) -> None:
-        """Make what the options ask for."""
+        """Make the modules that the options need."""
         options = self.options
-        self.tap = "feature" if options.variant == "clean" else "classifier_input"
         self.labels = "classes" if options.ifvd else "unused"
         if options.ifvd:
-            width_of(student, "feature", "student")
-            width_of(teacher, "feature", "teacher")
-            self.inputs = frozenset({self.tap, "feature"})
+            widths_of(student, teacher)
+            self.inputs = frozenset({options.feature_tap, "feature"})
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return ``{"ifvd": ...}``, or nothing where its weight is 0."""
         options = self.options
         if not options.ifvd:
             return {}
-        own = full_precision(read_tap(student, self.tap, "student"))
-        size = (own.shape[-2], own.shape[-1])
-        guide = to_grid(read_tap(teacher, self.tap, "teacher"), size)
+        own, guide = read_pair(student, teacher, options.feature_tap)
+        size = own.shape[-2:]
         classes = torch.arange(self.num_classes, device=own.device).view(1, -1, 1)
         membership = (nearest_labels(target, size).flatten(1).unsqueeze(1) == classes).to(own.dtype)
         # A larger floor for clean, so that a silent position does not send back a gradient of 1e8.
-        eps = 1e-4 if options.variant == "clean" else 1e-8
+        eps = 1e-4 if options.clean else 1e-8
         maps = [class_variation(feature.flatten(2), membership, eps) for feature in (own, guide)]
         errors = (maps[0] - maps[1]).square()
-        if options.variant == "published":
+        if not options.clean:
             return {"ifvd": options.ifvd * errors.mean()}
         count = step.count(lambda labels: (nearest_labels(labels, size) < self.num_classes).sum(), target)
         return {"ifvd": options.ifvd * errors.sum() / count}

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from segtailor.errors import SegtailorError
-from segtailor.losses import Step, full_precision, pixel_kl, to_grid
-from segtailor.methods.base import Channels, Method, VariantOptions, option
+from segtailor.losses import Step, full_precision, pixel_kl
+from segtailor.methods.base import Channels, Method, VariantOptions, option, read_pair
 from segtailor.models.network import SegOutput
 
 DESCRIPTION = "bring each cell's logits to mean 0 and deviation 1 over the classes, in both networks"
 """What the option ``standardise`` of ``kd`` and ``dist`` does."""
 
 
-def standardised(logits: Tensor, eps: float = 1e-7) -> Tensor:
+def standardized(logits: Tensor, eps: float = 1e-7) -> Tensor:
     """Return ``(logits - mean_k) / (eps + std_k)`` of (B,K,h,w), the deviation unbiased; constant cells give zeros.
 
     >>> import torch
-    >>> standardised(torch.tensor([[[[3.0]], [[5.0]], [[7.0]]]])).flatten().round().tolist()
+    >>> standardized(torch.tensor([[[[3.0]], [[5.0]], [[7.0]]]])).flatten().round().tolist()
     [-1.0, 0.0, 1.0]
     """
     values = full_precision(logits)
@@ -29,7 +27,7 @@ def standardised(logits: Tensor, eps: float = 1e-7) -> Tensor:
 
 
 def check_classes(method: str, num_classes: int) -> None:
-    """Raise SegtailorError for two classes, of which standardisation leaves a sign without a gradient."""
+    """Raise SegtailorError for two classes, of which standardization leaves a sign without a gradient."""
     if num_classes < 3:
         raise SegtailorError(
             f"method '{method}', option 'standardise': two classes leave only the sign of the logits; set it to false"
@@ -49,35 +47,31 @@ class PixelKD(Method[PixelKDOptions]):
 
     Term ``kd``. ``published`` averages over all cells, as the CIRKD benchmark does; ``clean`` weighs each cell by its
     valid label pixels and averages over the global batch. ``standardise`` (Sun et al., CVPR 2024) was published for
-    image classification, with the temperature 2 and the weight 9; we know of no report for segmentation.
+    image classification, with temperature 2 and weight 9.
 
         kd = T^2 mean_x sum_k p_t(k,x) (log p_t(k,x) - log p_s(k,x)), p = softmax_k(logits / T)
 
-    - Published figures: DeepLabV3-R101 to DeepLabV3-R18, from Af-DCD's README: ADE20K 34.88 mIoU (student alone 33.91),
-      COCO-Stuff-164k 32.88 (32.60); none for Cityscapes
-    - Limitations: it says nothing of how pixels relate or of features; a teacher that is nearly certain everywhere adds
-      little to the labels (raise the temperature)
+    - Limitations: relations between pixels and features are not transferred; a teacher that is nearly certain
+      everywhere adds little to the labels (raise the temperature)
     - Source: Hinton et al. 2015 (arXiv 1503.02531), as run in the CIRKD benchmark
     """
 
-    name: ClassVar[str] = "kd"
-    summary: ClassVar[str] = "pixel-wise: KL over classes at each cell of the logit grid"
+    name = "kd"
+    summary = "pixel-wise: KL over classes at each cell of the logit grid"
 
     def build(self, student: Channels, teacher: Channels) -> None:
-        """Make what the options ask for."""
-        options = self.options
-        if options.standardise:
+        """Make the modules that the options need."""
+        if self.options.standardise:
             check_classes(self.name, self.num_classes)
-        self.labels = "ignore_mask" if options.variant == "clean" else "unused"
+        self.labels = "ignore_mask" if self.options.clean else "unused"
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return ``{"kd": ...}``, or nothing where its weight is 0."""
         options = self.options
         if not options.kd:
             return {}
-        own = student.logits
-        guide = to_grid(teacher.logits, (own.shape[-2], own.shape[-1]))
+        own, guide = read_pair(student, teacher, "logits")
         if options.standardise:
-            own, guide = standardised(own), standardised(guide)
-        labels = target if options.variant == "clean" else None
+            own, guide = standardized(own), standardized(guide)
+        labels = target if options.clean else None
         return {"kd": options.kd * pixel_kl(own, guide, options.temperature, labels, step)}

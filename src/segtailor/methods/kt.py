@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, ValidationInfo, field_validator
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ DECODER = "decoder"
 ALL = "all"
 CHOSEN = "our choice, on CamVid's dev split (docs/study.md); published: KT's code"
 CLEAN_ONLY = {"tailors": ("none",), "recombination": ("trained",)}
-"""Values that the published computation has nothing like."""
+"""Values that the published computation does not have."""
 
 
 class KnowledgeTailoringOptions(VariantOptions):
@@ -122,6 +122,11 @@ class KnowledgeTailoringOptions(VariantOptions):
             )
         return value
 
+    @property
+    def tailors_logits(self) -> bool:
+        """Whether any term of logit tailoring has a weight."""
+        return bool(self.lt_all or self.lt_class or self.lt_nonclass)
+
     def taps(self, student_channels: Channels, teacher_channels: Channels) -> list[str]:
         """Return the chosen taps without repeats, in order; `all` is what both networks have, or the decoder."""
         if self.feature_taps == ALL:
@@ -141,13 +146,12 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
     ``ft.TAP`` and ``contrastive.TAP``. A term of weight 0 is left out; ``kd_aux`` also where a network has no auxiliary
     logits. ``published`` computes what the public code computes: all terms at the decoder's feature, the student
     recombined first, the teacher from the tuning point on, tailors that never learn. ``clean`` computes the same
-    terms with void left out, on standardised features, and its defaults are what was best under an equal recipe.
+    terms with void left out, on standardized features, and its defaults were the best under an equal recipe.
 
-    1 - corr is half the mean squared distance of standardised channels, so ``ft`` is a standardised regression: by
-    default of a linear projection of the student, at every tap, from the first step to the last. What more KT does was
-    tried and lost (docs/study.md): the tailored logits, alone or beside ``kd``, tailors, recombination by correlation,
-    the late phase. It is there for those who want it: each term by its weight, ``recombination: correlation``,
-    ``tailors: trained``, ``tuning_point`` below 1.
+    1 - corr is half the mean squared distance of standardized channels, so ``ft`` is a standardized regression: by
+    default of a linear projection of the student, at every tap, from the first step to the last. KT's other components
+    did not help (docs/study.md) and are off by default: the tailored logits (by their weights), tailors
+    (``tailors: trained``), ``recombination: correlation``, the late phase (``tuning_point`` below 1).
 
         kd, kd_aux  = chKL(s, t), KL between softmaxes over space, mean over channels and images
         tailored(t) = max(t, mean of t on class pixels where the teacher is right) inside class k,
@@ -159,25 +163,21 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
 
     - Extra modules: a 1x1 convolution per tap, and one back where there is a late phase; as published two tailors of
       three 1x1 convolutions and a 1x1 projector for the triplet
-    - Published figures: Cityscapes val: DeepLabV3-R18 77.98, DeepLabV3-MobileNetV2 76.17, PSPNet-R18 76.49; VOC val
-      76.49 and 75.52 (R18, PSPNet-R18); ADE20K 35.64 (KT's README; best of 50 validations, one run). Ours, CamVid val,
-      clean, five seeds: 50.8, the student alone 39.6, published 41.8; a SegFormer student, three seeds: 54.1, 41.1,
-      46.6 (docs/study.md)
+    - Published figures: Cityscapes val, DeepLabV3-R18 77.98 (KT's README; best of 50 validations). Ours, CamVid val,
+      five seeds: clean 50.8, published 41.8, the student alone 39.6 (docs/study.md)
     - Limitations: teachers without a feature, with which `ft: 0` leaves the logits; a teacher whose stages mean
       something else than the student's (then `feature_taps: decoder`); as published also data without labels and very
       short trainings, where the late phase has no time
     - Source: Knowledge Tailoring, Pattern Recognition 2025, doi 10.1016/j.patcog.2025.112399
     """
 
-    name: ClassVar[str] = "kt"
-    summary: ClassVar[str] = (
-        "Knowledge Tailoring: the teacher's maps regressed at all stages; published: tailored logits"
-    )
-    channel_alignment: ClassVar[str] = "channels are recombined, by default by a trained 1x1 convolution"
+    name = "kt"
+    summary = "Knowledge Tailoring: the teacher's maps regressed at all stages; published: tailored logits"
+    channel_alignment = "channels are recombined, by default by a trained 1x1 convolution"
     sparse_gradients = True
 
     def build(self, student: Channels, teacher: Channels) -> None:
-        """Make what the options ask for."""
+        """Make the modules that the options need."""
         options = self.options
         self.tailoring = nn.ModuleDict()
         late = options.tuning_point < 1
@@ -194,15 +194,14 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
                     options.recombination == "trained",
                     late,
                 )
-                decoder = "feature" if options.variant == "clean" else "classifier_input"
-                self.tap_names[tap] = decoder if tap == DECODER else tap
-        tailored = bool(options.lt_all or options.lt_class or options.lt_nonclass)
+                self.tap_names[tap] = options.feature_tap if tap == DECODER else tap
+        tailored = options.tailors_logits
         taps = {"logits": options.kd or tailored, "aux_logits": options.kd_aux, "feature": DECODER in self.tap_names}
         self.inputs = frozenset(self.tap_names.values()) | {tap for tap, needed in taps.items() if needed}
         if tailored:
             self.labels = "classes"
         else:
-            self.labels = "ignore_mask" if options.variant == "clean" else "unused"
+            self.labels = "ignore_mask" if options.clean else "unused"
         trained = any(parameter.requires_grad for parameter in self.tailoring.parameters())
         self.sparse_gradients = trained and (late or options.tailors == "trained")
 
@@ -210,8 +209,7 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
     def altered_logits(cls, options: MethodOptions) -> Callable[[Tensor, Tensor], Tensor] | None:
         """Return the tailoring of logits; None where no term of it has a weight."""
         assert isinstance(options, KnowledgeTailoringOptions)
-        tailored = options.lt_all or options.lt_class or options.lt_nonclass
-        return partial(tailored_map, published=options.variant == "published") if tailored else None
+        return partial(tailored_map, published=not options.clean) if options.tailors_logits else None
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return the terms whose weight is not 0."""
@@ -229,19 +227,18 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
         terms = {}
         for name, (weight, own, guide) in pairs.items():
             if weight and own is not None and guide is not None:
-                size, multiplicity = (own.shape[-2], own.shape[-1]), None
-                if options.variant == "clean":
-                    multiplicity = valid_counts(target, size).unsqueeze(1)
+                size = own.shape[-2:]
+                multiplicity = valid_counts(target, size).unsqueeze(1) if options.clean else None
                 terms[name] = weight * channel_kl(own, to_grid(guide, size), options.temperature, multiplicity)
         return terms
 
     def _logit_tailoring(self, student: SegOutput, teacher: SegOutput, target: Tensor) -> dict[str, Tensor]:
         options, own = self.options, student.logits
-        weights = {"lt_all": options.lt_all, "lt_class": options.lt_class, "lt_nonclass": options.lt_nonclass}
-        if not any(weights.values()):
+        if not options.tailors_logits:
             return {}
-        guide = to_grid(teacher.logits, (own.shape[-2], own.shape[-1]))
-        compute = clean_terms if options.variant == "clean" else published_terms
+        weights = {"lt_all": options.lt_all, "lt_class": options.lt_class, "lt_nonclass": options.lt_nonclass}
+        guide = to_grid(teacher.logits, own.shape[-2:])
+        compute = clean_terms if options.clean else published_terms
         values = recomputed(compute, own, guide, target, options.temperature)
         return {name: weight * value for (name, weight), value in zip(weights.items(), values, strict=True) if weight}
 
@@ -250,16 +247,16 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
     ) -> dict[str, Tensor]:
         options, name = self.options, self.tap_names[tap]
         own, guide = read_tap(student, name, "student"), read_tap(teacher, name, "teacher")
-        size = (own.shape[-2], own.shape[-1])
+        size = own.shape[-2:]
         # The last step's progress is 1, too: at 1 there is no late phase.
         module, early = self.tailoring[_key(tap)], options.tuning_point == 1 or step.progress < options.tuning_point
         assert isinstance(module, FeatureTailoring)
-        if guide.shape[-2:] != own.shape[-2:]:
+        if guide.shape[-2:] != size:
             guide = to_grid(guide, size)
-        if options.variant == "published":
-            values = self._published_features(full_precision(own), full_precision(guide), module, early)
-        else:
+        if options.clean:
             values = self._features(own, guide, valid_counts(target, size), module, early)
+        else:
+            values = self._published_features(full_precision(own), full_precision(guide), module, early)
         weights = {"ft": options.ft, "contrastive": options.contrastive}
         suffix = f".{tap}" if len(self.tap_names) > 1 else ""
         return {f"{term}{suffix}": weights[term] * value for term, value in values.items()}
@@ -271,8 +268,8 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
         if options.ft:
             values["ft"] = published_matching(own, guide, tailor, early, options.temperature)
         if options.contrastive:
-            anchor = module.anchor(early)
-            values["contrastive"] = published_contrast(own, guide, anchor, tailor, early, options.margin)
+            projector = module.projector(early)
+            values["contrastive"] = published_contrast(own, guide, projector, tailor, early, options.margin)
         return values
 
     def _features(

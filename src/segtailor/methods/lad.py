@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -34,6 +34,9 @@ from segtailor.models.label_assisted import (
 from segtailor.models.network import SegOutput
 from segtailor.models.segmenter import create_model
 from segtailor.models.teacher import Teacher
+
+CODE = "LAD's code"
+LOG = "our choice; published: read from the log of the student's training"
 
 
 class DualPath(PretrainObjective):
@@ -66,7 +69,7 @@ class DualPath(PretrainObjective):
             aux = self._task(first.aux_logits, target, step) + self._task(second.aux_logits, target, step)
             terms["task_aux"] = self.aux_weight * aux
         if self.consistency:
-            grid = (first.logits.shape[-2], first.logits.shape[-1])
+            grid = first.logits.shape[-2:]
             valid = valid_counts(target, grid).unsqueeze(1) if self.masked else None
             both = channel_kl(first.logits, second.logits, self.temperature, valid)
             both = both + channel_kl(second.logits, first.logits, self.temperature, valid)
@@ -78,61 +81,6 @@ class DualPath(PretrainObjective):
         return cross_entropy(self.assisted.upsample(logits, size), target, step)
 
 
-class TeacherPretraining(Pretraining):
-    """Trains the network of a :class:`LabelAssistedTeacher` and hands it its weights."""
-
-    name: ClassVar[str] = "lad"
-    about: ClassVar[str] = "the label-assisted teacher"
-    uses_teacher: ClassVar[bool] = False
-    file_option: ClassVar[str] = "teacher_file"
-
-    def __init__(
-        self,
-        teacher: LabelAssistedTeacher,
-        steps: int | None,
-        optimizer: OptimizerConfig | None,
-        schedule: ScheduleConfig | None,
-        noise: float,
-        consistency: float,
-        temperature: float,
-        masked: bool,
-        origin: Mapping[str, Any],
-    ) -> None:
-        self.teacher = teacher
-        self.steps, self.optimizer, self.schedule = steps, optimizer, schedule
-        self.codes: Codes = "random"
-        self.noise = noise
-        self.consistency, self.temperature, self.masked = consistency, temperature, masked
-        self.origin = dict(origin)
-
-    def key(self) -> dict[str, Any]:
-        """Return what the trained network depends on."""
-        return {
-            "model": self.teacher.model.spec(),
-            "noise": self.noise,
-            "consistency": self.consistency,
-            "temperature": self.temperature,
-            "masked": self.masked,
-            **self.origin,
-        }
-
-    def objective(self, teacher: Teacher | None) -> PretrainObjective:
-        """Return the network with its losses; it is the teacher's own, made trainable until it is loaded again."""
-        network = copy.deepcopy(self.teacher.model).requires_grad_(True)
-        assisted = LabelAssisted(network, self.codes, self.noise)
-        return DualPath(assisted, self.consistency, self.temperature, self.masked)
-
-    def save(self, objective: nn.Module, path: Path, card: Mapping[str, Any]) -> None:
-        """Write the network."""
-        assert isinstance(objective, DualPath)
-        save_assisted(objective.assisted.model, path, card)
-
-    def load(self, path: Path, fingerprint: str | None) -> None:
-        """Give the teacher its weights."""
-        load_assisted(self.teacher.model, path)
-        self.done = True
-
-
 def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
@@ -140,7 +88,7 @@ def _named(value: Any) -> Any:
 class LabelAssistedOptions(VariantOptions):
     """Options of ``lad``."""
 
-    lad: NonNegativeFloat = option(1.0, "weight of all the base method's terms", source="LAD's code")
+    lad: NonNegativeFloat = option(1.0, "weight of all the base method's terms", source=CODE)
     base: Annotated[dict[str, Any], BeforeValidator(_named)] = option(
         {"name": "cwd", "logits": 3.0, "feature": 0.0, "temperature": 4.0},
         "the method that the label-assisted teacher teaches by: a name, or a mapping with its options",
@@ -158,42 +106,77 @@ class LabelAssistedOptions(VariantOptions):
         published="fixed",
         source="our choice; published: fixed",
     )
-    noise: NonNegativeFloat = option(0.02, "noise on the coded labels while the student learns", source="LAD's code")
-    teacher_noise: NonNegativeFloat = option(
-        0.03, "noise on the coded labels while the teacher learns", source="LAD's code"
-    )
-    consistency: NonNegativeFloat = option(5.0, "weight of the dual-path consistency", source="LAD's code")
-    consistency_temperature: PositiveFloat = option(
-        4.0, "temperature of the dual-path consistency", source="LAD's code"
-    )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = option(0.01, "every dropout of the teacher", source="LAD's code")
+    noise: NonNegativeFloat = option(0.02, "noise on the coded labels while the student learns", source=CODE)
+    teacher_noise: NonNegativeFloat = option(0.03, "noise on the coded labels while the teacher learns", source=CODE)
+    consistency: NonNegativeFloat = option(5.0, "weight of the dual-path consistency", source=CODE)
+    consistency_temperature: PositiveFloat = option(4.0, "temperature of the dual-path consistency", source=CODE)
+    dropout: Annotated[float, Field(ge=0, lt=1)] = option(0.01, "every dropout of the teacher", source=CODE)
     teacher_steps: PositiveInt | None = option(
-        None,
-        "steps of the teacher's training; default: the run's",
-        published=40000,
-        source="our choice; published: read from the log of the student's training",
+        None, "steps of the teacher's training; default: the run's", published=40000, source=LOG
     )
     teacher_optimizer: OptimizerConfig | None = option(
         None,
         "its optimizer; default: the run's",
         published={"name": "sgd", "lr": 0.001, "momentum": 0.9, "weight_decay": 0.0001},
-        source="our choice; published: read from the log of the student's training",
+        source=LOG,
     )
     teacher_schedule: ScheduleConfig | None = option(
-        None,
-        "its schedule; default: the run's",
-        published={"power": 0.9},
-        source="our choice; published: read from the log of the student's training",
+        None, "its schedule; default: the run's", published={"power": 0.9}, source=LOG
     )
     teacher_file: str | None = option(
         None, "a label-assisted network to use instead of training one", source="our choice"
     )
 
 
-class LabelAssistedDistillation(Method[LabelAssistedOptions]):
-    """Distillation from a network with privileged information (ECCV 2024): image and noised labels go in.
+class TeacherPretraining(Pretraining):
+    """Trains the network of a :class:`LabelAssistedTeacher` and hands it its weights."""
 
-    No big teacher is needed. A stage trains the teacher: the student's network (or ``teacher``) with a fourth input
+    name = "lad"
+    about = "the label-assisted teacher"
+    uses_teacher = False
+    file_option = "teacher_file"
+
+    def __init__(self, teacher: LabelAssistedTeacher, options: LabelAssistedOptions) -> None:
+        self.teacher, self.options = teacher, options
+        self.steps, self.optimizer = options.teacher_steps, options.teacher_optimizer
+        self.schedule, self.file = options.teacher_schedule, options.teacher_file
+        self.codes: Codes = "random"
+
+    def key(self) -> dict[str, Any]:
+        """Return what the trained network depends on."""
+        options = self.options
+        return {
+            "model": self.teacher.model.spec(),
+            "noise": options.teacher_noise,
+            "consistency": options.consistency,
+            "temperature": options.consistency_temperature,
+            "masked": options.clean,
+            "pretrained": options.pretrained,
+            "dropout": options.dropout,
+        }
+
+    def objective(self, teacher: Teacher | None) -> PretrainObjective:
+        """Return a copy of the teacher's network with its losses."""
+        options = self.options
+        network = copy.deepcopy(self.teacher.model).requires_grad_(True)
+        assisted = LabelAssisted(network, self.codes, options.teacher_noise)
+        return DualPath(assisted, options.consistency, options.consistency_temperature, options.clean)
+
+    def save(self, objective: nn.Module, path: Path, card: Mapping[str, Any]) -> None:
+        """Write the network."""
+        assert isinstance(objective, DualPath)
+        save_assisted(objective.assisted.model, path, card)
+
+    def load(self, path: Path, fingerprint: str | None) -> None:
+        """Give the teacher its weights."""
+        load_assisted(self.teacher.model, path)
+        self.done = True
+
+
+class LabelAssistedDistillation(Method[LabelAssistedOptions]):
+    """Distillation from a network that takes the image and noised labels (privileged information, ECCV 2024).
+
+    No large teacher is needed. A pre-training trains it: the student's network (or ``teacher``) with a fourth input
     plane for the labels, coded by random numbers so that it learns where labels change rather than what they are, and
     two codings of each image that must give the same output. The student, an ordinary network over three planes, then
     learns from it by the ``base`` method, whose terms keep their names. ``published`` gives the student's training the
@@ -205,18 +188,15 @@ class LabelAssistedDistillation(Method[LabelAssistedOptions]):
         student: the base method's terms; by default 3 chKL_4(student, teacher)
 
     - Extra modules: the label-assisted teacher, trained before the student
-    - Published figures: VOC val: DeepLabV3-R18 75.0 (alone 73.21), PSPNet-R18 75.4 (73.33), by LAD's authors;
-      Cityscapes val, DeepLabV3-R18: LAD 75.60, LAD* 77.70 in KT's README, which does not say what LAD* is
-    - Limitations: data without labels; a good big teacher at hand, whose mistakes are more telling than the labels'
-      shapes; budgets where training a second network first is too much
+    - Published figures: VOC val, DeepLabV3-R18: 75.0, alone 73.21 (LAD's authors)
+    - Limitations: data without labels; a good large teacher at hand, whose mistakes are more informative than the
+      labels' shapes; budgets where training a second network first is too much
     - Source: Label-Assisted Distillation, ECCV 2024 (arXiv 2407.13254), and its public code
     """
 
-    name: ClassVar[str] = "lad"
-    summary: ClassVar[str] = "label-assisted: the teacher is small, and was shown the labels as a fourth plane"
-    channel_alignment: ClassVar[str] = (
-        "as the base method's; the teacher is as wide as the student unless another is named"
-    )
+    name = "lad"
+    summary = "label-assisted: the teacher is small and takes the labels as a fourth plane"
+    channel_alignment = "as the base method's; the teacher is as wide as the student unless another is named"
     labels = "classes"
     teacher = "own"
     sparse_gradients = True
@@ -261,22 +241,10 @@ class LabelAssistedDistillation(Method[LabelAssistedOptions]):
         return LabelAssistedTeacher(add_label_plane(model, options.dropout), options.codes, options.noise)
 
     def use_teacher(self, teacher: Teacher) -> None:
-        """Take ``teacher`` as this method's own, and its training as the stage."""
+        """Take ``teacher`` as this method's own, and its training as the pre-training."""
         assert isinstance(teacher, LabelAssistedTeacher)
-        options = self.options
         super().use_teacher(teacher)
-        self.pretraining = TeacherPretraining(
-            teacher,
-            options.teacher_steps,
-            options.teacher_optimizer,
-            options.teacher_schedule,
-            noise=options.teacher_noise,
-            consistency=options.consistency,
-            temperature=options.consistency_temperature,
-            masked=options.variant == "clean",
-            origin={"pretrained": options.pretrained, "dropout": options.dropout},
-        )
-        self.pretraining.file = options.teacher_file
+        self.pretraining = TeacherPretraining(teacher, self.options)
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return the base method's terms."""

@@ -1,4 +1,4 @@
-"""A method in a training loop of yours: two networks of any library in, named losses out."""
+"""A method in your own training loop: two networks of any library in, named losses out."""
 
 from __future__ import annotations
 
@@ -21,18 +21,17 @@ from segtailor.models.teacher import Teacher
 
 
 class DistillationLoss(nn.Module):
-    """The terms of a method for a student and a teacher that are anyone's modules: ``loss(images, target)``.
+    """The terms of a method for a student and a teacher of any library: ``loss(images, target)``.
 
-    Make it by :func:`segtailor.create_method`. A call runs both networks, the teacher in eval mode and without
-    gradients, and returns the weighted terms; what the student returned is ``loss.student_output``. Both networks get
-    ``images`` as they are (a network of segtailor prepares raw ones itself); ``teacher_images`` are for a teacher that
-    wants others. Where something else calls the student, a trainer for example, give ``student_output``, what that call
-    returned: the inner tensors are those of the student's last forward.
+    Made by :func:`segtailor.create_method`. A call runs both networks, the teacher in eval mode and without gradients,
+    and returns the weighted terms; the student's output is ``loss.student_output``. Both networks get ``images`` as
+    they are (a network of segtailor prepares raw ones itself), the teacher ``teacher_images`` where given. Where
+    something else calls the student, a trainer for example, pass its result as ``student_output``: the inner tensors
+    are those of the student's last forward.
 
-    Its parameters are the method's projectors and go into your optimizer; never the student's or the teacher's. With
-    data parallelism the student is given wrapped, ``student=DistributedDataParallel(net)``; projectors are averaged
-    over the processes then, and means are over the global batch. A method's adversary is trained inside, one
-    step a call, as in `segtailor distill`.
+    Its parameters are the method's projectors, for your optimizer; never the student's or the teacher's. For data
+    parallelism pass ``student=DistributedDataParallel(net)``; projectors are then averaged over the processes, and
+    means are over the global batch. A method's adversary is trained inside, one step a call.
 
     ``student_taps`` and ``teacher_taps`` name module paths: ``{"feature": "decoder.last", "logits": "head"}``; what is
     left out is found by running the network on a small image, or on one of ``image_size`` (height, width).
@@ -56,7 +55,7 @@ class DistillationLoss(nn.Module):
         super().__init__()
         if kind.teacher == "own":
             raise SegtailorError(
-                f"method {kind.name} builds and trains its teacher first, which a loop of yours cannot do; use "
+                f"method {kind.name} builds and trains its teacher first, which your own loop cannot do; use "
                 "`segtailor distill`, or a method that learns from your teacher, as cwd"
             )
         if kind.teacher == "recipe" and not isinstance(teacher, nn.Module):
@@ -85,7 +84,6 @@ class DistillationLoss(nn.Module):
         self.method.to(next((value.device for value in student.parameters()), torch.device("cpu")))
         self.total_steps, self.ignore_index = total_steps, ignore_index
         self.student_output: Any = None
-        """What the student returned in the last call."""
         self.adversary_loss: Tensor | None = None
         self._calls = 0
         self._progress: float | None = None
@@ -122,13 +120,13 @@ class DistillationLoss(nn.Module):
         return terms
 
     def set_progress(self, progress: float) -> None:
-        """Say how much of the training is done, from 0 to 1, in place of counting calls."""
+        """Set how much of the training is done, from 0 to 1, in place of counting calls."""
         if not 0 <= progress <= 1:
             raise SegtailorError(f"progress is between 0 and 1, not {progress}")
         self._progress = float(progress)
 
     def close(self) -> None:
-        """Take the hooks off both networks, which then are as they were; for example before the student is pickled."""
+        """Remove the hooks from both networks, for example before the student is pickled."""
         for view in self._views.values():
             view.close()
 
@@ -169,11 +167,12 @@ class DistillationLoss(nn.Module):
                 )
         self._calls += 1
         targets = [target] if target is not None and _processes() > 1 else []
-        if self._progress is not None:
-            return Step(self._progress, targets), target
-        if self.total_steps is not None:
-            return Step(min(1.0, self._calls / self.total_steps), targets), target
-        return _StepWithoutProgress(self.method.name, targets), target
+        progress = self._progress
+        if progress is None and self.total_steps is not None:
+            progress = min(1.0, self._calls / self.total_steps)
+        if progress is None:
+            return _StepWithoutProgress(self.method.name, targets), target
+        return Step(progress, targets), target
 
     def _synchronized(self) -> nn.Module:
         """Return the method, its parameters averaged over the processes where there are several."""
@@ -194,7 +193,7 @@ LOOP_ARGUMENTS = tuple(inspect.signature(DistillationLoss).parameters)[4:]
 
 
 class _View(Adapted):
-    """A network of the caller's, whose taps are read in its own forward; nothing of it changes."""
+    """A network of another library, whose taps are read by hooks in its forward."""
 
     def __init__(
         self, role: str, module: nn.Module, num_classes: int, taps: Mapping[str, str], size: tuple[int, int] | None
@@ -233,7 +232,6 @@ class _View(Adapted):
         return self.assemble(read_result(result, self.name), seen, images.shape[-2:])
 
     def close(self) -> None:
-        """Remove the hooks."""
         self._begin.remove()
         for part in self.net.modules():
             for key, hook in list(part._forward_hooks.items()):
@@ -243,26 +241,24 @@ class _View(Adapted):
 
     @property
     def places(self) -> dict[str, str]:
-        """Module paths by tap."""
         return {name: source.path for name, source in self.tap_sources.items()}
 
 
 class _Ours:
-    """A network of segtailor, which returns everything itself."""
+    """A network of segtailor, which returns all taps."""
 
     def __init__(self, role: str, module: nn.Module, net: Network | Teacher) -> None:
-        self.net, self.name, self.tap_channels = net, f"the {role} {net.name}", net.tap_channels
-        self.run_whole = module
+        self.net, self.run_whole = net, module
+        self.name, self.tap_channels = f"the {role} {net.name}", net.tap_channels
         self.places: dict[str, str] = {}
 
     def collect(self, result: Any, images: Tensor) -> SegOutput:
-        """Return ``result``."""
         if not isinstance(result, SegOutput):
             raise SegtailorError(f"{self.name} returns a SegOutput, not {type(result).__name__}; pass that")
         return result
 
     def close(self) -> None:
-        """Do nothing: it has no hooks."""
+        pass
 
 
 class _Begin:
@@ -272,7 +268,6 @@ class _Begin:
         self.store = store
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Start to collect."""
         if torch.is_grad_enabled():
             self.store.begin()
 
@@ -285,7 +280,6 @@ class _StepWithoutProgress(Step):
 
     @property
     def progress(self) -> float:  # type: ignore[override]
-        """Raise SegtailorError."""
         raise SegtailorError(
             f"method {self.method} changes over the run: pass total_steps= (how often the loss is called), or call "
             "set_progress"
@@ -304,7 +298,6 @@ class _Adversary:
         self._waiting: tuple[SegOutput, SegOutput, Tensor, Step] | None = None
 
     def wait_with(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> None:
-        """Keep what the next step learns from."""
         self._waiting = (student, teacher, target, step)
 
     def step(self) -> Tensor | None:
@@ -337,11 +330,9 @@ class _Adversary:
         return self.optimizer
 
     def state(self) -> dict[str, Any]:
-        """Return network and optimizer."""
         return {"network": self.network.state_dict(), "optimizer": self.prepare().state_dict()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state` returned."""
         self.network.load_state_dict(state["network"])
         self.prepare().load_state_dict(state["optimizer"])
 

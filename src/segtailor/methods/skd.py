@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,8 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from segtailor.losses import Step, full_precision, recomputed, to_grid, valid_counts
-from segtailor.methods.base import Channels, Method, VariantOptions, option, read_tap, width_of
+from segtailor.losses import Step, recomputed, valid_counts
+from segtailor.methods.base import Channels, Method, VariantOptions, option, read_pair, widths_of
 from segtailor.models.network import SegOutput
 
 ROWS, ENTRIES = 512, 2**24
@@ -99,43 +99,37 @@ class Pairwise(Method[PairwiseOptions]):
 
         pairwise = mean_ij (g_s(i).g_s(j) - g_t(i).g_t(j))^2, g = unit vectors of maxpool(f)
 
-    - Published figures: by CIRKD's authors, together with kd and adversarial, student alone in brackets, Cityscapes
-      val: DeepLabV3-R101 to DeepLabV3-R18 75.42 (74.21), to DeepLabV3-MobileNetV2 73.82 (73.12), SegFormer B4 to B0
-      76.43 (75.58); to PSPNet-R18 73.29 (72.55), from later READMEs
+    - Published figures: Cityscapes val, DeepLabV3-R18, with kd and adversarial: 75.42, alone 74.21 (CIRKD benchmark)
     - Limitations: time grows with the square of the number of places, so large grids (SegFormer's stride 4) want a
       larger `pool`; similarities do not change when a feature is rotated, so alike networks may still disagree on
       classes
     - Source: Liu et al., CVPR 2019 (arXiv 1903.04197), as run in the CIRKD benchmark
     """
 
-    name: ClassVar[str] = "skd"
-    summary: ClassVar[str] = "pair-wise: cosine similarities between all places of a pooled feature"
-    channel_alignment: ClassVar[str] = "nothing to align: similarities have no channels"
+    name = "skd"
+    summary = "pair-wise: cosine similarities between all places of a pooled feature"
+    channel_alignment = "nothing to align: similarities have no channels"
     inputs = frozenset()
 
     def build(self, student: Channels, teacher: Channels) -> None:
-        """Make what the options ask for."""
+        """Make the modules that the options need."""
         options = self.options
-        clean = options.variant == "clean"
-        self.tap = "feature" if clean else "classifier_input"
-        self.labels = "ignore_mask" if clean and options.pairwise else "unused"
+        self.labels = "ignore_mask" if options.clean and options.pairwise else "unused"
         if options.pairwise:
-            width_of(student, "feature", "student")
-            width_of(teacher, "feature", "teacher")
-            self.inputs = frozenset({self.tap, "feature"})
+            widths_of(student, teacher)
+            self.inputs = frozenset({options.feature_tap, "feature"})
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return ``{"pairwise": ...}``, or nothing where its weight is 0."""
         options = self.options
         if not options.pairwise:
             return {}
-        own = full_precision(read_tap(student, self.tap, "student"))
-        size = (own.shape[-2], own.shape[-1])
-        guide = to_grid(read_tap(teacher, self.tap, "teacher"), size)
+        own, guide = read_pair(student, teacher, options.feature_tap)
+        size = own.shape[-2:]
         window = (options.pool, options.pool)
         if options.nodes is not None:
             window = (max(1, size[0] // options.nodes), max(1, size[1] // options.nodes))
-        if options.variant == "published":
+        if not options.clean:
             units = [pooled_units(feature, None, window, 1e-12) for feature in (own, guide)]
             pairs: Tensor | int = units[0].shape[2] ** 2
         else:
