@@ -31,7 +31,7 @@ def test_scores_go_to_the_result_and_the_json_file_and_nothing_is_printed(tmp_pa
     written = json.loads(path.read_text())
     assert written["miou"] == result.miou
     assert written["data"] == "toy"
-    assert written["model"] == "TinyModel"
+    assert written["model"] == TinyModel.name
     assert sum(map(sum, written["confusion"])) == int(result.confusion.sum())
 
 
