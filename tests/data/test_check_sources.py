@@ -12,6 +12,7 @@ from PIL import Image
 from segtailor.config import DataConfig
 from segtailor.data.check import check_data
 from segtailor.data.pack import pack
+from segtailor.data.toy import LENGTHS
 
 from . import street_trees as street
 from .known_trees import write_ade20k, write_cityscapes, write_voc
@@ -174,7 +175,7 @@ def test_pack_with_resized_images(tmp_path):
 def test_drawn_scenes(tmp_path):
     report = check(tmp_path, name="toy", size=(24, 32), length=6)
     assert report.errors == 0
-    assert {found.split: found.samples for found in report.tallies} == {"train": 6, "val": 60}
+    assert {found.split: found.samples for found in report.tallies} == {"train": 6, "val": LENGTHS["val"]}
 
 
 def photos(root):

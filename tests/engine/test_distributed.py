@@ -142,6 +142,11 @@ def test_the_command_runs_on_two_processes(tmp_path: Path, teacher_run: Path, la
     assert steps == list(range(1, 9))
 
 
+@pytest.fixture
+def few_toy_images() -> None:
+    """All validation scenes, as the processes that are started here see them."""
+
+
 def whole_and_in_parts(rank: int, folder: str) -> None:
     """Train twice, the second time with a stop after the first step; batch norm sees each process's images alone."""
     data = DataConfig(**TINY_DATA)
