@@ -101,6 +101,7 @@ def repro(
     ],
 ) -> None:
     """Train a recorded row of a comparison again, and check that it falls within the spread over seeds."""
+    from segtailor.engine.runs import RunStopped
     from segtailor.jobs.repro import repro as job
     from segtailor.recipes import parse_overrides
 
@@ -108,7 +109,12 @@ def repro(
     overrides = parse_overrides(context.args[len(words) :])
     if len(words) not in (0, 2) or (words and not words[1].isdigit()):
         raise SegtailorError("give a record, an arm and a seed, as in: segtailor repro final kt 0")
-    found = job(source, overrides, arm=words[0], seed=int(words[1])) if words else job(source, overrides)
+    chosen: dict[str, Any] = {"arm": words[0], "seed": int(words[1])} if words else {}
+    try:
+        found = job(source, overrides, **chosen)
+    except RunStopped as stop:
+        print(f"{stop}; give the same command again to continue", file=sys.stderr)
+        raise typer.Exit(stop.code) from None
     print(found.text())
     if not found.within:
         raise typer.Exit(1)

@@ -188,3 +188,23 @@ def test_averaged_weights_are_what_is_exported(tmp_path: Path) -> None:
     assert equal(dict(exported), dict(average))
     scored = [line["weights"] for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "evaluate"]
     assert scored == ["ema", "ema", "student"]
+
+
+def test_two_methods_of_one_name_are_refused(
+    tmp_path: Path, teacher_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("one_method", "two_method"):
+        lines = ["from segtailor import Method", "class Mine(Method):", "    name = 'mine'", "    summary = 'nothing'"]
+        lines += ["    def terms(self, student, teacher, target, step):", "        return {}"]
+        (tmp_path / f"{module}.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    methods = ["module:one_method:Mine", "module:two_method:Mine"]
+    with pytest.raises(SegtailorError, match="names the method mine 2 times; list it once"):
+        segtailor.distill({**tiny_distill(tmp_path, teacher_run), "method": methods})
+
+
+def test_an_options_error_is_the_methods_words_alone(tmp_path: Path, teacher_run: Path) -> None:
+    recipe = {**tiny_distill(tmp_path, teacher_run), "method": {"name": "kt", "contrastive": 1}}
+    with pytest.raises(SegtailorError, match="option") as caught:
+        segtailor.distill(recipe)
+    assert "Value error" not in str(caught.value)

@@ -271,7 +271,7 @@ def make_methods(
     Their initial projectors are a function of ``seed``. Raises ``SegtailorError`` for a method listed twice, or without
     the teacher that it needs.
     """
-    names = [config.name for config in configs]
+    names = [find_method(config.name).name for config in configs]  # two classes of others may have the same name
     for name in names:
         if names.count(name) > 1:
             raise SegtailorError(f"the recipe names the method {name} {names.count(name)} times; list it once")

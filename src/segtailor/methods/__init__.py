@@ -124,7 +124,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> MethodOptions:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][:1])
-        wrong = f"{first['msg']} (got {first['input']!r})"
+        wrong = f"{first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
         raise SegtailorError(f"method '{name}', option '{where}': {wrong}; see `segtailor methods {name}`") from None
 
 
