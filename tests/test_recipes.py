@@ -139,3 +139,7 @@ def test_every_field_is_listed() -> None:
     assert any(line.startswith("model.model = ") for line in lines)
     assert any(line.startswith("run.exists = error") for line in lines)
     assert "data.unlabelled.share = 0.5  # share of each batch that is unlabelled" in lines
+
+
+def test_a_run_may_be_named_after_any_arm() -> None:
+    assert load_recipe(DISTILL, DistillRecipe, {"run.name": "compare-kd+cwd"}).run.name == "compare-kd+cwd"

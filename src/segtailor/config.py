@@ -92,7 +92,7 @@ class EvaluateConfig(Strict):
 class RunConfig(Strict):
     """Name, folder and license policy of the run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")] | None = None
     folder: Path = Path("runs")
     exists: Literal["error", "resume", "replace"] = "error"
     license_policy: Literal["any", "permissive"] = Field(
