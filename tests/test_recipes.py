@@ -143,3 +143,17 @@ def test_every_field_is_listed() -> None:
 
 def test_a_run_may_be_named_after_any_arm() -> None:
     assert load_recipe(DISTILL, DistillRecipe, {"run.name": "compare-kd+cwd"}).run.name == "compare-kd+cwd"
+
+
+def test_a_comparison_given_to_distill_names_the_option_for_one_arm() -> None:
+    with pytest.raises(SegtailorError, match="add --arm NAME"):
+        load_recipe("toy-compare", DistillRecipe)
+
+
+def test_the_student_alone_of_another_library_is_an_arm_with_a_folders_name() -> None:
+    from segtailor.jobs.compare import all_arms
+
+    values = {key: value for key, value in DISTILL.items() if key != "method"}
+    arms = {"kd": "kd", "unet": {"method": "kd", "student": {"model": "smp:Unet/resnet18"}}}
+    recipe = load_recipe({**values, "arms": arms}, CompareRecipe)
+    assert list(all_arms(recipe)) == ["none", "none-smp-Unet-resnet18", "kd", "unet"]

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import evaluate_model, predict_logits
@@ -98,24 +96,3 @@ def test_wrong_mask_value_names_the_image():
 def test_empty_split_is_an_error():
     with pytest.raises(SegtailorError, match="no images"):
         evaluate_model(TinyModel(), TinyData([]))
-
-
-def _worker(rank, world, file, queue):
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
-    result = evaluate_model(TinyModel(), TinyData(SIZES), batch=2, rank=rank, world=world)
-    queue.put((rank, result.confusion.tolist(), result.images))
-    dist.destroy_process_group()
-
-
-def test_two_processes_equal_one(tmp_path):
-    context = mp.get_context("spawn")
-    queue = context.SimpleQueue()
-    processes = [context.Process(target=_worker, args=(rank, 2, tmp_path / "store", queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    found = [queue.get() for _ in processes]
-    for process in processes:
-        process.join(60)
-    alone = evaluate_model(TinyModel(), TinyData(SIZES), batch=2)
-    assert [images for _, _, images in found] == [5, 5]
-    assert all(confusion == alone.confusion.tolist() for _, confusion, _ in found)

@@ -93,12 +93,17 @@ def test_update_takes_a_prediction_where_that_is_enough():
         metrics.update(prediction, prediction)
 
 
+def _counts(result):
+    assert result.images == len(SIZES)
+    return result.per_image.tolist(), result.confusion.tolist()
+
+
 def _worker(rank, world, file, queue):
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     result = evaluate_model(
         TinyModel(), TinyData(SIZES), batch=2, rank=rank, world=world, teacher=TinyModel(seed=1), **ALL
     )
-    queue.put((result.calibration, result.boundary, result.agreement, result.per_image.tolist()))
+    queue.put((result.calibration, result.boundary, result.agreement, _counts(result)))
     dist.destroy_process_group()
 
 
@@ -114,4 +119,4 @@ def test_two_processes_equal_one(tmp_path):
     alone = evaluate_model(TinyModel(), TinyData(SIZES), batch=2, teacher=TinyModel(seed=1), **ALL)
     for calibration, *counted in found:
         _assert_calibrated_alike(calibration, alone.calibration)
-        assert counted == [alone.boundary, alone.agreement, alone.per_image.tolist()]
+        assert counted == [alone.boundary, alone.agreement, _counts(alone)]

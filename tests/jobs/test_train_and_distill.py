@@ -208,3 +208,16 @@ def test_an_options_error_is_the_methods_words_alone(tmp_path: Path, teacher_run
     with pytest.raises(SegtailorError, match="option") as caught:
         segtailor.distill(recipe)
     assert "Value error" not in str(caught.value)
+
+
+def test_a_method_of_yours_that_cannot_be_built_is_one_line(
+    tmp_path: Path, teacher_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["from segtailor import Method", "class Mine(Method):", "    name = 'mine'", "    summary = 'fails'"]
+    lines += ["    def build(self, student, teacher):", "        raise ValueError('no width')"]
+    lines += ["    def terms(self, student, teacher, target, step):", "        return {}"]
+    (tmp_path / "failing_method.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = {**tiny_distill(tmp_path, teacher_run), "method": "module:failing_method:Mine"}
+    with pytest.raises(SegtailorError, match=r"cannot be built: ValueError: no width \(failing_method\.py, line 6\)"):
+        segtailor.distill(recipe)

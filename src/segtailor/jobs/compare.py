@@ -280,7 +280,7 @@ def all_arms(recipe: CompareRecipe) -> dict[str, ArmConfig]:
             continue
         students.add(student.model_dump_json())
         own = student is recipe.student
-        name = ALONE if own else f"{ALONE}-{student.model}"
+        name = ALONE if own else run_name(ALONE, student.model)
         while name in recipe.arms or name in missing:
             name += "-alone"
         missing[name] = ArmConfig(method=[MethodConfig(name="none")], student=None if own else student)

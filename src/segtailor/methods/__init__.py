@@ -31,7 +31,7 @@ from segtailor.methods.maskd import MaskedDistillation
 from segtailor.methods.none import NoDistillation
 from segtailor.methods.own_loop import LOOP_ARGUMENTS, DistillationLoss
 from segtailor.methods.skd import Pairwise
-from segtailor.plugins import PREFIX, entry_point_names, find_entry_point, load_entry_point, load_object
+from segtailor.plugins import PREFIX, entry_point_names, find_entry_point, load_entry_point, load_object, locate
 
 METHODS: dict[str, type[Method[Any]]] = {
     "none": NoDistillation,
@@ -172,4 +172,10 @@ def create_method(
         {"feature": channels} if isinstance(channels, int) else dict(channels)
         for channels in (student_channels, teacher_channels)
     )
-    return find_method(name)(num_classes, own, guide, checked)
+    kind = find_method(name)
+    try:
+        return kind(num_classes, own, guide, checked)
+    except Exception as error:  # foreign code may fail in any way
+        if name in METHODS or isinstance(error, SegtailorError):
+            raise
+        raise SegtailorError(f"method {name} cannot be built: {locate(error)}") from error

@@ -191,7 +191,8 @@ def _plain(value: Any) -> Any:
 
 def _check_kind(where: str, values: Mapping[str, Any], kind: type[Strict]) -> None:
     if kind is not CompareRecipe and "arms" in values:
-        raise SegtailorError(f"{where} is a recipe of `segtailor compare`: it has arms")
+        one = "; add --arm NAME to distill one of them" if kind is DistillRecipe else ""
+        raise SegtailorError(f"{where} is a recipe of `segtailor compare`: it has arms{one}")
     if kind is CompareRecipe and "arms" not in values:
         raise SegtailorError(f"{where} has no arms; `segtailor compare` needs `arms: {{NAME: METHOD, ...}}`")
     if kind is TrainRecipe and "student" in values:
