@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 demo: install
 	$(BIN)/segtailor train toy-teacher --run.exists resume
-	$(BIN)/segtailor distill toy-kt --run.exists resume
+	$(BIN)/segtailor compare toy-demo --run.exists resume
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -45,7 +45,7 @@ PAGES = {
         ["camvid-120x160", "camvid-120x160-methods", "camvid-120x160-quarter", "toy", "toy-compare"],
     ),
 }
-VERSUS = {"final": "kt", "tier-d": "kt", "camvid-120x160-quarter": "dist-unlabelled"}
+VERSUS = {"final": "stagewise", "tier-d": "stagewise", "camvid-120x160-quarter": "dist-unlabelled"}
 """Arms that are compared with every other arm of their record, too."""
 BY_DRIVE = ("kt-3", "kt-4", "kt-5", "unlabelled")
 """Records of `dev` whose arms are scored by the drive that the frames are from, too; `val` is of one drive."""

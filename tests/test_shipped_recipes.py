@@ -37,7 +37,7 @@ def test_distill_recipes(name: str, tmp_path: Path, small_data: dict[str, Any]) 
     assert segtailor.distill(name, overrides).report.exists()
 
 
-@pytest.mark.parametrize("name", [name for name in list_recipes() if name.endswith("compare")])
+@pytest.mark.parametrize("name", [name for name in list_recipes() if name.endswith(("compare", "demo"))])
 def test_compare_recipes(name: str, tmp_path: Path, small_data: dict[str, Any]) -> None:
     recipe = load_recipe(name, CompareRecipe)
     assert recipe.teacher is not None

@@ -94,20 +94,22 @@ def test_the_pages_are_those_of_the_records(page: Any) -> None:
 def test_the_final_comparison_reads_as_the_readme_says(page: Any) -> None:
     record = page.read_records(RESULTS)["final"]
     lines = {line.split("|")[1].strip(): line for line in page.arm_table(record).splitlines()}
-    assert lines["`kt`"].startswith("| `kt` | 5 | 50.83 ± 0.88 | +11.26 (+8.24 to +14.28) | +13.34, +9.39, +7.97")
-    assert lines["`kt`"].endswith("| 56 % | +10.88 | differs, p 0.003 | 1.47× |")
+    assert lines["`stagewise`"].startswith(
+        "| `stagewise` | 5 | 50.83 ± 0.88 | +11.26 (+8.24 to +14.28) | +13.34, +9.39, +7.97"
+    )
+    assert lines["`stagewise`"].endswith("| 56 % | +10.88 | differs, p 0.003 | 1.47× |")
     assert lines["`none`"].startswith("| `none` | 5 | 39.57 ± 1.96 |")
-    versus = page.versus_table(record, "kt")
+    versus = page.versus_table(record, "stagewise")
     assert "| `channel-kl` | 5 | +4.91 (+2.58 to +7.24) | +6.02, +3.41, +2.45, +6.82, +5.85 | +4.69 |" in versus
     assert "not trained beside the student alone, and so not timed: `channel-kl` seeds 3, 4" in page.notes(record)
 
 
 def test_rows_of_another_version_are_named_below_the_table(page: Any) -> None:
     record = page.read_records(RESULTS)["final"]
-    record.rows["kt", 4] = {**record.rows["kt", 4], "torch": "3.0", "commit": "abc1234"}
-    assert "made with torch 3.0, commit abc1234: `kt` seed 4" in page.notes(record)
-    record.rows["kt", 3]["changes"] = {"train.steps": 9}
-    assert 'another recipe ({"train.steps": 9}): `kt` seed 3' in page.notes(record)
+    record.rows["stagewise", 4] = {**record.rows["stagewise", 4], "torch": "3.0", "commit": "abc1234"}
+    assert "made with torch 3.0, commit abc1234: `stagewise` seed 4" in page.notes(record)
+    record.rows["stagewise", 3]["changes"] = {"train.steps": 9}
+    assert 'another recipe ({"train.steps": 9}): `stagewise` seed 3' in page.notes(record)
 
 
 @pytest.mark.parametrize("name", NAMES)

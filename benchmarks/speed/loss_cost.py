@@ -1,9 +1,9 @@
-"""What the KT terms cost: seconds against the networks' own, and memory above the networks' peak.
+"""What the terms of KT and of `stagewise` cost: seconds against the networks' own, and memory above the networks' peak.
 
     python benchmarks/speed/loss_cost.py                      # DeepLabV3 R101 to R18, batch 2, 512 x 1024, 2 threads
     python benchmarks/speed/loss_cost.py --size 128 256 --out /dev/null
 
-Networks, batch and peaks are those of `bench.py`. Terms: forward and backward of all KT terms on the networks' outputs.
+Networks, batch and peaks are those of `bench.py`. Terms: forward and backward of all of a method's terms on the networks' outputs.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from segtailor.methods._kt_terms import FeatureTailoring
 from segtailor.models import SegOutput
 
 PROGRESS = {"early": 0.1, "late": 0.9}
-FORMS = [(form, phase) for form in ("published", "reference") for phase in PROGRESS] + [("clean", "early")]
-"""Our published variant and the published formulation with loops, in both phases; clean's defaults have one."""
+FORMS = [(form, phase) for form in ("published", "reference", "clean") for phase in PROGRESS] + [("stagewise", "early")]
+"""KT as published, the published formulation with loops, and KT's clean defaults, in both phases; `stagewise`."""
 
 
 def main() -> None:
@@ -63,18 +63,19 @@ def parse() -> argparse.Namespace:
 
 
 class Forms:
-    """KT in all its forms, for one pair of networks."""
+    """KT in all its forms and `stagewise`, for one pair of networks."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.bench = Bench(arguments)
         self.subjects = {variant: Subject(self.bench, "kt", variant) for variant in ("published", "clean")}
+        self.subjects["stagewise"] = Subject(self.bench, "stagewise", "clean")
 
     def teach(self, form: str) -> SegOutput:
-        """Run the teacher, and keep of its output what that form of KT reads."""
-        return self.subjects["clean" if form == "clean" else "published"].teach()
+        """Run the teacher, and keep of its output what that form reads."""
+        return self.subjects["published" if form == "reference" else form].teach()
 
     def loss(self, form: str, phase: str, student: SegOutput, teacher: SegOutput) -> Tensor:
-        """Return the sum of all KT terms."""
+        """Return the sum of all terms."""
         if form != "reference":
             return self.subjects[form].loss(student, teacher, PROGRESS[phase])
         modules = self.subjects["published"].method.get_submodule("tailoring.decoder")
@@ -111,7 +112,9 @@ def peak_of_step(arguments: argparse.Namespace, form: str, phase: str) -> int:
         forms.bench.backward(forms.bench.learn())
     else:
         guide, output = forms.teach(form), forms.bench.learn()
-        forms.bench.backward(output, forms.loss(form, phase, output, guide))
+        loss = forms.loss(form, phase, output, guide)
+        del guide  # as the training loop lets go of it
+        forms.bench.backward(output, loss)
     return peak_bytes()
 
 

@@ -25,7 +25,6 @@ EVERY_TERM: dict[str, Any] = {
     "tuning_point": 0.75,
     "tailors": "trained",
     "feature_taps": "decoder",
-    "recombination": "correlation",
 }
 """Options of `kt` that turn all its terms on, in both phases."""
 

@@ -159,6 +159,8 @@ def test_a_tap_that_only_the_student_has_names_the_teacher() -> None:
 
 
 def test_several_taps_have_tailors_of_their_own() -> None:
-    method = create_method("kt", CLASSES, STUDENT, TEACHER, feature_taps=["decoder", "stages.0"])
-    widths = {key: module.student_to_teacher_recombination.weight.shape[:2] for key, module in method.tailoring.items()}
-    assert widths == {"decoder": (10, 6), "stages_0": (8, 4)}
+    method = create_method("kt", CLASSES, STUDENT, TEACHER, feature_taps=["decoder", "stages.0"], tailors="trained")
+    widths = {
+        key: module.student_to_teacher_tailor.layers[0].weight.shape[:2] for key, module in method.tailoring.items()
+    }
+    assert widths == {"decoder": (5, 10), "stages_0": (4, 8)}

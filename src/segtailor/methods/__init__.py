@@ -31,6 +31,7 @@ from segtailor.methods.maskd import MaskedDistillation
 from segtailor.methods.none import NoDistillation
 from segtailor.methods.own_loop import LOOP_ARGUMENTS, DistillationLoss
 from segtailor.methods.skd import Pairwise
+from segtailor.methods.stagewise import Stagewise
 from segtailor.plugins import PREFIX, entry_point_names, find_entry_point, load_entry_point, load_object, locate
 
 METHODS: dict[str, type[Method[Any]]] = {
@@ -49,6 +50,7 @@ METHODS: dict[str, type[Method[Any]]] = {
     "diffkd": DiffKD,
     "lad": LabelAssistedDistillation,
     "kt": KnowledgeTailoring,
+    "stagewise": Stagewise,
     "feature": FeatureRegression,
     "bpkd": BoundaryPrivileged,
     "afdcd": DenseContrast,
@@ -116,7 +118,10 @@ def check_options(name: str, options: Mapping[str, Any]) -> MethodOptions:
     4.0
     """
     schema = find_method(name).Options
-    for given in options:
+    for given, value in options.items():
+        if given in schema.retired:
+            instead = schema.retired[given].get(str(value), schema.retired[given][""])
+            raise SegtailorError(f"method '{name}', option '{given}': {instead}")
         if given not in schema.model_fields:
             raise unknown(f"option of method '{name}'", given, schema.model_fields, f"see `segtailor methods {name}`")
     try:

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from segtailor.losses import channel_divergence, channel_kl, class_counts, full_precision, recomputed, standardize
+from segtailor.losses import (
+    channel_divergence,
+    channel_kl,
+    class_counts,
+    class_kl,
+    full_precision,
+    recomputed,
+    standardize,
+)
 
 Tailoring = Callable[[Tensor, Tensor], Tensor]
 """Takes a mixing matrix (B,C,D) and a feature (B,D,h,w), returns tailored maps (B,C,h,w)."""
@@ -73,10 +81,8 @@ class FeatureTailoring(nn.Module):
     """The tailors of one tap, and its terms in one phase.
 
     ``student_to_teacher_tailor`` (width C_t) and ``student_projector`` (C_s to C_t, no bias) serve the early phase,
-    ``teacher_to_student_tailor`` (width C_s) the late one. Frozen tailors are part of the state all the same; with
-    ``tailored`` False there are none. ``recombined`` puts trained 1x1 convolutions without bias between the widths,
-    ``student_to_teacher_recombination`` and ``teacher_to_student_recombination``, in the projector's place; the second
-    only where there is a ``late`` phase.
+    ``teacher_to_student_tailor`` (width C_s) the late one. Frozen ones are part of the state all the same; ``tailored``
+    and ``projected`` say which there are.
     """
 
     def __init__(
@@ -86,24 +92,19 @@ class FeatureTailoring(nn.Module):
         trained: bool,
         seed: int,
         tailored: bool = True,
-        recombined: bool = False,
-        late: bool = True,
+        projected: bool = True,
     ) -> None:
         super().__init__()
-        self.tailored, self.recombined = tailored, recombined
+        self.tailored = tailored
         with torch.random.fork_rng(devices=[]):
             # Frozen tailors define the objective: every process and every rerun must draw the same ones.
             torch.manual_seed(seed)
             if tailored:
                 self.student_to_teacher_tailor = Tailor(teacher_width)
                 self.teacher_to_student_tailor = Tailor(student_width)
-            if not recombined:
+            if projected:
                 self.student_projector = nn.Conv2d(student_width, teacher_width, 1, bias=False)
-            self.requires_grad_(trained)
-            if recombined:
-                self.student_to_teacher_recombination = nn.Conv2d(student_width, teacher_width, 1, bias=False)
-                if late:
-                    self.teacher_to_student_recombination = nn.Conv2d(teacher_width, student_width, 1, bias=False)
+        self.requires_grad_(trained)
 
     def tailor(self, early: bool) -> Tailor:
         """Return the tailor of the phase."""
@@ -112,11 +113,6 @@ class FeatureTailoring(nn.Module):
     def projector(self, early: bool) -> nn.Conv2d | None:
         """Return the convolution that takes the student's feature to the width of the phase's goals; None if equal."""
         return self.student_projector if early else None
-
-    def matrix(self, early: bool) -> Tensor:
-        """Return the matrix of the phase's convolution: (C_t,C_s) early, (C_s,C_t) late."""
-        layer = self.student_to_teacher_recombination if early else self.teacher_to_student_recombination
-        return layer.weight.flatten(1)
 
 
 FLOOR = 1e-6
@@ -255,69 +251,6 @@ def channel_squares(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
     return torch.bmm((first - second).flatten(2).square(), weight.unsqueeze(2)).squeeze(2)
 
 
-def linear_matching(student: Tensor, teacher: Tensor, valid: Tensor, mixing: Tensor) -> Tensor:
-    """Return 1 minus the correlation of ``mixing @ standardized student`` with the teacher.
-
-    ``student`` (B,C,h,w), ``teacher`` (B,D,h,w) without gradient, ``mixing`` (D,C), ``valid`` (B,h*w) weighs the
-    positions; the mean over the teacher's channels and over images. The same as :func:`matching` early and without a
-    tailor.
-
-    >>> line = torch.tensor([[[[1.0, 2.0, 4.0]]]])
-    >>> linear_matching(line, -3 * line, torch.ones(1, 3), torch.ones(1, 1)).round(decimals=3).item()
-    2.0
-    """
-    if student.shape[2] * student.shape[3] <= student.shape[1]:
-        return matching(student, teacher, valid, None, mixing.expand(len(student), -1, -1), early=True)
-    return from_moments(student, teacher, valid, mixing)
-
-
-def from_moments(student: Tensor, teacher: Tensor, valid: Tensor, mixing: Tensor, eps: float = 1e-6) -> Tensor:
-    """Return :func:`linear_matching` without forming a map."""
-    weight = valid / valid.sum(1, keepdim=True).clamp(min=1e-6)
-    own, across, guide = _Moments.apply(student.flatten(2), teacher.flatten(2), weight)
-    rate = (own.diagonal(dim1=1, dim2=2) + eps).rsqrt()
-    scaled = mixing * rate.unsqueeze(1)
-    mixed = ((scaled @ own) * scaled).sum(2)
-    covariance = (scaled * across.mT).sum(2)
-    # Half the squared distance of the standardized channels.
-    halves = mixed / (mixed + eps) + guide / (guide + eps)
-    term: Tensor = (halves / 2 - covariance * ((mixed + eps) * (guide + eps)).rsqrt()).mean()
-    return term
-
-
-class _Moments(torch.autograd.Function):
-    """Weighted covariances of the student's channels, with the teacher's, and the teacher's variances.
-
-    (B,C,n), (B,D,n) and weights (B,n) that add up to 1 give (B,C,C), (B,C,D) and (B,D). The teacher is constant.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(student, teacher, weight)
-        column, guide = weight.unsqueeze(2), full_precision(teacher)
-        centered, weighted = _centered(student, weight)
-        spread = (guide - torch.bmm(guide, column)).square_()
-        variances = torch.bmm(spread, column).squeeze(2)
-        # The weighted student has mean 0, so the teacher's mean makes no difference to the product.
-        return torch.bmm(weighted, centered.mT), torch.bmm(weighted, guide.mT), variances
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, own: Tensor, across: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        student, teacher, weight = ctx.saved_tensors
-        centered, _ = _centered(student, weight)
-        slope = torch.baddbmm(torch.bmm(own + own.mT, centered), across, full_precision(teacher))
-        slope.sub_(torch.bmm(slope, weight.unsqueeze(2))).mul_(weight.unsqueeze(1))
-        return slope.to(student.dtype), None, None
-
-
-def _centered(student: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the student less its weighted mean, and that times the weights."""
-    values = full_precision(student)
-    centered = values - torch.bmm(values, weight.unsqueeze(2))
-    return centered, centered * weight.unsqueeze(1)
-
-
 def published_matching(
     student: Tensor, teacher: Tensor, tailoring: Tailoring, early: bool, temperature: float
 ) -> Tensor:
@@ -432,16 +365,26 @@ def published_terms(student: Tensor, teacher: Tensor, target: Tensor, temperatur
     )
 
 
-def tailor_clean(teacher: Tensor, atoms: Atoms) -> tuple[Tensor, Tensor]:
+def tailor_clean(
+    teacher: Tensor, atoms: Atoms, corrective: bool = False, cap: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Tailor the teacher's logits (B,K,n), class means over pixels where it is right.
 
     They are over all of a class where it never is. Returns the maps of class pixels and of the others, as
     :func:`tailor`.
     """
     classes = torch.arange(teacher.shape[1], device=teacher.device).view(1, -1, 1)
-    right = atoms.inside * (teacher.argmax(1, keepdim=True) == classes)
+    given = teacher.argmax(1, keepdim=True) == classes
+    right = atoms.inside * given
     trusted = torch.where(right.sum(2, keepdim=True) > 0, right, atoms.inside)
-    return tailor(teacher, atoms, trusted, atoms.outside.sum(2, keepdim=True).clamp(min=1))
+    raised, capped = tailor(teacher, atoms, trusted, atoms.outside.sum(2, keepdim=True).clamp(min=1))
+    if cap is not None:
+        others = torch.where(atoms.outside > 0, teacher, torch.nan)
+        level = torch.nanquantile(others, cap, 2, keepdim=True)
+        capped = torch.minimum(teacher, torch.where(level.isnan(), teacher, level))
+    if corrective:
+        raised, capped = torch.where(given, teacher, raised), torch.where(given, capped, teacher)
+    return raised, capped
 
 
 def tailored_map(logits: Tensor, target: Tensor, published: bool) -> Tensor:
@@ -468,7 +411,7 @@ def tailored_map(logits: Tensor, target: Tensor, published: bool) -> Tensor:
     return tailored if published else torch.where(label < classes, tailored, flat[:, :, cell])
 
 
-def clean_terms(student: Tensor, teacher: Tensor, target: Tensor, temperature: float) -> LogitTerms:
+def clean_terms(student: Tensor, teacher: Tensor, target: Tensor, temperature: float, options: Any) -> LogitTerms:
     """Return the three terms with the known defects fixed: only the teacher is tailored, void is left out.
 
     The class's mean is over pixels where the teacher is right (all of the class where it never is), since the sign of a
@@ -477,13 +420,74 @@ def clean_terms(student: Tensor, teacher: Tensor, target: Tensor, temperature: f
     """
     atoms = count_atoms(target, student.shape[1], student.shape[2:], with_void=False)
     student, teacher = full_precision(student).flatten(2), full_precision(teacher).flatten(2)
-    raised, capped = tailor_clean(teacher, atoms)
+    raised, capped = tailor_clean(teacher, atoms, options.lt_target == "corrective", options.lt_cap)
     guide = torch.cat((raised, capped), 2)
-    present = (atoms.inside.sum(2) > 0).float()
+    pixels = atoms.inside.sum(2)
+    share = {"classes": (pixels > 0).float(), "roots": pixels.sqrt(), "pixels": pixels}[options.lt_weighting]
     # Absent classes have no atoms, and so no divergence.
-    of_class = channel_divergence(student, raised, temperature, atoms.inside)
+    of_class = channel_divergence(student, raised, temperature, atoms.inside) * share
     return (
         channel_divergence(torch.cat((student, student), 2), guide, temperature, torch.cat(atoms, 2)).mean(),
-        (of_class.sum(1) / present.sum(1).clamp(min=1)).mean(),
+        (of_class.sum(1) / share.sum(1).clamp(min=1)).mean(),
         channel_divergence(student, capped, temperature, atoms.outside).mean(),
     )
+
+
+def exchanged(student: Tensor, teacher: Tensor, target: Tensor, temperature: float, cells: str) -> Tensor:
+    """KL over classes to the teacher with the top logit and the label's exchanged where it is wrong."""
+    classes = student.shape[1]
+    counts = class_counts(target, classes, student.shape[2:]).view(len(student), classes + 1, *student.shape[2:])
+    valid = counts[:, :classes].sum(1).float()
+    label = counts[:, :classes].argmax(1, keepdim=True)
+    top, where = teacher.max(1, keepdim=True)
+    wanted = teacher.gather(1, label)
+    guide = teacher.scatter(1, where, wanted).scatter(1, label, top)
+    if cells == "edges":
+        present = (counts[:, :classes] > 0).float()
+        near = torch.nn.functional.max_pool2d(present, 5, 1, 2).sum(1) > 1
+        valid = valid * near
+    return (class_kl(student, guide, temperature) * valid).sum() / valid.sum().clamp(min=1)
+
+
+class Components(nn.Module):
+    """Regression of the teacher's principal components, whose number grows over the run from 8 to the student's width.
+
+    ``basis`` (D,r) holds the eigenvectors of the correlation of the teacher's channels over the first batches,
+    ``shares`` (r) their eigenvalues, by which the components count.
+    """
+
+    correlation: Tensor
+    basis: Tensor
+    shares: Tensor
+    seen: Tensor
+
+    def __init__(self, student_width: int, teacher_width: int) -> None:
+        super().__init__()
+        rank = min(student_width, teacher_width)
+        self.projector = nn.Conv2d(student_width, rank, 1, bias=False)
+        self.register_buffer("correlation", torch.zeros(teacher_width, teacher_width))
+        self.register_buffer("basis", torch.zeros(teacher_width, rank))
+        self.register_buffer("shares", torch.zeros(rank))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, student: Tensor, teacher: Tensor, valid: Tensor, progress: float) -> Tensor:
+        """Return 1 - correlation with the components, by their shares, averaged over images."""
+        guide = standardize(teacher, valid).flatten(2)
+        weight = valid / valid.sum(1, keepdim=True).clamp(min=1)
+        seen = int(self.seen)
+        if self.training and seen < 64:
+            self.correlation += torch.bmm(guide * weight.unsqueeze(1), guide.mT).mean(0)
+            self.seen += 1
+            if (seen + 1) & seen == 0:
+                values, vectors = torch.linalg.eigh(self.correlation / (seen + 1))
+                rank = self.basis.shape[1]
+                self.basis.copy_(vectors.flip(1)[:, :rank])
+                self.shares.copy_(values.flip(0)[:rank].clamp(min=0))
+        full = self.basis.shape[1]
+        rank = min(full, max(8, round(full * 2 * progress)))
+        goal = standardize(torch.matmul(self.basis[:, :rank].mT, guide).unflatten(2, teacher.shape[2:]), valid)
+        own = standardize(student, valid).flatten(2)
+        own = standardize((self.projector.weight.flatten(1)[:rank] @ own).unflatten(2, teacher.shape[2:]), valid)
+        squares = channel_squares(own, goal, valid) / 2
+        shares = self.shares[:rank]
+        return ((squares * shares).sum(1) / shares.sum().clamp(min=1e-6)).mean()

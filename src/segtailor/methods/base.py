@@ -36,6 +36,9 @@ class MethodOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    retired: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """Options of earlier versions: for each value (or `""`, any other) what to write instead."""
+
     @classmethod
     def extra(cls, name: str) -> dict[str, Any]:
         """Return what :func:`option` was given for ``name``: ``source``, and ``published`` where it differs."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from segtailor.losses import Step, channel_kl, full_precision, recomputed, to_grid, valid_counts
 from segtailor.methods._kt_terms import (
+    Components,
     FeatureTailoring,
     clean_terms,
     contrast,
-    linear_matching,
+    exchanged,
     matching,
     mixing_weights,
     published_contrast,
@@ -28,12 +29,20 @@ from segtailor.models.network import SegOutput
 DECODER = "decoder"
 ALL = "all"
 CHOSEN = "our choice, on CamVid's dev split (docs/study.md); published: KT's code"
-CLEAN_ONLY = {"tailors": ("none",), "recombination": ("trained",)}
+CLEAN_ONLY = {"tailors": ("none",), "restructuring": ("components",)}
 """Values that the published computation does not have."""
 
 
 class KnowledgeTailoringOptions(VariantOptions):
     """Options of ``kt``."""
+
+    retired: ClassVar = {
+        "recombination": {
+            "trained": "this is the method `stagewise` now; write method: stagewise, its options kd, temperature, "
+            "regression (was ft) and taps (was feature_taps)",
+            "": "kt always recombines by correlation; leave it out",
+        }
+    }
 
     kd: NonNegativeFloat = option(
         1.0,
@@ -93,16 +102,36 @@ class KnowledgeTailoringOptions(VariantOptions):
         published=DECODER,
         source=CHOSEN,
     )
-    recombination: Literal["correlation", "trained"] = option(
-        "trained",
-        "how channels are recombined (clean): by their correlation, or by a 1x1 convolution for each phase "
-        "that learns with the student, which needs contrastive: 0",
-        validate_default=True,
-        published="correlation",
-        source=(
-            "our choice, on CamVid's dev split (docs/study.md); published: KT's code; trained: as in feature "
-            "regression (FitNet)"
-        ),
+    lt_temperature: PositiveFloat | None = option(
+        None, "the same for logit tailoring (clean); none: temperature", source="tried"
+    )
+    lt_target: Literal["tailored", "corrective"] = option(
+        "tailored", "what is changed (clean): all of a class, or only what the teacher gets wrong", source="tried"
+    )
+    lt_cap: Annotated[float, Field(gt=0, lt=1)] | None = option(
+        None, "quantile of the other pixels that caps them (clean); none: their mean", source="tried"
+    )
+    lt_weighting: Literal["classes", "roots", "pixels"] = option(
+        "classes",
+        "how classes count in lt_class (clean): equally, by the root of their pixels, or by these",
+        source="tried",
+    )
+    lt_start: Annotated[float, Field(ge=0, lt=1)] = option(
+        0.0, "fraction of the run at which logit tailoring begins; it is at full weight a tenth later", source="tried"
+    )
+    exchange: NonNegativeFloat = option(
+        0.0,
+        "weight of a KL over classes to a teacher whose wrong pixels have the top logit and the label's exchanged",
+        source="tried",
+    )
+    exchange_at: Literal["all", "edges"] = option(
+        "all", "cells of the exchange: all, or those at edges", source="tried"
+    )
+    restructuring: Literal["correlation", "components"] = option(
+        "correlation",
+        "of features (clean): channels recombined by correlation, or the teacher's principal components, whose number "
+        "grows over the run",
+        source="tried",
     )
 
     @field_validator(*CLEAN_ONLY)
@@ -112,20 +141,10 @@ class KnowledgeTailoringOptions(VariantOptions):
             raise ValueError("KT's code has nothing like it; leave it out, or take variant: clean")
         return value
 
-    @field_validator("recombination")
-    @classmethod
-    def _has_a_complement(cls, value: str, info: ValidationInfo) -> str:
-        if value == "trained" and info.data.get("contrastive"):
-            raise ValueError(
-                "the triplet needs the correlation's complement, which a convolution lacks; set contrastive: 0, or "
-                "recombination: correlation"
-            )
-        return value
-
     @property
     def tailors_logits(self) -> bool:
         """Whether any term of logit tailoring has a weight."""
-        return bool(self.lt_all or self.lt_class or self.lt_nonclass)
+        return bool(self.lt_all or self.lt_class or self.lt_nonclass or self.exchange)
 
     def taps(self, student_channels: Channels, teacher_channels: Channels) -> list[str]:
         """Return the chosen taps without repeats, in order; `all` is what both networks have, or the decoder."""
@@ -185,14 +204,17 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
         if options.ft or options.contrastive:
             for index, tap in enumerate(options.taps(student, teacher)):
                 own, guide = _tap_width(student, tap, "student"), _tap_width(teacher, tap, "teacher")
+                if options.restructuring == "components":
+                    self.tailoring[_key(tap)] = Components(own, guide)
+                    self.tap_names[tap] = options.feature_tap if tap == DECODER else tap
+                    continue
                 self.tailoring[_key(tap)] = FeatureTailoring(
                     own,
                     guide,
                     options.tailors != "frozen",
                     options.seed + index,
                     options.tailors != "none",
-                    options.recombination == "trained",
-                    late,
+                    not options.clean or options.contrastive > 0,
                 )
                 self.tap_names[tap] = options.feature_tap if tap == DECODER else tap
         tailored = options.tailors_logits
@@ -213,7 +235,7 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return the terms whose weight is not 0."""
-        terms = self._kd(student, teacher, target) | self._logit_tailoring(student, teacher, target)
+        terms = self._kd(student, teacher, target) | self._logit_tailoring(student, teacher, target, step.progress)
         for tap in self.tap_names:
             terms |= self._feature_tailoring(student, teacher, target, tap, step)
         return terms
@@ -232,15 +254,26 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
                 terms[name] = weight * channel_kl(own, to_grid(guide, size), options.temperature, multiplicity)
         return terms
 
-    def _logit_tailoring(self, student: SegOutput, teacher: SegOutput, target: Tensor) -> dict[str, Tensor]:
+    def _logit_tailoring(
+        self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float
+    ) -> dict[str, Tensor]:
         options, own = self.options, student.logits
         if not options.tailors_logits:
             return {}
         weights = {"lt_all": options.lt_all, "lt_class": options.lt_class, "lt_nonclass": options.lt_nonclass}
         guide = to_grid(teacher.logits, own.shape[-2:])
-        compute = clean_terms if options.clean else published_terms
-        values = recomputed(compute, own, guide, target, options.temperature)
-        return {name: weight * value for (name, weight), value in zip(weights.items(), values, strict=True) if weight}
+        compute = partial(clean_terms, options=options) if options.clean else published_terms
+        temperature = options.lt_temperature or options.temperature
+        values = recomputed(compute, own, guide, target, temperature)
+        ramp = min(max((progress - options.lt_start) / 0.1, 0.0), 1.0) if options.lt_start else 1.0
+        terms = {
+            name: ramp * weight * value for (name, weight), value in zip(weights.items(), values, strict=True) if weight
+        }
+        if options.exchange:
+            terms["exchange"] = (
+                ramp * options.exchange * exchanged(own, guide, target, temperature, options.exchange_at)
+            )
+        return terms
 
     def _feature_tailoring(
         self, student: SegOutput, teacher: SegOutput, target: Tensor, tap: str, step: Step
@@ -250,6 +283,10 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
         size = own.shape[-2:]
         # The last step's progress is 1, too: at 1 there is no late phase.
         module, early = self.tailoring[_key(tap)], options.tuning_point == 1 or step.progress < options.tuning_point
+        suffix = f".{tap}" if len(self.tap_names) > 1 else ""
+        if isinstance(module, Components):
+            value = module(own, to_grid(guide, size), valid_counts(target, size), step.progress)
+            return {f"ft{suffix}": options.ft * value}
         assert isinstance(module, FeatureTailoring)
         if guide.shape[-2:] != size:
             guide = to_grid(guide, size)
@@ -277,12 +314,7 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
     ) -> dict[str, Tensor]:
         options, values = self.options, {}
         tailor = module.tailor(early) if module.tailored else None
-        if module.recombined and early and tailor is None:
-            return {"ft": linear_matching(own, guide, valid, module.matrix(early))}
         own, guide = full_precision(own), full_precision(guide)
-        if module.recombined:
-            mixing = module.matrix(early).expand(len(own), -1, -1)
-            return {"ft": matching(own, guide, valid, tailor, mixing, early)}
         pair = mixing_weights(own, guide, valid, early, options.sharpness)
         if options.ft:
             values["ft"] = matching(own, guide, valid, tailor, pair[0], early)
