@@ -36,10 +36,11 @@ PAGES = {
     "tier-d": ("Tier D", ["tier-d"]),
     "tier-e": ("Tier E", ["alone-lr-resnet18", "alone-lr-mobilenetv2", "tier-e-resnet18", "tier-e-mobilenetv2"]),
     "search": (
-        "A better KT, looked for on `dev`",
+        "The search on `dev`",
         ["kt-1", "kt-2", "kt-3", "kt-4", "kt-5", "longer", "unlabelled", "tune", "tune-2"],
     ),
-    "final": ("The chosen KT", ["final"]),
+    "final": ("The chosen method", ["final"]),
+    "kt": ("Knowledge Tailoring, its terms on `dev`", ["kt-features", "kt-logits"]),
     "earlier": (
         "Earlier and smaller comparisons",
         ["camvid-120x160", "camvid-120x160-methods", "camvid-120x160-quarter", "toy", "toy-compare"],
