@@ -57,6 +57,35 @@ def test_seeds_dealt_out_give_the_same(
     assert read_comparison(folder / "comparison").problems == []
 
 
+SLOW = """
+import os
+import time
+
+from segtailor.methods.kd import PixelKD
+
+time.sleep(2 if os.environ["RANK"] == "0" else 0)  # imported before the folder is opened
+
+
+class Slow(PixelKD):
+    name = "slow"
+"""
+
+
+def test_other_processes_wait_until_the_first_has_replaced_the_folder(
+    tmp_path: Path, teacher_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    old = written(tmp_path / "runs", teacher_run, arms={"kd": "kd"}, seeds=[0])
+    segtailor.compare(old)
+    recipe = yaml.safe_load(old.read_text()) | {"arms": {"slow": "module:slow:Slow"}, "seeds": [0, 1]}
+    old.write_text(yaml.safe_dump(recipe))
+    monkeypatch.syspath_prepend(tmp_path)
+    command_under_torchrun(["compare", str(old), "--run.exists", "replace"], tmp_path / "output.txt")
+    comparison = read_comparison(tmp_path / "runs" / "comparison")
+    assert comparison.problems == []
+    assert (comparison.arms, list(comparison.finished("slow"))) == (("none", "slow"), [0, 1])
+
+
 def test_each_arm_can_be_data_parallel(tmp_path: Path, teacher_run: Path) -> None:
     folder = tmp_path / "parallel"
     path = written(folder, teacher_run, spread="data", seeds=[0])
