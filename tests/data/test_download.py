@@ -16,7 +16,7 @@ from PIL import Image
 from data.trees import write_image, write_mask
 from data.web import Web, matrix, tarred, zipped
 from segtailor.data.benchmark import BenchmarkDataset, Variant
-from segtailor.data.download.catalogue import Archive, Download
+from segtailor.data.download.catalogue import Archive, Entry
 from segtailor.data.download.convert import convert_stuff, merge_boundaries, read_boundaries_mask
 from segtailor.data.download.fetch import RETRIES, fetch, get, unpack
 from segtailor.data.image_io import UnreadableFile
@@ -45,10 +45,10 @@ def serve(web: Web, file: str, content: bytes, parts: dict[str, str], checked: b
     return Archive(file, (web.url(file),), len(content), checksum, parts, len(content))
 
 
-def entry(*archives: Archive, **options) -> Download:
+def entry(*archives: Archive, **options) -> Entry:
     variants = (Variant("default", (("road", (0, 0, 0)),), {}),)
     known = BenchmarkDataset("street", "Street", "free", Path("data/street"), variants)
-    return Download(known, "https://example.org", archives, **options)
+    return Entry(known, "https://example.org", archives, **options)
 
 
 def names(folder: Path) -> list[str]:
@@ -313,7 +313,7 @@ def test_a_matlab_file_that_is_something_else(web, tmp_path):
     path = tmp_path / "a.mat"
     for content in (b"nothing", matrix(np.zeros((2, 3, 4), np.uint8)), matrix(np.zeros((2, 3)))):
         path.write_bytes(content)
-        with pytest.raises(UnreadableFile, match="holds no whole numbers|not a readable MATLAB file") as caught:
+        with pytest.raises(UnreadableFile, match=r"holds no whole numbers|not a readable MATLAB file") as caught:
             read_boundaries_mask(Pair(path, path, "a"))
         assert "\n" not in str(caught.value)
     archive = serve(web, "s.zip", zipped({"annotations/x.mat": b"nothing"}), {"annotations/": ".matlab/annotations/"})
