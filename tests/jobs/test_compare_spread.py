@@ -29,8 +29,8 @@ def written(folder: Path, teacher: Path, **settings: Any) -> Path:
     return path
 
 
-def run(words: list[str]) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def run(words: list[str], **variables: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -65,6 +65,34 @@ def test_seeds_dealt_out_give_the_same(
     assert "difference to none" in output
     torch.testing.assert_close(students(folder), expected, rtol=0, atol=0)
     assert read_comparison(folder / "comparison").problems == []
+
+
+SLOW = """
+import os
+import time
+
+from segtailor.methods.kd import PixelKD
+
+time.sleep(5 if os.environ["RANK"] == "0" else 0)  # imported before the folder is opened
+
+
+class Slow(PixelKD):
+    name = "slow"
+"""
+
+
+def test_other_processes_wait_until_the_first_has_replaced_the_folder(tmp_path: Path, teacher_run: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    old = written(tmp_path / "runs", teacher_run, arms={"kd": "kd"}, seeds=[0])
+    segtailor.compare(old)
+    recipe = yaml.safe_load(old.read_text()) | {"arms": {"slow": "module:slow:Slow"}, "seeds": [0, 1]}
+    old.write_text(yaml.safe_dump(recipe))
+    words = ["-m", "segtailor.cli", "compare", str(old), "--run.exists", "replace"]
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *words], PYTHONPATH=paths)
+    comparison = read_comparison(tmp_path / "runs" / "comparison")
+    assert comparison.problems == []
+    assert (comparison.arms, list(comparison.finished("slow"))) == (("none", "slow"), [0, 1])
 
 
 def test_each_arm_can_be_data_parallel(tmp_path: Path, teacher_run: Path) -> None:

@@ -151,6 +151,22 @@ class Taken(Bare):
     name = "kd"
 
 
+class DemandingOptions(segtailor.MethodOptions):
+    size: int
+
+
+class Demanding(segtailor.Method[DemandingOptions]):
+    name = "demanding"
+    summary = ""
+    inputs = frozenset({"neck"})
+
+    def build(self, student, teacher):
+        self.width = student["neck"] + teacher["neck"] * self.options.size
+
+    def terms(self, student, teacher, target, step):
+        return {}
+
+
 class Other:
     pass
 
@@ -179,6 +195,9 @@ def test_a_method_of_another_package_works_like_ours(mine: Path) -> None:
     }
     assert "- Inputs: logits" in describe("module:others_methods:Mine")
     assert "# mine" in describe("module:others_methods:Mine")
+    demanding = describe("module:others_methods:Demanding")
+    assert "- Inputs: neck" in demanding
+    assert "- `size`: which computation (whole number; required)" in demanding
     with pytest.raises(SegtailorError, match="unknown option of method 'module:others_methods:Mine' 'weight_of'"):
         check_options("module:others_methods:Mine", {"weight_of": 1})
 
@@ -200,7 +219,7 @@ def test_a_package_registers_methods_by_entry_points(mine: Path) -> None:
     [
         ("module:nowhere:Mine", "cannot import nowhere .*is it on PYTHONPATH"),
         ("module:others_methods", "write module:package.module"),
-        ("module:others_methods:Mime", "unknown function of others_methods 'Mime'; nearest: Mine"),
+        ("module:others_methods:Mime", "unknown function or class of others_methods 'Mime'; nearest: Mine"),
         ("module:others_methods:Other", "a class that does not derive from segtailor.Method; write class Mine"),
         ("module:others_methods:function", "is a function that does not derive from segtailor.Method"),
         ("module:others_methods:NoTerms", r"lacks terms\(\); its class must define"),
