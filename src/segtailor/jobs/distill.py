@@ -120,7 +120,7 @@ def _one_arm(recipe: Any, changes: Mapping[str, Any], arm: str) -> DistillRecipe
 def _gap_closed(rows: list[Row]) -> float | None:
     """Return (distilled - alone) / (teacher - alone), or None without baseline, teacher or a positive gap."""
     miou = {row.role: row.miou for row in rows}
-    if not {"alone", "teacher"} <= miou.keys():
+    if "alone" not in miou or "teacher" not in miou:
         return None
     closed = gap_closed({0: miou["distilled"]}, {0: miou["alone"]}, miou["teacher"])
     return None if closed is None else round(closed, 6)
