@@ -59,7 +59,8 @@ def distill(
     changes = {**objects.overrides(), **(overrides or {})}
     checked = load_recipe(recipe, DistillRecipe, changes) if arm is None else _one_arm(recipe, changes, arm)
     sparse = check_methods(checked.method)
-    _check_baseline(checked.baseline)
+    if checked.baseline not in ("none", "train") and not (Path(checked.baseline) / "results.json").exists():
+        raise SegtailorError(f"baseline: no finished run in {checked.baseline}; give a run folder, `train` or `none`")
     fabric = launch(checked.train, find_unused_parameters=sparse)
     context = open_context(fabric, checked, objects)
     built = build_arm(context, checked)
@@ -126,18 +127,16 @@ def _gap_closed(rows: list[Row]) -> float | None:
     return None if closed is None else round(closed, 6)
 
 
-def _check_baseline(baseline: str) -> None:
-    """Raise SegtailorError, before anything is made, where the student alone cannot be taken from ``baseline``."""
-    if baseline not in ("none", "train") and not (Path(baseline) / "results.json").exists():
-        raise SegtailorError(f"baseline: no finished run in {baseline}; give a run folder, `train` or `none`")
-
-
 def _baseline(context: Context, recipe: DistillRecipe, folder: Path) -> tuple[Network | None, Row | None]:
     """Return the student alone and its row: trained now as the distilled one is, or read from a run folder."""
     if recipe.baseline == "none":
         return None, None
     if recipe.baseline != "train":
-        return _baseline_from(context, Path(recipe.baseline))
+        model = load_model(recipe.baseline, num_classes=context.val_data.num_classes)
+        rows = {row.role: row for row in finished(Path(recipe.baseline)).results.rows}
+        before = rows.get("model") or rows.get("alone") or rows.get("distilled")
+        facts = {} if before is None else {key: before[key] for key in ("best_miou", "best_step", "steps", "seconds")}
+        return model, context.row("alone", "Student alone", model, context.score(model), **facts)
     same = TrainRecipe(
         description="the student alone, with the recipe of the run above it",
         data=recipe.data, model=recipe.student, train=recipe.train, evaluate=recipe.evaluate,
@@ -149,14 +148,6 @@ def _baseline(context: Context, recipe: DistillRecipe, folder: Path) -> tuple[Ne
         return context.objects.load(run.path, context.val_data.num_classes), finished(run.path).results.rows[0]
     arm.folder = run.path
     return train_alone(context, arm, "baseline", "alone")
-
-
-def _baseline_from(context: Context, folder: Path) -> tuple[Network, Row]:
-    model = load_model(folder, num_classes=context.val_data.num_classes)
-    rows = {row.role: row for row in finished(folder).results.rows}
-    before = rows.get("model") or rows.get("alone") or rows.get("distilled")
-    facts = {} if before is None else {key: before[key] for key in ("best_miou", "best_step", "steps", "seconds")}
-    return model, context.row("alone", "Student alone", model, context.score(model), **facts)
 
 
 def _baseline_curve(recipe: DistillRecipe, folder: Path) -> dict[str, str]:
