@@ -15,7 +15,6 @@ from segtailor.errors import SegtailorError, unknown
 from segtailor.jobs.build import (
     Context,
     build_arm,
-    card_with_metrics,
     check_methods,
     class_map_rows,
     open_context,
@@ -26,12 +25,12 @@ from segtailor.jobs.build import (
 from segtailor.jobs.compare import all_arms, arm_recipe
 from segtailor.jobs.objects import Objects
 from segtailor.jobs.pretrain import pretrain
-from segtailor.jobs.train import RunResult, draw_samples, finished, header, train_alone, training_facts
-from segtailor.models import load_model, save_model
+from segtailor.jobs.train import RunResult, finished, train_alone, training_facts, write_run
+from segtailor.models import load_model
 from segtailor.models.network import Network
 from segtailor.recipes import load_recipe
 from segtailor.report import write_report
-from segtailor.results.model import Row, RunResults
+from segtailor.results.model import Row
 from segtailor.results.statistics import gap_closed
 
 
@@ -81,27 +80,18 @@ def distill(
     guides += [("assisted", f"Teacher of {name}, shown the labels", own) for name, own in own_teachers]
     rows = [context.row(role, text, guide.model, context.score(guide)) for role, text, guide in guides]
     if context.first:
-        card = card_with_metrics(built.card, trained.last, built.train.steps)
-        save_model(trained.student, run.path / "student.safetensors", card)
         rows += [alone_row] if alone_row is not None else []
         facts = training_facts(trained, built)
         rows.append(context.row("distilled", f"Student with {label}", trained.student, trained.last, **facts))
         shown = {"teacher": context.teacher, "alone": alone, "distilled": trained.student}
         first = next(iter(built.methods.values()))
-        RunResults(
-            **header(context, name, "distill"),
-            method=label,
-            variant=getattr(first.options, "variant", None),
-            rows=rows,
-            gap_closed=_gap_closed(rows),
-            class_map=class_map_rows(context),
-            alignment=built.alignment,
-            stages=built.stages,
-            **unlabelled_of(context, built),
+        write_run(
+            context, built, trained, rows, {role: item for role, item in shown.items() if item is not None},
+            name=name, kind="distill", method=label, variant=getattr(first.options, "variant", None),
+            gap_closed=_gap_closed(rows), class_map=class_map_rows(context), alignment=built.alignment,
+            stages=built.stages, **unlabelled_of(context, built),
             curves={"distilled": "metrics.jsonl", **_baseline_curve(checked, run.path)},
-            samples=draw_samples(context, run.path, {role: item for role, item in shown.items() if item is not None}),
-            environment=context.environment(built.train),
-        ).write(run.results)
+        )  # fmt: skip
         write_report(run.path)
     fabric.barrier()
     objects.receive(run.path)
