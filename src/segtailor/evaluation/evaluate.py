@@ -151,7 +151,8 @@ def evaluate_model(
                 own[numbers] = each[:, :cells].int().cpu()
             found = each.sum(0)
             if world == 1:  # with several processes the check waits for the sum, so that all of them stop together
-                check_counts(found, num_classes, _names(samples))
+                names = [sample.name for sample in samples]
+                check_counts(found, num_classes, names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}")
             counts += found
             metrics.update(logits, prediction, target, guide)
     if world > 1:
@@ -209,8 +210,3 @@ def _equal_sizes(numbered: Iterator[Numbered], batch: int) -> Iterator[list[Numb
         elif sum(map(len, waiting.values())) >= 8 * batch:  # many sizes: let the group that waited longest go
             yield waiting.pop(next(iter(waiting)))
     yield from waiting.values()
-
-
-def _names(samples: Sequence[Sample]) -> str:
-    names = [sample.name for sample in samples]
-    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"

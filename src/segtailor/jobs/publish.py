@@ -72,8 +72,8 @@ def _write(folder: Path, run: Path, card: dict[str, Any], model: Network, licens
     card = portable(card)
     save_model(model, folder / WEIGHTS, {key: value for key, value in card.items() if key not in ("version", "model")})
     texts = {
-        CONFIG: _json(_config(card, model)),
-        "preprocessor_config.json": _json(_processor(model)),
+        CONFIG: json.dumps(_config(card, model), indent=1) + "\n",
+        "preprocessor_config.json": json.dumps(_processor(model), indent=1) + "\n",
         "README.md": model_card_text(card, model, results, license_id, uri, PICTURE if samples else None),
     }
     if card.get("recipe"):
@@ -84,10 +84,6 @@ def _write(folder: Path, run: Path, card: dict[str, Any], model: Network, licens
         RunResults.model_validate(portable(results.model_dump(mode="json"))).write(folder / "results.json")
     if samples:
         shutil.copyfile(samples[0], folder / PICTURE)
-
-
-def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=1) + "\n"
 
 
 def portable(value: Any) -> Any:
