@@ -22,8 +22,8 @@ from segtailor.data.hf import create_hf
 from segtailor.data.loveda import LOVEDA, create_loveda
 from segtailor.data.mapillary import MAPILLARY, create_mapillary
 from segtailor.data.packed import create_packed
+from segtailor.data.paired import limit_dataset
 from segtailor.data.pascal_context import PASCAL_CONTEXT, create_pascal_context
-from segtailor.data.subset import limit_dataset
 from segtailor.data.toy import LENGTHS, LICENSE, Toy, create_toy
 from segtailor.data.voc import VOC, create_voc
 from segtailor.errors import SegtailorError, unknown

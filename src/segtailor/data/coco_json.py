@@ -6,7 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from segtailor.data.pairing import MISSING_IMAGE, Pair, record_missing
 from segtailor.errors import SegtailorError, unknown
 from segtailor.files import VOID, Color, Size
 
+Outlines = tuple[int, int, bytes]
 KIND = "a JSON with images, annotations and categories in COCO's format"
 
 
@@ -63,18 +64,11 @@ class CocoFile(BaseModel):
     categories: list[Category] = Field(min_length=1)
 
 
-class Outlines(NamedTuple):
-    """The outlines in one image: its size, and JSON of a list of (class index, shape) in the file's order."""
-
-    height: int
-    width: int
-    shapes: bytes
-
-
 class OutlineMasks:
-    """Draws masks from ``outlines``, by the pair's name: large shapes first, so that smaller and later ones cover them.
+    """Draws masks: large shapes first, so that smaller and later ones cover them.
 
-    Pixels that no shape covers get ``uncovered``.
+    ``outlines`` holds, by the pair's name, height, width, and JSON of a list of (class index, shape). Pixels that no
+    shape covers get ``uncovered``.
     """
 
     def __init__(self, outlines: Mapping[str, Outlines], uncovered: int) -> None:
@@ -187,7 +181,7 @@ def _outlines(content: CocoFile, of_category: Mapping[int, int], path: Path) -> 
     if wrong:
         texts = [f"{len(ids)} annotations {text}: {some(ids)}" for text, ids in wrong.items()]
         raise SegtailorError(f"{path}: {'; '.join(texts)}; fix or remove them")
-    return {image.name: Outlines(image.height, image.width, json.dumps(shapes[image.id]).encode()) for image in images}
+    return {image.name: (image.height, image.width, json.dumps(shapes[image.id]).encode()) for image in images}
 
 
 def _image_folders(config: DataConfig, split: str, path: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
-from segtailor.data.base import some
+from segtailor.data.base import some, spans
 from segtailor.data.classes_file import ClassesFile
 from segtailor.data.image_io import IMAGE_SUFFIXES, INDEX_MODES, MASK_SUFFIXES, Source, UnreadableFile, open_mask
 from segtailor.data.paired import MaskValues
@@ -52,7 +52,7 @@ def index_values(
     return MaskValues(
         {value: index for index, value in enumerate(values)},
         void,
-        hint=f"{where} gives its classes the values {_ranges(values)}; {correct}set data.values, data.void or "
+        hint=f"{where} gives its classes the values {spans(values)}; {correct}set data.values, data.void or "
         "data.reduce_zero_label",
     )
 
@@ -131,12 +131,6 @@ class ColorMasks:
         return self._table
 
 
-def _ranges(values: Sequence[int]) -> str:
-    if list(values) == list(range(values[0], values[-1] + 1)):
-        return f"{values[0]} to {values[-1]}" if len(values) > 1 else str(values[0])
-    return some(list(map(str, values)), 12)
-
-
 BACKGROUND = "background"
 
 
@@ -181,11 +175,6 @@ class BinaryMasks:
                 raise UnreadableFile(f"data.masks is binary, but its mode is {file.mode}")
         except UnreadableFile as error:
             raise UnreadableFile(f"its part {path}: {error}") from error
-
-
-def uncovered_class(classes: Sequence[str]) -> int:
-    """Return the value of pixels that no class covers: the index of the class ``background``, else void."""
-    return classes.index(BACKGROUND) if BACKGROUND in classes else VOID
 
 
 def pair_binary(
@@ -233,7 +222,7 @@ def pair_binary(
         raise SegtailorError(f"{where}: {'; '.join(problems)}; add, rename or remove files in {images} and {masks}")
     if not parts:
         raise SegtailorError(f"no images in {images} and no masks in {masks} ({where}); check data.root and the layout")
-    reader = BinaryMasks(parts, uncovered_class(classes))
+    reader = BinaryMasks(parts, classes.index(BACKGROUND) if BACKGROUND in classes else VOID)
     pairs = (Pair(found_images[key], reader.parts[key][0].path, key) for key in both)
     return tuple(pairs), reader
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from segtailor.config import DataConfig
-from segtailor.data.base import SegmentationDataset
+from segtailor.data.base import SegmentationDataset, spans
 from segtailor.data.check.report import Finding, Location, Severity, found
 from segtailor.data.check.scan import SampleStats
 from segtailor.data.classes_file import distinct_colors
@@ -130,24 +130,6 @@ def encoding_of(dataset: SegmentationDataset, config: DataConfig) -> Encoding | 
         stored=not isinstance(dataset, FileDataset) or dataset.read_mask is read_index_mask,
         meaning=meaning,
     )
-
-
-def spans(values: Iterable[int]) -> str:
-    """Return sorted ``values`` with runs joined.
-
-    >>> spans([1, 2, 3, 7, 255])
-    '1 to 3, 7, 255'
-    """
-    runs: list[list[int]] = []
-    for value in sorted(values):
-        if runs and value == runs[-1][1] + 1:
-            runs[-1][1] = value
-        else:
-            runs.append([value, value])
-    texts = []
-    for first, last in runs:
-        texts += [f"{first} to {last}"] if last > first + 1 else [str(value) for value in sorted({first, last})]
-    return ", ".join(texts)
 
 
 def with_values(masks: Iterable[SampleStats]) -> list[Location]:

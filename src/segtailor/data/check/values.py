@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segtailor.data.base import Count, some
-from segtailor.data.check.offset import Encoding, LabelOffset, find_label_offset, spans, with_values
+from segtailor.data.base import Count, some, spans
+from segtailor.data.check.offset import Encoding, LabelOffset, find_label_offset, with_values
 from segtailor.data.check.report import Finding, Location, as_yaml, found
 from segtailor.data.check.scan import SampleStats, Tally
 from segtailor.data.masks import UNKNOWN_COLOR
