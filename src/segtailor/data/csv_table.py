@@ -71,9 +71,7 @@ def read_table(path: Path, image_column: str, mask_column: str) -> tuple[list[Ro
             columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
             for name, kind in ((image_column, "image"), (mask_column, "mask")):
                 if name not in columns:
-                    raise unknown(
-                        f"column of {path}", name, columns, f"Set data.{kind}_column to the column of {kind}s"
-                    )
+                    raise unknown(f"column of {path}", name, columns, f"Set data.{kind}_column to its name")
             wanted = [image_column, mask_column, *({SPLIT_COLUMN} & set(columns))]
             rows, short = [], []
             for cells in reader:

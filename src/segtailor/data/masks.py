@@ -196,28 +196,25 @@ def pair_binary(
             parts.setdefault(key, []).append(Part(index, path))
         else:
             no_class.append(stem)
-    problems = []
-    if no_class:
-        guess = no_class[0].rsplit("_", 1)[-1] if "/" not in no_class[0] else no_class[0].split("/")[0]
-        problems.append(
-            f"{len(no_class)} masks name no class of {class_file}: {some(no_class)} (nearest: "
-            f"{', '.join(nearest(guess, names, 3))}; expected CLASS/frame.png or frame_CLASS.png)"
-        )
     no_mask, no_image = sorted(found_images.keys() - parts.keys()), sorted(parts.keys() - found_images.keys())
-    if no_mask:
-        problems.append(f"{len(no_mask)} images without a mask of any class: {some(no_mask)}")
-    if no_image:
-        problems.append(f"{len(no_image)} names of masks without an image: {some(no_image)}")
     twice = [key for key, found in parts.items() if len({part.label for part in found}) < len(found)]
-    if twice:
-        problems.append(f"{len(twice)} images with two masks of one class: {some(twice)}")
-    both = sorted(found_images.keys() & parts.keys())
     unpaired = {
         NO_CLASS: [found_masks[stem] for stem in no_class],
         NO_MASK: [found_images[key] for key in no_mask],
         NO_IMAGE: [part.path for key in no_image for part in parts[key]],
         TWICE: [part.path for key in twice for part in parts[key]],
     }
+    named = {
+        f"masks name no class of {class_file} (expected CLASS/frame.png or frame_CLASS.png)": no_class,
+        "images without a mask of any class": no_mask,
+        "names of masks without an image": no_image,
+        "images with two masks of one class": twice,
+    }
+    problems = [f"{len(keys)} {text}: {some(keys)}" for text, keys in named.items() if keys]
+    if no_class:
+        guess = no_class[0].rsplit("_", 1)[-1] if "/" not in no_class[0] else no_class[0].split("/")[0]
+        problems[0] += f" (nearest: {', '.join(nearest(guess, names, 3))})"
+    both = sorted(found_images.keys() & parts.keys())
     if problems and not (both and record_missing(unpaired)):
         raise SegtailorError(f"{where}: {'; '.join(problems)}; add, rename or remove files in {images} and {masks}")
     if not parts:
