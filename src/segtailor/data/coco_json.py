@@ -118,7 +118,7 @@ def create_coco_json(config: DataConfig, split: str, training: bool) -> FileData
     of_category = {id_: index[name] for id_, name in categories.items() if name in index}
     read_mask = OutlineMasks(_outlines(content, of_category, path), index.get(BACKGROUND, VOID))
     values = MaskValues({position: position for position in index.values()})
-    pairs = _pairs(content.images, _image_folders(config, split, path), path)
+    pairs = _pairs(content.images, config, split, path)
     return FileDataset(pairs, config, split, training, described, values, read_mask)
 
 
@@ -184,21 +184,17 @@ def _outlines(content: CocoFile, of_category: Mapping[int, int], path: Path) -> 
     return {image.name: (image.height, image.width, json.dumps(shapes[image.id]).encode()) for image in images}
 
 
-def _image_folders(config: DataConfig, split: str, path: Path) -> list[Path]:
-    root = config.root or path.parent
+def _pairs(images: list[ImageEntry], config: DataConfig, split: str, path: Path) -> tuple[Pair, ...]:
+    root, first = config.root or path.parent, images[0].file_name
+    ending = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and path.stem.endswith(f"_{folder.name}")]
+    folders = [path.parent, root / split, root / "images" / split, root / "images", *ending, root]
     if config.splits is not None:
         if split not in config.splits:
             raise unknown("split", split, config.splits, "data.splits lists them")
-        images = config.splits[split].images
-        if images is None:
+        given = config.splits[split].images
+        if given is None:
             raise SegtailorError(f"data.splits.{split} needs `images`: the folder of the images that {path} names")
-        return [root / images]
-    ending = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and path.stem.endswith(f"_{folder.name}")]
-    return [path.parent, root / split, root / "images" / split, root / "images", *ending, root]
-
-
-def _pairs(images: list[ImageEntry], folders: list[Path], path: Path) -> tuple[Pair, ...]:
-    first = images[0].file_name
+        folders = [root / given]
     folder = next((folder for folder in folders if (folder / first).is_file()), None)
     if folder is None:
         looked, hint = ", ".join(map(str, dict.fromkeys(folders))), "set data.root or data.splits.SPLIT.images"

@@ -202,27 +202,23 @@ def _start_worker(_: int) -> None:
 def _describe(folder: Path, source: SegmentationDataset, resized: bool) -> PackedSplit:
     """Read a written split once and return its entry in the manifest."""
     chunks = import_litdata().StreamingDataset(str(folder))
-    losses = torch.stack([chunks[index]["loss"].double() for index in range(len(source))])
-    files = None
+    # values, squared, absolute and largest error of each sample
+    rows = torch.stack([chunks[index]["loss"].double() for index in range(len(source))])
+    values, squared, absolute, _ = rows.sum(0).tolist()
+    loss = files = None
+    if squared:  # some pixels changed
+        loss = Loss(
+            psnr=round(10 * math.log10(255**2 / (squared / values)), 2),
+            worst_psnr=round(10 * math.log10(255**2 / (rows[:, 1] / rows[:, 0]).max().item()), 2),
+            mean_abs_error=round(absolute / values, 4),
+            largest_error=int(rows[:, 3].max()),
+        )
     if isinstance(source, FileDataset):
         files = sum(path.stat().st_size for pair in source.pairs for path in {pair.image, pair.mask} if path.is_file())
     return PackedSplit(
-        folder=folder.name, samples=len(source), resized_targets=resized, loss=_loss(losses), source_bytes=files,
+        folder=folder.name, samples=len(source), resized_targets=resized, loss=loss, source_bytes=files,
         files={path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()},
     )  # fmt: skip
-
-
-def _loss(rows: Tensor) -> Loss | None:
-    """Sum up rows of (values, squared, absolute, largest error); None when no pixel changed."""
-    values, squared, absolute, _ = rows.sum(0).tolist()
-    if not squared:
-        return None
-    return Loss(
-        psnr=round(10 * math.log10(255**2 / (squared / values)), 2),
-        worst_psnr=round(10 * math.log10(255**2 / (rows[:, 1] / rows[:, 0]).max().item()), 2),
-        mean_abs_error=round(absolute / values, 4),
-        largest_error=int(rows[:, 3].max()),
-    )
 
 
 def _check_source(source: SegmentationDataset, first: SegmentationDataset, config: DataConfig, kind: Encoding) -> None:
