@@ -3,7 +3,8 @@
     python benchmarks/speed/loss_cost.py                      # DeepLabV3 R101 to R18, batch 2, 512 x 1024, 2 threads
     python benchmarks/speed/loss_cost.py --size 128 256 --out /dev/null
 
-Networks, batch and peaks are those of `bench.py`. Terms: forward and backward of all of a method's terms on the networks' outputs.
+Networks, batch and peaks are those of `bench.py`. Terms: forward and backward of a
+method on stored outputs.
 """
 
 from __future__ import annotations

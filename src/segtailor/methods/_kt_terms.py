@@ -485,9 +485,13 @@ class Components(nn.Module):
                 self.shares.copy_(values.flip(0)[:rank].clamp(min=0))
         full = self.basis.shape[1]
         rank = min(full, max(8, round(full * 2 * progress)))
-        goal = standardize(torch.matmul(self.basis[:, :rank].mT, guide).unflatten(2, teacher.shape[2:]), valid)
+        goal = standardize(
+            torch.matmul(self.basis[:, :rank].mT, guide).view(len(guide), rank, *teacher.shape[2:]), valid
+        )
         own = standardize(student, valid).flatten(2)
-        own = standardize((self.projector.weight.flatten(1)[:rank] @ own).unflatten(2, teacher.shape[2:]), valid)
+        own = standardize(
+            (self.projector.weight.flatten(1)[:rank] @ own).view(len(own), rank, *teacher.shape[2:]), valid
+        )
         squares = channel_squares(own, goal, valid) / 2
         shares = self.shares[:rank]
         return ((squares * shares).sum(1) / shares.sum().clamp(min=1e-6)).mean()
