@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from segtailor.config import DataConfig, EvaluateConfig
 from segtailor.errors import SegtailorError
 from segtailor.files import VOID, Color, Size
+from segtailor.models.adapters.wrapper import read_result
+from segtailor.models.heads import resize
 from segtailor.models.network import SegOutput
 from segtailor.models.taps import evaluated
 
@@ -124,12 +126,20 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def _forward(model: nn.Module, images: Tensor, target: Tensor | None) -> Tensor:
+    if _is_plain(model):
+        return read_result(model(images.float()), type(model).__name__).logits
     output: SegOutput = model(images) if target is None else model(images, target)
     return output.logits
 
 
 def _upsample(model: nn.Module, logits: Tensor, size: Size) -> Tensor:
-    return cast(Enlarges, model).upsample(logits.float(), size)  # float: half precision would make ties
+    logits = logits.float()  # half precision would make ties
+    return resize(logits, size, False) if _is_plain(model) else cast(Enlarges, model).upsample(logits, size)
+
+
+def _is_plain(model: nn.Module) -> bool:
+    """Return whether ``model`` is of another library; an attribute that enlarges features is no method of its class."""
+    return not hasattr(type(model), "upsample")
 
 
 def _pad(images: Tensor, size: Size, fill: Color) -> Tensor:
