@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, Protocol, TypedDict, cast
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,6 @@ from segtailor.models.taps import evaluated
 
 Mode = Literal["whole", "slide"]
 IMAGENET_COLOR: Color = (124, 116, 104)
-
-
-class Enlarges(Protocol):
-    """The part of a model that is needed beside its forward."""
-
-    def upsample(self, logits: Tensor, size: Size) -> Tensor:
-        """Enlarge ``logits`` (B,K,h,w) to ``size``."""
 
 
 class InferenceSettings(TypedDict):
@@ -132,9 +125,10 @@ def _forward(model: nn.Module, images: Tensor, target: Tensor | None) -> Tensor:
     return output.logits
 
 
-def _upsample(model: nn.Module, logits: Tensor, size: Size) -> Tensor:
+def _upsample(model: Any, logits: Tensor, size: Size) -> Tensor:
     logits = logits.float()  # half precision would make ties
-    return resize(logits, size, False) if _is_plain(model) else cast(Enlarges, model).upsample(logits, size)
+    enlarged: Tensor = resize(logits, size, False) if _is_plain(model) else model.upsample(logits, size)
+    return enlarged
 
 
 def _is_plain(model: nn.Module) -> bool:
