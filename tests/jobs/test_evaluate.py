@@ -116,6 +116,7 @@ def test_a_module_of_any_library_is_adapted_as_choices_say():
     raw = {"preprocess": {"mean": [0, 0, 0], "std": [1, 1, 1], "scale": 1.0}}
     scored = evaluate(net, TINY_DATA, device="cpu", choices=raw)
     assert scored.miou != evaluate(net, TINY_DATA, device="cpu", choices={"preprocess": {}}).miou
+    assert scored.miou == pytest.approx(evaluate(net, TINY_DATA, device="cpu").miou)
 
 
 @pytest.mark.parametrize(

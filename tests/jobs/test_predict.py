@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from evaluation.fakes import TinyModel
 from segtailor.errors import SegtailorError
@@ -11,6 +12,7 @@ from segtailor.evaluation import predict_logits
 from segtailor.evaluation.render import colorize
 from segtailor.jobs.predict import predict
 from segtailor.models import create_model, save_model
+from segtailor.models.adapters.python_module import adapt
 
 PALETTE = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
 
@@ -157,3 +159,32 @@ def test_an_output_folder_spelled_otherwise_is_not_read(tmp_path, monkeypatch):
     for _ in range(2):
         written = predict(TinyModel(), "in", tmp_path / "in/out")
         assert len(written) == 1
+
+
+@pytest.mark.parametrize("wrap", [lambda logits: logits, lambda logits: {"out": logits}, lambda logits: (logits, None)])
+def test_a_plain_module_gets_raw_pixels_as_floats(wrap):
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Conv2d(3, 3, 2, stride=2)
+            self.upsample = nn.Upsample(scale_factor=2)  # no way to enlarge logits
+
+        def forward(self, images):
+            seen.append((images.dtype, images.max().item()))
+            return wrap(self.head(images))
+
+    photo = np.random.default_rng(0).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+    net, seen = Plain(), []
+    labels = predict(net, photo)
+    assert seen == [(torch.float32, photo.max())]
+    raw = adapt(net, 3, preprocess={"mean": [0, 0, 0], "std": [1, 1, 1], "scale": 1.0})
+    assert labels.shape == (10, 12)
+    assert (labels == predict(raw, photo)).all()
+
+
+def test_what_predict_does_not_take_is_named():
+    photo = np.zeros((4, 4, 3), np.uint8)
+    with pytest.raises(SegtailorError, match="'sise'; nearest: size"):
+        predict(TinyModel(), photo, sise=(8, 8))
+    with pytest.raises(SegtailorError, match=r"a torch.nn.Module, not NoneType"):
+        predict(None, photo)

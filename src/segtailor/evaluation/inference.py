@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from segtailor.config import DataConfig, EvaluateConfig
 from segtailor.errors import SegtailorError
 from segtailor.files import VOID, Color, Size
+from segtailor.models.adapters.wrapper import read_result
+from segtailor.models.heads import resize
 from segtailor.models.network import SegOutput
 from segtailor.models.taps import evaluated
 
@@ -88,9 +90,7 @@ def _whole(model: nn.Module, images: Tensor, size: Size, fill: Color, target: Te
     height, width = images.shape[-2:]
     multiple = int(getattr(getattr(model, "preprocess", None), "size_multiple", 1))
     padded = math.ceil(height / multiple) * multiple, math.ceil(width / multiple) * multiple
-    images = _pad(images, padded, fill)
-    output: SegOutput = model(images) if target is None else model(images, _pad_void(target, padded))
-    logits = output.logits
+    logits = _forward(model, _pad(images, padded, fill), None if target is None else _pad_void(target, padded))
     if padded == (height, width):
         return _upsample(model, logits, size)
     logits = _upsample(model, logits, padded)[..., :height, :width]
@@ -121,9 +121,22 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
+def _forward(model: nn.Module, images: Tensor, target: Tensor | None) -> Tensor:
+    if _is_plain(model):
+        return read_result(model(images.float()), type(model).__name__).logits
+    output: SegOutput = model(images) if target is None else model(images, target)
+    return output.logits
+
+
 def _upsample(model: Any, logits: Tensor, size: Size) -> Tensor:
-    enlarged: Tensor = model.upsample(logits.float(), size)  # float: half precision would make ties
+    logits = logits.float()  # half precision would make ties
+    enlarged: Tensor = resize(logits, size, False) if _is_plain(model) else model.upsample(logits, size)
     return enlarged
+
+
+def _is_plain(model: nn.Module) -> bool:
+    """Return whether ``model`` is of another library; an attribute that enlarges features is no method of its class."""
+    return not hasattr(type(model), "upsample")
 
 
 def _pad(images: Tensor, size: Size, fill: Color) -> Tensor:

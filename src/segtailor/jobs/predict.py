@@ -19,7 +19,7 @@ from segtailor.data.base import some
 from segtailor.data.classes_file import distinct_colors
 from segtailor.data.external import to_image
 from segtailor.data.image_io import IMAGE_SUFFIXES, UnreadableFile, list_files, read_image, resize_image
-from segtailor.errors import SegtailorError, reason
+from segtailor.errors import SegtailorError, reason, unknown
 from segtailor.evaluation import evaluating, predict_logits
 from segtailor.evaluation.inference import IMAGENET_COLOR
 from segtailor.evaluation.render import colorize, overlay
@@ -71,10 +71,13 @@ def predict(
     Images are resized to ``size`` before the network; by default to the size that the model was trained at (the
     recipe on its card), else the image's own. ``mode`` ``slide`` uses a ``window`` and a ``stride``. Colors are
     ``palette``, else the card's, else a default; ``alpha`` is their strength in overlays. Files that are no images are
-    named through ``note``. A module that is no network of segtailor gets raw pixels, see `adapt`.
+    named through ``note``. A module that is no network of segtailor gets raw pixels as floats, see `adapt`.
 
     Raises SegtailorError when there is nothing to read, and, once all others are written, for unreadable images.
     """
+    for name in settings:
+        if name not in PredictSettings.__annotations__:
+            raise unknown("setting of predict", name, PredictSettings.__annotations__)
     network, card = resolve(model), open_card(model)
     segment = _segmenter(network, card, settings)
     if isinstance(images, str | Path):

@@ -90,6 +90,8 @@ def resolve(model: str | Path | nn.Module, num_classes: int | None = None) -> nn
 def resolve(model: str | Path | nn.Module, num_classes: int | None = None) -> nn.Module:
     """Return ``model`` itself if it is a network, else load it, or build it by name where ``num_classes`` are given."""
     if not isinstance(model, str | Path):
+        if not isinstance(model, nn.Module):
+            raise SegtailorError(f"a model is a path, a name or a torch.nn.Module, not {type(model).__name__}")
         return model
     if num_classes is None or is_stored(str(model)):
         return load_model(model)
