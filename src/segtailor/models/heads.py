@@ -77,22 +77,18 @@ class PooledBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name of the parent's argument)
         """Return the normalized tensor."""
         if self.training and input.numel() == input.shape[1]:
-            _warn_once()
+            global _warned_about_single_values
+            if not _warned_about_single_values and not torch.compiler.is_compiling():
+                _warned_about_single_values = True
+                warnings.warn(
+                    "one image per device: batch norm uses its running statistics where a channel has a single value; "
+                    "two or more images per device, or a larger crop, train better",
+                    stacklevel=2,
+                )
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
         return super().forward(input)
-
-
-def _warn_once() -> None:
-    global _warned_about_single_values
-    if not _warned_about_single_values and not torch.compiler.is_compiling():
-        _warned_about_single_values = True
-        warnings.warn(
-            "one image per device: batch norm uses its running statistics where a channel has a single value; two or "
-            "more images per device, or a larger crop, train better",
-            stacklevel=3,
-        )
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, kernel: int = 1, dilation: int = 1) -> nn.Sequential:

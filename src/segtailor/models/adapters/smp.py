@@ -16,7 +16,7 @@ from segtailor.models.adapters.discovery import find_maps
 from segtailor.models.adapters.hf_files import fetch, front_matter, library, read_readme
 from segtailor.models.adapters.weights import fill_from, read_weights, widened, with_fresh_classifier
 from segtailor.models.adapters.wrapper import Adapted, make_preprocess, run_on_noise
-from segtailor.models.backbones import timm_license
+from segtailor.models.backbones import ANY_SIZE, timm_license
 from segtailor.models.network import Preprocess
 from segtailor.models.taps import evaluated, trace
 
@@ -142,8 +142,6 @@ ARCHITECTURES = (
     *("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet", "PAN", "DeepLabV3", "DeepLabV3Plus", "UPerNet"),
     *("Segformer", "DPT"),
 )
-ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
-"""How an encoder of timm's is asked to take images of any size, best first."""
 DPT_STRIDE = 32
 OWN = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
 """Arguments set here, which a card's configuration leaves out."""
