@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError, reason
 from segtailor.models.network import Preprocess
-from segtailor.models.vit_pyramid import TokenPyramid, is_plain, read_evenly
+from segtailor.models.vit_pyramid import TokenPyramid, evenly_spaced, is_plain
 
 MOST_MAPS = 4
 """Maps finer than these are left out: a stem map at stride 2 is of no use to a head."""
@@ -122,9 +122,11 @@ def _feature_network(name: str, arguments: dict[str, Any], pretrained: bool) -> 
     """Return timm's network ``name`` as one that gives its maps; a plain transformer gives four at even depths."""
     import timm
 
-    net: nn.Module = timm.create_model(name, pretrained=False, features_only=True, **arguments)
-    if is_plain(net):
-        return read_evenly(net, timm.create_model(name, pretrained=pretrained, **arguments))
+    net: Any = timm.create_model(name, pretrained=False, features_only=True, **arguments)
+    if is_plain(net):  # each map under the last norm: the blocks' scale grows with depth
+        model = timm.create_model(name, pretrained=pretrained, **arguments)
+        net = type(net)(model, out_indices=evenly_spaced(len(net.model.blocks)), norm=True)
+        return cast(nn.Module, net)
     return timm.create_model(name, pretrained=True, features_only=True, **arguments) if pretrained else net
 
 

@@ -318,27 +318,23 @@ def _load_own(path: Path, given: Choices, module: nn.Module | None = None) -> Ne
     for option, value in (("taps", given.taps), ("preprocess", given.preprocess)):
         if value:
             chosen[option] = {**(spec.get(option) or {}), **value}
+    spec = {**spec, **chosen}
+    needs_module = spec["name"].startswith(OBJECT)
+    if module is not None and not needs_module:
+        raise SegtailorError(f"{path} holds {spec['name']}, which needs no module; leave it out")
+    if module is None and needs_module:
+        raise SegtailorError(
+            f"{path} was trained from a Python object ({spec['name'].removeprefix(OBJECT)}); build it and pass it: "
+            "load_model(FILE, module=...)"
+        )
     try:
-        model = _rebuilt({**spec, **chosen}, path, module)
+        model = create_model(**spec) if module is None else adapt(module, **spec)
     except TypeError as error:
         raise SegtailorError(f"{path}: its card does not describe a model of this version ({error})") from error
     model.licenses = dict(card.get("licenses", {}))
     model.classes = tuple(card.get("classes") or ())
     fill(model, safetensors.torch.load_file(path), str(path), model.name)
     return model
-
-
-def _rebuilt(spec: dict[str, Any], path: Path, module: nn.Module | None) -> Network:
-    if not spec["name"].startswith(OBJECT):
-        if module is not None:
-            raise SegtailorError(f"{path} holds {spec['name']}, which needs no module; leave it out")
-        return create_model(**spec)
-    if module is None:
-        raise SegtailorError(
-            f"{path} was trained from a Python object ({spec['name'].removeprefix(OBJECT)}); build it and pass it: "
-            "load_model(FILE, module=...)"
-        )
-    return adapt(module, **spec)
 
 
 def _renamed(card: dict[str, Any]) -> dict[str, Any]:

@@ -124,12 +124,9 @@ def _file(rest: str, folder: Path, name: str) -> Path:
             raise SegtailorError(f"{folder} has no {name}: it is no folder that smp's save_pretrained wrote")
         return folder / name
 
-    def download() -> Path:
-        from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download
 
-        return Path(hf_hub_download(rest, name))
-
-    return fetch(rest, download, "smp")
+    return Path(fetch(rest, lambda: hf_hub_download(rest, name), "smp"))
 
 
 def _is_missing(error: BaseException | None) -> bool:
@@ -266,7 +263,10 @@ def _construct(smp: Any, rest: str, kind: Any, arguments: dict[str, Any]) -> Any
             except SegtailorError as error:
                 problem = error
     if problem is None or "Unknown model" in str(problem):
-        raise unknown("encoder of segmentation_models_pytorch", encoder, _encoders(smp)) from problem
+        import timm
+
+        names = [*smp.encoders.get_encoder_names(), *(f"tu-{name}" for name in timm.list_models())]
+        raise unknown("encoder of segmentation_models_pytorch", encoder, names) from problem
     raise problem
 
 
@@ -316,9 +316,3 @@ def _architecture(smp: Any, name: str) -> str:
 
 def _known(smp: Any) -> list[str]:
     return [name for name in ARCHITECTURES if isinstance(getattr(smp, name, None), type)]
-
-
-def _encoders(smp: Any) -> list[str]:
-    import timm
-
-    return [*smp.encoders.get_encoder_names(), *(f"tu-{name}" for name in timm.list_models())]
