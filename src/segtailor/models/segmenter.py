@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError, reason, unknown
-from segtailor.models.adapters import Choices, create_adapted, family_of
+from segtailor.models.adapters import Choices, family_of, split_name
 from segtailor.models.adapters.wrapper import PROBES
 from segtailor.models.backbones import Backbone, is_timm_name, timm_backbone
 from segtailor.models.checkpoint_keys import load_published_backbone
@@ -177,18 +177,21 @@ def create_model(
         raise SegtailorError(f"{name}: num_classes is {num_classes}; it must be 1 to {MOST_CLASSES}")
     if family_of(name):
         _refuse(name, output_stride=output_stride, head_width=head_width)
-        return create_adapted(name, num_classes, pretrained, Choices(classifier, taps, dict(preprocess or {}), config))
+        library, rest = split_name(name)
+        choices = Choices(classifier, taps, dict(preprocess or {}), config)
+        network: Network = library.create(rest, num_classes, pretrained, choices)
+        return network
     _refuse(name, classifier=classifier, config=config)
     head_name, _, backbone_name = name.partition("-")
     head_type = HEADS.get(head_name)
     known = backbone_name in MIT_SIZES or backbone_name == "mobilenetv2" or is_timm_name(backbone_name)
     if head_type is None or not known:
-        choices = list_models()
+        names = list_models()
         if head_type is not None and backbone_name:
             import timm
 
-            choices += [f"{head_name}-{backbone}" for backbone in timm.list_models()]
-        raise unknown("model", name, choices)
+            names += [f"{head_name}-{backbone}" for backbone in timm.list_models()]
+        raise unknown("model", name, names)
     stride = output_stride or head_type.output_stride
     backbone = _backbone(name, backbone_name, stride, output_stride is not None, pretrained, head_type.fine_maps)
     channels, strides = backbone.channels, backbone.strides

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from segtailor.config import ModelConfig, TeacherConfig
 from segtailor.errors import SegtailorError
 from segtailor.files import Size, write_atomically
-from segtailor.models.adapters import TEACHERS_ONLY, Choices, family_of, load_adapted
+from segtailor.models.adapters import TEACHERS_ONLY, Choices, family_of, split_name
 from segtailor.models.adapters.hf_files import quiet
 from segtailor.models.adapters.python_module import OBJECT, adapt
 from segtailor.models.adapters.weights import bare, count_classes, fill, fill_from, layout_hint, read_weights
@@ -122,7 +122,8 @@ def load_model(
     elif module is not None and (family_of(text) or text.startswith(PUBLISHED)):
         raise SegtailorError(f"{uri} needs no module; leave it out")
     elif family_of(text):
-        model = load_adapted(text, given)
+        library, rest = split_name(text)
+        model = library.load(rest, given)
     elif text.startswith(PUBLISHED):
         model = load_published(Path(text.removeprefix(PUBLISHED)))
         if given.classifier is not None:
