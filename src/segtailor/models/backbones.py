@@ -100,7 +100,7 @@ def timm_backbone(
         fine = " and ".join(str(stride) for stride in strides[:fine_maps])
         note = f"{name} has one stride, {strides[-1]}: its first maps are enlarged to {fine}"
     trained: Any = timm.get_pretrained_cfg(name)
-    statistics = {} if trained is None else {"mean": tuple(trained.mean), "std": tuple(trained.std)}
+    statistics: dict[str, Any] = {} if trained is None else {"mean": tuple(trained.mean), "std": tuple(trained.std)}
     preprocess = Preprocess(**statistics, size_multiple=multiple).spec()
     backbone = Backbone(net, channels, strides, preprocess, note, pyramid)
     if pretrained:

@@ -25,7 +25,7 @@ from segtailor.models.adapters.weights import bare, count_classes, fill, fill_fr
 from segtailor.models.adapters.wrapper import Adapted, make_preprocess
 from segtailor.models.network import Network
 from segtailor.models.published import load_published
-from segtailor.models.segmenter import create_model
+from segtailor.models.segmenter import Segmenter, create_model
 
 CARD_VERSION = 1
 RUN_FILES = ("student.safetensors", "model.safetensors")
@@ -123,11 +123,13 @@ def load_model(
         raise SegtailorError(f"{uri} needs no module; leave it out")
     elif family_of(text):
         library, rest = split_name(text)
-        model = library.load(rest, given)
+        loaded: Network = library.load(rest, given)
+        model = loaded
     elif text.startswith(PUBLISHED):
         model = load_published(Path(text.removeprefix(PUBLISHED)))
         if given.classifier is not None:
             raise SegtailorError(f"{uri} has no option classifier; leave it out")
+        assert isinstance(model, Segmenter)
         model.name_taps(given.taps or {})
         model.preprocess = make_preprocess(model.name, {**model.preprocess.spec(), **given.preprocess})
     else:
