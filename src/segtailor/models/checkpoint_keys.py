@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,8 @@ from segtailor.models.adapters.weights import (
     read_weights,
     weights_file,
 )
-from segtailor.models.mit import MIT_SIZES
-from segtailor.models.network import Preprocess
-
-if TYPE_CHECKING:
-    from segtailor.models.segmenter import Segmenter
+from segtailor.models.mit import find_mit
+from segtailor.models.network import Network, Preprocess
 
 MIT_LICENSE = "NVIDIA's MiT weights, or trained from them: not for commercial use"
 MOBILENET_DEPTHS = (1, 2, 3, 4, 3, 3, 1)
@@ -92,7 +89,7 @@ def backbone_prefixes(backbone: str) -> dict[str, str]:
     return dict(_mobilenet()) if backbone == "mobilenetv2" else _RESNET
 
 
-def published_names(model: Segmenter) -> dict[str, str]:
+def published_names(model: Network) -> dict[str, str]:
     """Return the published name of each tensor of ``model``, in the order of its ``state_dict``."""
     head, _, backbone = model.name.partition("-")
     prefixes = {**_HEADS[head], **_AUX, **backbone_prefixes(backbone)}
@@ -109,7 +106,7 @@ def rename(name: str, prefixes: dict[str, str]) -> str:
     raise KeyError(name)
 
 
-def to_published(model: Segmenter) -> dict[str, Tensor]:
+def to_published(model: Network) -> dict[str, Tensor]:
     """Return the tensors of ``model`` under their published names: what the benchmark's own code loads strictly."""
     state = model.state_dict()
     return {theirs: state[ours] for ours, theirs in published_names(model).items()}
@@ -157,16 +154,6 @@ _HEAD = {
 }
 
 
-def load_encoder(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, Any]]:
-    """Fill the Mix Transformer ``net`` from a checkpoint's ``tensors``; its head, if any, is left out.
-
-    Returns the license as far as known, and what the weights expect of their input.
-    """
-    ours = encoder_tensors(current_names(tensors), path)
-    fill(net, ours, str(path), "the backbone")
-    return license_beside(path).get("backbone", ""), expected(path)
-
-
 def expected(path: Path) -> dict[str, Any]:
     """Return the arguments of `Preprocess` that ``preprocessor_config.json`` beside ``path`` names, else ImageNet's."""
     found = _json(path.parent / "preprocessor_config.json")
@@ -201,9 +188,7 @@ def segformer_size(theirs: Mapping[str, Tensor], path: Path) -> str:
     # counted from 1 there
     names = {re.sub(r"^stages\.(\d)\.", lambda found: f"stages.{int(found[1]) + 1}.", name) for name in theirs}
     depths = block_counts(names, r"stages\.(\d)\.blocks\.(\d+)\.")
-    size = next(
-        (name for name, known in MIT_SIZES.items() if (known.channels, known.depths) == (channels, depths)), None
-    )
+    size = find_mit(channels, depths)
     if size is None:
         raise SegtailorError(
             f"{path} is a SegFormer of widths {list(channels)} and depths {list(depths)}, none of B0 to B5; "
@@ -284,7 +269,8 @@ def load_published_backbone(net: nn.Module, name: str, path: Path) -> tuple[str,
     path = weights_file(path)
     tensors = read_weights(path)
     if name.startswith("mit") and is_segformer(tensors):
-        return load_encoder(net, tensors, path)
+        fill(net, encoder_tensors(current_names(tensors), path), str(path), "the backbone")
+        return license_beside(path).get("backbone", ""), expected(path)
     prefix = {"mit": "", "mob": "pretrained.net."}.get(name[:3], "pretrained.")
     prefixes = backbone_prefixes(name)
     state = net.state_dict()

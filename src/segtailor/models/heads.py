@@ -33,6 +33,8 @@ class Head(nn.Module, ABC):
     """The backbone stride that the head asks for."""
     fine_maps: ClassVar[int] = 0
     """How many maps it reads that should be finer than the last; a plain transformer must make them."""
+    widths: ClassVar[tuple[int, int]] = (128, 256)
+    """Widths for a backbone whose last map has fewer than 1024 channels, and for a wider one."""
     has_aux: ClassVar[bool] = True
     """Whether an auxiliary FCN head on the last map but one is trained beside it."""
     dropout: nn.Module
@@ -43,10 +45,10 @@ class Head(nn.Module, ABC):
         super().__init__()
         self.width = width
 
-    @staticmethod
-    def default_width(channels: Sequence[int]) -> int:
+    @classmethod
+    def default_width(cls, channels: Sequence[int]) -> int:
         """Return the width for a backbone whose maps have ``channels``."""
-        return 256 if channels[-1] >= 1024 else 128
+        return cls.widths[channels[-1] >= 1024]
 
     def add_classifier(self, num_classes: int, dropout: nn.Module) -> None:
         """Add the dropout and the classifier behind it."""
@@ -77,22 +79,18 @@ class PooledBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name of the parent's argument)
         """Return the normalized tensor."""
         if self.training and input.numel() == input.shape[1]:
-            _warn_once()
+            global _warned_about_single_values
+            if not _warned_about_single_values and not torch.compiler.is_compiling():
+                _warned_about_single_values = True
+                warnings.warn(
+                    "one image per device: batch norm uses its running statistics where a channel has a single value; "
+                    "two or more images per device, or a larger crop, train better",
+                    stacklevel=2,
+                )
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
         return super().forward(input)
-
-
-def _warn_once() -> None:
-    global _warned_about_single_values
-    if not _warned_about_single_values and not torch.compiler.is_compiling():
-        _warned_about_single_values = True
-        warnings.warn(
-            "one image per device: batch norm uses its running statistics where a channel has a single value; two or "
-            "more images per device, or a larger crop, train better",
-            stacklevel=3,
-        )
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, kernel: int = 1, dilation: int = 1) -> nn.Sequential:
@@ -132,8 +130,8 @@ class FCN(Head):
         self.block = conv_norm_relu(channels[-1], width, 3)
         self.add_classifier(num_classes, nn.Dropout(0.1))
 
-    @staticmethod
-    def default_width(channels: Sequence[int]) -> int:
+    @classmethod
+    def default_width(cls, channels: Sequence[int]) -> int:
         """Return a quarter of the map's channels, at least 8."""
         return max(channels[-1] // 4, 8)
 
@@ -219,17 +217,14 @@ POOL_SIZES = (1, 2, 3, 6)
 class PSPNet(Head):
     """Average pools to 1, 2, 3 and 6 cells a side, each reduced to a quarter of the channels, beside the map itself."""
 
+    widths = (128, 512)  # the published benchmark's
+
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int, width: int) -> None:
         super().__init__(channels, strides, num_classes, width)
         reduced = max(channels[-1] // 4, 1)
         self.pools = nn.ModuleList(pooled_conv_norm_relu(channels[-1], reduced, size) for size in POOL_SIZES)
         self.block = conv_norm_relu(channels[-1] + len(POOL_SIZES) * reduced, width, 3)
         self.add_classifier(num_classes, nn.Dropout(0.1))
-
-    @staticmethod
-    def default_width(channels: Sequence[int]) -> int:
-        """Return 512 for a wide backbone, 128 else, as the published benchmark has it."""
-        return 512 if channels[-1] >= 1024 else 128
 
     def decode(self, stages: Sequence[Tensor]) -> Tensor:
         """Return the feature (B,width,h,w) at the last map's size."""
@@ -244,6 +239,7 @@ class SegFormer(Head):
     align_corners = False
     output_stride = 32
     fine_maps = 2
+    widths = (256, 256)  # the larger MiT networks set 768
     has_aux = False
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int, width: int) -> None:
@@ -254,11 +250,6 @@ class SegFormer(Head):
             nn.Conv2d(len(channels) * width, width, 1), PooledBatchNorm2d(width), nn.ReLU(inplace=True)
         )
         self.add_classifier(num_classes, nn.Dropout2d(0.0))
-
-    @staticmethod
-    def default_width(channels: Sequence[int]) -> int:
-        """Return 256; the larger MiT networks set 768."""
-        return 256
 
     def decode(self, stages: Sequence[Tensor]) -> Tensor:
         """Return the feature (B,width,h,w) at the finest map's size."""

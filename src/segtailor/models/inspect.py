@@ -272,7 +272,12 @@ def list_paths(model: Network, size: tuple[int, int] = (512, 1024)) -> PathList:
         else:
             hidden[tap] = "no one module's output" if source is None else f"the input of {source.path}"
     outputs = {step.path: step.output for step in steps if step.output is not None}
-    rows = [_row(path, output, padded, names.get(path, [])) for path, output in outputs.items()]
+    rows = []
+    for path, output in outputs.items():
+        layout = layout_of(output, padded)
+        shown = output if layout is None else to_map(output, layout[0], padded, path)
+        stride = None if layout is None else layout[2]
+        rows.append(PathInfo(path, tuple(shown.shape[1:]), stride, tuple(names.get(path, []))))
     return PathList(model.name, padded, rows, hidden)
 
 
@@ -301,10 +306,3 @@ def _find(original: Network) -> dict[str, str | None]:
     names = [*(f"stages.{index}" for index in range(len(output.stages))), *output.taps, "feature", "logits"]
     tensors = {name: tensor for name in names if (tensor := output.tap(name)) is not None}
     return dict(zip(tensors, find_maps(steps, list(tensors.values()), size), strict=True))
-
-
-def _row(path: str, output: Tensor, size: tuple[int, int], taps: list[str]) -> PathInfo:
-    layout = layout_of(output, size)
-    if layout is not None:
-        output = to_map(output, layout[0], size, path)
-    return PathInfo(path, tuple(output.shape[1:]), None if layout is None else layout[2], tuple(taps))

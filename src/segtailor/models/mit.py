@@ -38,6 +38,11 @@ MIT_SIZES: dict[str, MiTSize] = {
 }
 
 
+def find_mit(channels: tuple[int, ...], depths: tuple[int, ...]) -> str | None:
+    """Return the name of the size with these ``channels`` and ``depths``, None where there is none."""
+    return next((name for name, size in MIT_SIZES.items() if (size.channels, size.depths) == (channels, depths)), None)
+
+
 def to_map(tokens: Tensor, height: int, width: int) -> Tensor:
     """Return ``tokens`` (B,height*width,C) as a map (B,C,height,width)."""
     return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], height, width)

@@ -35,8 +35,9 @@ from segtailor.models.checkpoint_keys import (
     segformer_size,
     to_published,
 )
-from segtailor.models.mit import MIT_SIZES
-from segtailor.models.segmenter import Segmenter, create_segmenter
+from segtailor.models.mit import MIT_SIZES, find_mit
+from segtailor.models.network import Network
+from segtailor.models.segmenter import create_model
 
 RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
     ("basic", (2, 2, 2, 2)): "resnet18",
@@ -88,14 +89,11 @@ def _backbone(tensors: dict[str, Tensor]) -> str | None:
     embeddings = [f"patch_embed{stage}.proj.weight" for stage in range(1, 5)]
     if names.issuperset(embeddings):
         channels = tuple(tensors[name].shape[0] for name in embeddings)
-        depths = block_counts(names, r"block(\d)\.(\d+)\.")
-        return next(
-            (name for name, size in MIT_SIZES.items() if (size.channels, size.depths) == (channels, depths)), None
-        )
+        return find_mit(channels, block_counts(names, r"block(\d)\.(\d+)\."))
     return None
 
 
-def load_published(path: Path) -> Segmenter:
+def load_published(path: Path) -> Network:
     """Build and fill the network that the published checkpoint ``path`` belongs to; every tensor must fit.
 
     ``path`` may also be a transformers SegFormer, its folder or its weights file.
@@ -105,9 +103,9 @@ def load_published(path: Path) -> Segmenter:
     if is_segformer(tensors):
         return _load_segformer(tensors, path)
     found = recognize(tensors, str(path))
-    model = create_segmenter(found.name, found.num_classes)
-    if model.feature_channels != found.head_width:
-        model = create_segmenter(found.name, found.num_classes, head_width=found.head_width)
+    model = create_model(found.name, found.num_classes)
+    if model.tap_channels["feature"] != found.head_width:
+        model = create_model(found.name, found.num_classes, head_width=found.head_width)
     network = f"{found.name} (head width {found.head_width}, {found.num_classes} classes)"
     check_state_dict(to_published(model), tensors, str(path), network)
     model.load_state_dict({ours: tensors[theirs] for ours, theirs in published_names(model).items()})
@@ -116,7 +114,7 @@ def load_published(path: Path) -> Segmenter:
     return model
 
 
-def _load_segformer(tensors: Mapping[str, Tensor], path: Path) -> Segmenter:
+def _load_segformer(tensors: Mapping[str, Tensor], path: Path) -> Network:
     """Build and fill our SegFormer from a transformers checkpoint's ``tensors``; every tensor must fit."""
     theirs = current_names(tensors)
     classifier = theirs.get("decode_head.classifier.weight")
@@ -124,7 +122,7 @@ def _load_segformer(tensors: Mapping[str, Tensor], path: Path) -> Segmenter:
         raise SegtailorError(f"{path} holds a SegFormer's encoder alone; give it to a new model as pretrained")
     size, (count, width) = segformer_size(theirs, path), classifier.shape[:2]
     unusual = None if width == MIT_SIZES[size].decoder_width else width
-    model = create_segmenter(f"segformer-{size}", count, head_width=unusual, preprocess=expected(path))
+    model = create_model(f"segformer-{size}", count, head_width=unusual, preprocess=expected(path))
     ours = {f"backbone.net.{name}": value for name, value in encoder_tensors(theirs, path).items()}
     ours |= {f"head.{name}": value for name, value in head_tensors(theirs).items()}
     fill(model, ours, str(path), f"{model.name} ({count} classes)")

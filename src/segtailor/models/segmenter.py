@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError, reason, unknown
-from segtailor.models.adapters import Choices, create_adapted, family_of
+from segtailor.models.adapters import Choices, family_of, split_name
 from segtailor.models.adapters.wrapper import PROBES
-from segtailor.models.backbones import Backbone, is_timm_name, mit_backbone, timm_backbone
+from segtailor.models.backbones import Backbone, is_timm_name, timm_backbone
 from segtailor.models.checkpoint_keys import load_published_backbone
 from segtailor.models.heads import FCN, HEADS, Head, resize
-from segtailor.models.mit import MIT_SIZES
+from segtailor.models.mit import MIT_SIZES, MixTransformer
 from segtailor.models.network import Network, Preprocess, SegOutput
 from segtailor.models.taps import Source, Taps, evaluated, trace
 
@@ -177,27 +177,21 @@ def create_model(
         raise SegtailorError(f"{name}: num_classes is {num_classes}; it must be 1 to {MOST_CLASSES}")
     if family_of(name):
         _refuse(name, output_stride=output_stride, head_width=head_width)
+        library, rest = split_name(name)
         choices = Choices(classifier, taps, dict(preprocess or {}), config)
-        return create_adapted(name, num_classes, pretrained, choices)
+        network: Network = library.create(rest, num_classes, pretrained, choices)
+        return network
     _refuse(name, classifier=classifier, config=config)
-    return create_segmenter(name, num_classes, pretrained, output_stride, head_width, preprocess, taps)
-
-
-def create_segmenter(
-    name: str,
-    num_classes: int,
-    pretrained: bool | str | Path = False,
-    output_stride: int | None = None,
-    head_width: int | None = None,
-    preprocess: dict[str, Any] | None = None,
-    taps: dict[str, str] | None = None,
-) -> Segmenter:
-    """Build a network of our own; see `create_model`."""
     head_name, _, backbone_name = name.partition("-")
     head_type = HEADS.get(head_name)
     known = backbone_name in MIT_SIZES or backbone_name == "mobilenetv2" or is_timm_name(backbone_name)
     if head_type is None or not known:
-        raise unknown("model", name, _choices(head_name, backbone_name))
+        names = list_models()
+        if head_type is not None and backbone_name:
+            import timm
+
+            names += [f"{head_name}-{backbone}" for backbone in timm.list_models()]
+        raise unknown("model", name, names)
     stride = output_stride or head_type.output_stride
     backbone = _backbone(name, backbone_name, stride, output_stride is not None, pretrained, head_type.fine_maps)
     channels, strides = backbone.channels, backbone.strides
@@ -227,14 +221,6 @@ def _refuse(name: str, **given: Any) -> None:
             raise SegtailorError(f"{name} has no option {option}; leave it out")
 
 
-def _choices(head_name: str, backbone_name: str) -> list[str]:
-    if head_name not in HEADS or not backbone_name:
-        return list_models()
-    import timm
-
-    return [*list_models(), *(f"{head_name}-{backbone}" for backbone in timm.list_models())]
-
-
 def _backbone(
     name: str, backbone_name: str, stride: int, required: bool, pretrained: bool | str | Path, fine_maps: int
 ) -> Backbone:
@@ -246,7 +232,8 @@ def _backbone(
     if backbone_name in MIT_SIZES:
         if required and stride != MIT_STRIDE:
             raise SegtailorError(f"{name} cannot have output stride {stride}: leave output_stride out (it has 32)")
-        backbone = mit_backbone(backbone_name, PUBLISHED_PREPROCESS)
+        size = MIT_SIZES[backbone_name]
+        backbone = Backbone(MixTransformer(size), list(size.channels), [4, 8, 16, 32], PUBLISHED_PREPROCESS)
     elif published and backbone_name in PUBLISHED_RESNETS:
         backbone = timm_backbone(backbone_name, stride, required, stem_type="deep", stem_width=64)
     else:

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from segtailor.config import ModelConfig, TeacherConfig
 from segtailor.errors import SegtailorError
 from segtailor.files import Size, write_atomically
-from segtailor.models.adapters import TEACHERS_ONLY, Choices, family_of, load_adapted
+from segtailor.models.adapters import TEACHERS_ONLY, Choices, family_of, split_name
 from segtailor.models.adapters.hf_files import quiet
 from segtailor.models.adapters.python_module import OBJECT, adapt
 from segtailor.models.adapters.weights import bare, count_classes, fill, fill_from, layout_hint, read_weights
 from segtailor.models.adapters.wrapper import Adapted, make_preprocess
 from segtailor.models.network import Network
 from segtailor.models.published import load_published
-from segtailor.models.segmenter import create_model
+from segtailor.models.segmenter import Segmenter, create_model
 
 CARD_VERSION = 1
 RUN_FILES = ("student.safetensors", "model.safetensors")
@@ -124,11 +124,14 @@ def load_model(
     elif module is not None and (family_of(text) or text.startswith(PUBLISHED)):
         raise SegtailorError(f"{uri} needs no module; leave it out")
     elif family_of(text):
-        model = load_adapted(text, given)
+        library, rest = split_name(text)
+        loaded: Network = library.load(rest, given)
+        model = loaded
     elif text.startswith(PUBLISHED):
         model = load_published(Path(text.removeprefix(PUBLISHED)))
         if given.classifier is not None:
             raise SegtailorError(f"{uri} has no option classifier; leave it out")
+        assert isinstance(model, Segmenter)
         model.name_taps(given.taps or {})
         model.preprocess = make_preprocess(model.name, {**model.preprocess.spec(), **given.preprocess})
     else:
@@ -320,27 +323,23 @@ def _load_own(path: Path, given: Choices, module: nn.Module | None = None) -> Ne
     for option, value in (("taps", given.taps), ("preprocess", given.preprocess)):
         if value:
             chosen[option] = {**(spec.get(option) or {}), **value}
+    spec = {**spec, **chosen}
+    needs_module = spec["name"].startswith(OBJECT)
+    if module is not None and not needs_module:
+        raise SegtailorError(f"{path} holds {spec['name']}, which needs no module; leave it out")
+    if module is None and needs_module:
+        raise SegtailorError(
+            f"{path} was trained from a Python object ({spec['name'].removeprefix(OBJECT)}); build it and pass it: "
+            "load_model(FILE, module=...)"
+        )
     try:
-        model = _rebuilt({**spec, **chosen}, path, module)
+        model = create_model(**spec) if module is None else adapt(module, **spec)
     except TypeError as error:
         raise SegtailorError(f"{path}: its card does not describe a model of this version ({error})") from error
     model.licenses = dict(card.get("licenses", {}))
     model.classes = tuple(card.get("classes") or ())
     fill(model, safetensors.torch.load_file(path), str(path), model.name)
     return model
-
-
-def _rebuilt(spec: dict[str, Any], path: Path, module: nn.Module | None) -> Network:
-    if not spec["name"].startswith(OBJECT):
-        if module is not None:
-            raise SegtailorError(f"{path} holds {spec['name']}, which needs no module; leave it out")
-        return create_model(**spec)
-    if module is None:
-        raise SegtailorError(
-            f"{path} was trained from a Python object ({spec['name'].removeprefix(OBJECT)}); build it and pass it: "
-            "load_model(FILE, module=...)"
-        )
-    return adapt(module, **spec)
 
 
 def _renamed(card: dict[str, Any]) -> dict[str, Any]:

@@ -28,15 +28,6 @@ def evenly_spaced(blocks: int) -> list[int]:
     return [blocks * (part + 1) // maps - 1 for part in range(maps)]
 
 
-def read_evenly(net: Any, model: nn.Module) -> nn.Module:
-    """Return a network like the feature network ``net`` that reads ``model`` at even depths, each under its last norm.
-
-    The norm makes the blocks alike in scale, which grows with depth in such a network.
-    """
-    feature_network: nn.Module = type(net)(model, out_indices=evenly_spaced(len(net.model.blocks)), norm=True)
-    return feature_network
-
-
 class TokenPyramid(nn.Module):
     """Enlarges the first of the maps (B,C,h,w) 4 times and the second twice, where that leaves a stride of at least 4.
 

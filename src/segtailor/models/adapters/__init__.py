@@ -6,10 +6,9 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from segtailor.errors import SegtailorError
-from segtailor.models.network import Network
 
 FAMILIES = {
     "hf": "segtailor.models.adapters.hf",
@@ -55,19 +54,7 @@ def family_of(name: str) -> str | None:
     return suffix if suffix in TEACHERS_ONLY and not colon else None
 
 
-def create_adapted(name: str, num_classes: int, pretrained: bool | str | Path, choices: Choices) -> Network:
-    """Build the network ``name`` (with its prefix) for ``num_classes``; ``pretrained`` loads what the library has."""
-    family, rest = _split(name)
-    return cast(Network, family.create(rest, num_classes, pretrained, choices))
-
-
-def load_adapted(uri: str, choices: Choices) -> Network:
-    """Load the trained network that ``uri`` names, with its own classes."""
-    family, rest = _split(uri)
-    return cast(Network, family.load(rest, choices))
-
-
-def _split(name: str) -> tuple[Any, str]:
+def split_name(name: str) -> tuple[Any, str]:
     """Return the module that reads ``name``, and what follows the prefix, or the whole of a bare path."""
     _, colon, rest = name.partition(":")
     return importlib.import_module(FAMILIES[family_of(name) or ""]), rest if colon else name

@@ -164,10 +164,10 @@ def create(rest: str, num_classes: int, pretrained: bool | str | Path, choices: 
     """
     if not isinstance(pretrained, bool):
         raise SegtailorError(f"hf:{rest}: pretrained is true or false; its weights come from the repository")
-    library(rest)
+    transformers = library(rest)
     if choices.config is not None:
         plain = dict(choices.config)
-        config = fetch(rest, lambda: library(rest).AutoConfig.for_model(**plain))
+        config = fetch(rest, lambda: transformers.AutoConfig.for_model(**plain))
         net = fetch(rest, lambda: _network_class(rest, config)(_with_classes(config, num_classes)))
         return _trainable(_wrapped(rest, num_classes, net, dict(choices.preprocess), choices))
     check_place(rest, pretrained)
@@ -213,6 +213,9 @@ def _wrapped(
     rest: str, num_classes: int, net: nn.Module, preprocess: dict[str, Any], choices: Choices, **known: Any
 ) -> Adapted:
     config: Any = net.config
+    plain: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    for local in ("_name_or_path", "transformers_version"):
+        plain.pop(local, None)
     kind = MaskClassifier if config.model_type in MASK_TYPES else HubNetwork
     return kind(
         f"hf:{rest}",
@@ -221,7 +224,7 @@ def _wrapped(
         make_preprocess(f"hf:{rest}", preprocess),
         classifier=choices.classifier,
         taps=choices.taps,
-        options={"config": _plain(config)},
+        options={"config": plain},
         **find_places(net),
         **known,
     )
@@ -248,14 +251,6 @@ def _read_config(rest: str) -> tuple[Any, str]:
     plain, _ = fetch(rest, lambda: transformers.PreTrainedConfig.get_config_dict(rest))
     config = fetch(rest, lambda: transformers.AutoConfig.from_pretrained(rest, trust_remote_code=False))
     return config, str(plain.get("_name_or_path") or "")
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    """Return the configuration as plain values that name no folder."""
-    values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    for name in ("_name_or_path", "transformers_version"):
-        values.pop(name, None)
-    return values
 
 
 def _network_class(rest: str, config: Any) -> Any:

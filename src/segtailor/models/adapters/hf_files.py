@@ -207,13 +207,10 @@ def _read_processor(rest: str, config: Any, needed: bool) -> Any:
 
 
 def _statistics(rest: str, processor: Any) -> dict[str, Any]:
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    if _does(processor, "do_normalize"):
-        mean, std = _three(rest, processor, "image_mean"), _three(rest, processor, "image_std")
+    normalizes = _does(processor, "do_normalize")
     return {
-        "mean": mean,
-        "std": std,
+        "mean": _three(rest, processor, "image_mean") if normalizes else (0.0, 0.0, 0.0),
+        "std": _three(rest, processor, "image_std") if normalizes else (1.0, 1.0, 1.0),
         "scale": float(processor.rescale_factor) if _does(processor, "do_rescale") else 1.0,
         "channel_order": "bgr" if _does(processor, "do_flip_channel_order") else "rgb",
     }
@@ -289,12 +286,11 @@ def read_encoder(rest: str, net_class: Any, config: Any, trained_classes: int) -
     """
     net, found = _read(rest, net_class, config)
     base = f"{net_class.base_model_prefix}."
-    missing, shapes = found["missing_keys"], [name for name, *_ in found["mismatched_keys"]]
     encoder = [name for name in net.state_dict() if name.startswith(base)]
-    lacking = [name for name in missing if name.startswith(base)]
+    lacking = [name for name in found["missing_keys"] if name.startswith(base)]
     if not encoder or len(lacking) == len(encoder):
         raise SegtailorError(f"hf:{rest} holds no encoder of a {net_class.__name__}; leave pretrained out")
-    _check(rest, net_class, lacking, (), [name for name in shapes if name.startswith(base)])
+    _check(rest, net_class, lacking, (), [name for name, *_ in found["mismatched_keys"] if name.startswith(base)])
     return net
 
 

@@ -233,19 +233,15 @@ def _find_logits(
     if fit:
         return fit[0]
     listed = ", ".join(_shown(key, value) for key, value in outputs.items())
-    if any(_are_indices(value, size) for value in outputs.values()):
+    planes = [value.squeeze() for value in outputs.values()]
+    if any(
+        plane.ndim == 2 and layout_of(plane[None, None], size) is not None and bool((plane == plane.round()).all())
+        for plane in planes
+    ):
         raise SegtailorError(
             f"{name} gives class indices and no logits ({listed}); export it again without its final argmax"
         )
     raise SegtailorError(f"{name} gives no map of class logits (1,K,h,w) ({listed}); choose another network")
-
-
-def _are_indices(value: Tensor, size: tuple[int, int]) -> bool:
-    """Return whether ``value`` is one whole number for each place of an image of ``size``."""
-    planes = value.squeeze()
-    return (
-        planes.ndim == 2 and layout_of(planes[None, None], size) is not None and bool((planes == planes.round()).all())
-    )
 
 
 def _shown(name: str, value: Tensor) -> str:

@@ -16,7 +16,7 @@ from segtailor.models.adapters.discovery import find_maps
 from segtailor.models.adapters.hf_files import fetch, front_matter, library, read_readme
 from segtailor.models.adapters.weights import fill_from, read_weights, widened, with_fresh_classifier
 from segtailor.models.adapters.wrapper import Adapted, make_preprocess, run_on_noise
-from segtailor.models.backbones import timm_license
+from segtailor.models.backbones import ANY_SIZE, timm_license
 from segtailor.models.network import Preprocess
 from segtailor.models.taps import evaluated, trace
 
@@ -124,12 +124,9 @@ def _file(rest: str, folder: Path, name: str) -> Path:
             raise SegtailorError(f"{folder} has no {name}: it is no folder that smp's save_pretrained wrote")
         return folder / name
 
-    def download() -> Path:
-        from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download
 
-        return Path(hf_hub_download(rest, name))
-
-    return fetch(rest, download, "smp")
+    return Path(fetch(rest, lambda: hf_hub_download(rest, name), "smp"))
 
 
 def _is_missing(error: BaseException | None) -> bool:
@@ -142,8 +139,6 @@ ARCHITECTURES = (
     *("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet", "PAN", "DeepLabV3", "DeepLabV3Plus", "UPerNet"),
     *("Segformer", "DPT"),
 )
-ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
-"""How an encoder of timm's is asked to take images of any size, best first."""
 DPT_STRIDE = 32
 OWN = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
 """Arguments set here, which a card's configuration leaves out."""
@@ -268,7 +263,10 @@ def _construct(smp: Any, rest: str, kind: Any, arguments: dict[str, Any]) -> Any
             except SegtailorError as error:
                 problem = error
     if problem is None or "Unknown model" in str(problem):
-        raise unknown("encoder of segmentation_models_pytorch", encoder, _encoders(smp)) from problem
+        import timm
+
+        names = [*smp.encoders.get_encoder_names(), *(f"tu-{name}" for name in timm.list_models())]
+        raise unknown("encoder of segmentation_models_pytorch", encoder, names) from problem
     raise problem
 
 
@@ -318,9 +316,3 @@ def _architecture(smp: Any, name: str) -> str:
 
 def _known(smp: Any) -> list[str]:
     return [name for name in ARCHITECTURES if isinstance(getattr(smp, name, None), type)]
-
-
-def _encoders(smp: Any) -> list[str]:
-    import timm
-
-    return [*smp.encoders.get_encoder_names(), *(f"tu-{name}" for name in timm.list_models())]

@@ -12,7 +12,7 @@ from torch import Tensor
 from segtailor.errors import SegtailorError, reason, unknown
 from segtailor.models.adapters import Choices
 from segtailor.models.adapters.weights import fill
-from segtailor.models.adapters.wrapper import Adapted, Ran
+from segtailor.models.adapters.wrapper import AUX, Adapted, Ran
 from segtailor.models.heads import resize
 from segtailor.models.network import Preprocess
 
@@ -32,7 +32,8 @@ class TorchvisionNetwork(Adapted):
         """Return ``tensors``; where they have no auxiliary classifier, the network loses its own."""
         if self.has_aux and not any(name.startswith("aux_classifier.") for name in tensors):
             setattr(self.net, "aux_classifier", None)  # noqa: B010  (typed as a module)
-            self._forget_aux()
+            self.has_aux = False
+            self._taps.sources.pop(AUX, None)
             self.options["config"] = {"aux_loss": False}
         return tensors
 

@@ -175,8 +175,7 @@ class Adapted(Network):
     @property
     def classifier(self) -> str | None:
         """The path of the module that computes the logits, where there is one."""
-        source = self._taps.sources.get(CLASSIFIER)
-        return None if source is None else source.path
+        return self._taps.sources[CLASSIFIER].path if CLASSIFIER in self._taps.sources else None
 
     def forward_normalized(self, inputs: Tensor) -> SegOutput:
         """Return the output for ``inputs`` (B,3,H,W) that are preprocessed already."""
@@ -219,11 +218,6 @@ class Adapted(Network):
         """Return what `create_model` needs to build the same network, as plain values."""
         own = {"name": self.name, "num_classes": self.num_classes, "preprocess": self.preprocess.spec()}
         return {**own, **self.options}
-
-    def _forget_aux(self) -> None:
-        """Have no auxiliary logits from now on; the family has taken their module out."""
-        self.has_aux = False
-        self._taps.sources.pop(AUX, None)
 
     def _find(
         self,
