@@ -46,6 +46,11 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
         raise
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` to ``path`` in UTF-8 as :func:`write_atomically` does."""
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+
+
 def _umask() -> int:
     """Return the process's umask; mkstemp ignores it and makes files private."""
     mask = os.umask(0)
