@@ -2,14 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs install clean
+.PHONY: demo test lint check docs install clean
 
 demo: install
 	$(BIN)/segtailor train toy-teacher --run.exists resume
 	$(BIN)/segtailor distill toy-kt --run.exists resume
 
-test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+# mypy alone takes a minute of one core
+test: .venv/.complete
+	$(MAKE) --no-print-directory --jobs 2 lint check
+
+check: .venv/.complete
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.complete
 	$(BIN)/ruff check .

@@ -111,6 +111,13 @@ def test_unknown_recipes_list_the_nearest() -> None:
         recipe_path("nowhere/x.yaml")
 
 
+def test_a_recipe_that_became_an_arm_is_named_only_where_there_is_such_an_arm() -> None:
+    with pytest.raises(SegtailorError, match=r"distill equal-cityscapes-deeplabv3-r101-r18 --arm kt, or"):
+        recipe_path("equal-kt-cityscapes-deeplabv3-r101-r18")
+    with pytest.raises(SegtailorError, match="unknown recipe 'equal-ktt-cityscapes-deeplabv3-r101-r18'; nearest: "):
+        recipe_path("equal-ktt-cityscapes-deeplabv3-r101-r18")
+
+
 @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "\tx"])
 def test_a_file_that_is_no_recipe_is_one_line(tmp_path: Path, text: str) -> None:
     file = tmp_path / "r.yaml"

@@ -38,12 +38,12 @@ def data_get(
     Archives are checked and unpacked into the layout that recipes read. After an interruption give the same
     command again.
     """
-    from segtailor.data.download.catalogue import Download, find_entry
+    from segtailor.data.download.catalogue import find_entry
     from segtailor.data.download.fetch import get
 
     entry = find_entry(name, variant)
-    print(entry.describe(root))
-    if isinstance(entry, Download):
+    print(entry if isinstance(entry, str) else entry.describe(root))
+    if not isinstance(entry, str) and entry.archives:
         print(get(entry, root, progress=True))
 
 

@@ -39,7 +39,7 @@ def load_object(spec: str) -> Callable[..., Any]:
     found = getattr(module, name, None)
     if found is None:
         names = [name for name, value in vars(module).items() if name[0] != "_" and callable(value)]
-        raise unknown(f"function of {module_name}", name, names)
+        raise unknown(f"function or class of {module_name}", name, names)
     if not callable(found):
         raise SegtailorError(f"{spec}: {name} is a {type(found).__name__}, no function or class")
     return found  # type: ignore[no-any-return]

@@ -211,7 +211,7 @@ def test_a_photo_is_turned_to_the_size_that_the_json_gives(tmp_path):
         (annotation(2, [box(0, 0, 1, 1)], image=7, id=70), "1 annotations of images that are not listed: 70"),
         (annotation(3, [box(0, 0, 1, 1)]), "1 annotations of categories that are not listed: 0"),
         (annotation(2, [], id=5), r"1 annotations without an outline \(a box does not say which pixels\): 5"),
-        ({"image_id": 1}, r"annotations\[0\] has no valid `category_id`"),
+        ({"image_id": 1}, r"annotations\.0\.category_id: Field required"),
         (annotation(2, [[1, 2, 3]]), r"cannot read .*train\.json: an annotation of a: a polygon of 3 numbers"),
         (annotation(2, [["x", "y"]]), r"cannot read .*train\.json: an annotation of a"),
         (annotation(2, box(0, 0, 1, 1)), r"a shape must be a list of polygons \[\[x, y, x, y, \.\.\.\], \.\.\.\]"),
@@ -231,10 +231,13 @@ def test_bad_annotations_are_one_line(tmp_path, wrong, message):
     ("text", "message"),
     [
         ("{", "cannot read .* as JSON"),
-        ("[]", "has no list `images`"),
-        ('{"images": [], "annotations": []}', "has no list `categories`"),
-        ('{"images": [], "annotations": [], "categories": []}', "has no images"),
-        ('{"images": [{"id": 1, "file_name": "a.jpg"}]}', r"images\[0\] has no valid `height`"),
+        ("[]", "the content: Input should be a valid dictionary"),
+        (
+            '{"images": [{"id": 1, "file_name": "a.jpg", "height": 1, "width": 1}], "annotations": []}',
+            "categories: Field required",
+        ),
+        ('{"images": [], "annotations": [], "categories": []}', "images: List should have at least 1 item"),
+        ('{"images": [{"id": 1, "file_name": "a.jpg"}]}', r"images\.0\.height: Field required"),
     ],
 )
 def test_what_is_no_coco_json_is_one_line(tmp_path, text, message):

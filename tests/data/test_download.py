@@ -16,9 +16,11 @@ from PIL import Image
 from data.trees import write_image, write_mask
 from data.web import Web, matrix, tarred, zipped
 from segtailor.data.benchmark import BenchmarkDataset, Variant
-from segtailor.data.download.catalogue import Archive, Download
+from segtailor.data.download.catalogue import Archive, Entry
 from segtailor.data.download.convert import convert_stuff, merge_boundaries, read_boundaries_mask
 from segtailor.data.download.fetch import RETRIES, fetch, get, unpack
+from segtailor.data.image_io import UnreadableFile
+from segtailor.data.pairing import Pair
 from segtailor.errors import SegtailorError
 
 
@@ -43,10 +45,10 @@ def serve(web: Web, file: str, content: bytes, parts: dict[str, str], checked: b
     return Archive(file, (web.url(file),), len(content), checksum, parts, len(content))
 
 
-def entry(*archives: Archive, **options) -> Download:
+def entry(*archives: Archive, **options) -> Entry:
     variants = (Variant("default", (("road", (0, 0, 0)),), {}),)
     known = BenchmarkDataset("street", "Street", "free", Path("data/street"), variants)
-    return Download(known, "https://example.org", archives, **options)
+    return Entry(known, "https://example.org", archives, **options)
 
 
 def names(folder: Path) -> list[str]:
@@ -311,8 +313,8 @@ def test_a_matlab_file_that_is_something_else(web, tmp_path):
     path = tmp_path / "a.mat"
     for content in (b"nothing", matrix(np.zeros((2, 3, 4), np.uint8)), matrix(np.zeros((2, 3)))):
         path.write_bytes(content)
-        with pytest.raises(SegtailorError, match=r"cannot read .*a\.mat as a mask") as caught:
-            read_boundaries_mask(path)
+        with pytest.raises(UnreadableFile, match=r"holds no whole numbers|not a readable MATLAB file") as caught:
+            read_boundaries_mask(Pair(path, path, "a"))
         assert "\n" not in str(caught.value)
     archive = serve(web, "s.zip", zipped({"annotations/x.mat": b"nothing"}), {"annotations/": ".matlab/annotations/"})
     with pytest.raises(SegtailorError, match=r"cannot read .*x\.mat: not a readable MATLAB file"):
@@ -325,7 +327,8 @@ def test_boundaries_as_they_are_published(tmp_path):
     mask = np.array([[0, 15, 15], [20, 0, 0]], np.uint8)
     path = tmp_path / "b.mat"
     savemat(path, {"GTcls": {"Segmentation": mask, "CategoriesPresent": [15, 20]}}, do_compression=True)
-    assert np.array_equal(read_boundaries_mask(path), mask)
+    pair = Pair(path, path, "b")
+    assert np.array_equal(read_boundaries_mask(pair), mask)
     path.write_bytes(path.read_bytes()[:150])
-    with pytest.raises(SegtailorError, match=r"cannot read .*b\.mat as a mask"):
-        read_boundaries_mask(path)
+    with pytest.raises(UnreadableFile, match="not a readable MATLAB file"):
+        read_boundaries_mask(pair)

@@ -14,7 +14,7 @@ from data.web import Web, matrix, tarred, zipped
 from segtailor.config import DataConfig
 from segtailor.data import create_dataset, list_datasets
 from segtailor.data.download import catalogue
-from segtailor.data.download.catalogue import Download, Manual, find_entry, read_catalogue
+from segtailor.data.download.catalogue import Entry, find_entry, read_catalogue
 from segtailor.data.download.fetch import get
 from segtailor.errors import SegtailorError
 
@@ -83,7 +83,7 @@ CONTENTS = {
 }
 
 
-def on(web: Web, entry: Download) -> Download:
+def on(web: Web, entry: Entry) -> Entry:
     """Return ``entry`` with its archives on this machine, small."""
     archives = []
     for archive in entry.archives:
@@ -107,7 +107,7 @@ def on(web: Web, entry: Download) -> Download:
 )
 def test_what_is_fetched_is_what_its_reader_reads(web, tmp_path, name, variant, splits, targets):
     entry = find_entry(name, variant)
-    assert isinstance(entry, Download)
+    assert isinstance(entry, Entry)
     message = get(on(web, entry), tmp_path / "root")
     config = DataConfig(name=name, variant=variant, root=tmp_path / "root")
     found = set()
@@ -125,8 +125,8 @@ def test_what_is_fetched_is_what_its_reader_reads(web, tmp_path, name, variant, 
 def test_every_data_set_is_fetched_or_explained():
     for name in list_datasets():
         entry = find_entry(name)
-        text = entry.describe()
-        if isinstance(entry, Download | Manual):
+        text = entry.describe() if isinstance(entry, Entry) else entry
+        if isinstance(entry, Entry):
             assert f"license: {entry.known.license}" in text
             assert str(entry.known.root) in text
         assert name in text
@@ -164,7 +164,7 @@ def run(run_data):
 
 def test_command_fetches_to_where_recipes_look(run, web, tmp_path, monkeypatch):
     entry = on(web, find_entry("ade20k"))
-    monkeypatch.setattr(catalogue, "read_catalogue", lambda: ((entry,), (), {}))
+    monkeypatch.setattr(catalogue, "read_catalogue", lambda: ((entry,), {}))
     code, out, _ = run("ade20k")
     assert code == 0
     assert "license: ADE20K" in out
@@ -202,7 +202,7 @@ def test_command_reports_mistakes_in_one_line(run, web, tmp_path, monkeypatch):
     assert "unknown data set 'cityscape'; nearest: cityscapes" in error
     entry = on(web, find_entry("ade20k"))
     web.files.clear()
-    monkeypatch.setattr(catalogue, "read_catalogue", lambda: ((entry,), (), {}))
+    monkeypatch.setattr(catalogue, "read_catalogue", lambda: ((entry,), {}))
     monkeypatch.setattr("pooch.core.time.sleep", lambda _: None)
     code, _, error = run("ade20k")
     assert code == 2

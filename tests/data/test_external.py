@@ -224,7 +224,7 @@ def test_a_module_opens_the_splits_of_a_recipe(mine):
 @pytest.mark.parametrize(
     ("name", "options", "split", "message"),
     [
-        ("mysets:mak", {}, "train", "unknown function of mysets 'mak'; nearest: make"),
+        ("mysets:mak", {}, "train", "unknown function or class of mysets 'mak'; nearest: make"),
         ("nosets:make", {}, "train", r"cannot import nosets \(.*\); is it on PYTHONPATH"),
         ("mysets:make", {"root": Path()}, "broken", r"split=broken\): KeyError: 'nothing' \(mysets.py, line \d+\)"),
         ("mysets:make_nothing", {}, "train", r"\(int\) needs len\(\) and samples by index"),

@@ -34,7 +34,7 @@ def test_val(tmp_path):
     [
         ({"split": "test"}, "unknown split of loveda .all. 'test'.*masks of its test images are not published"),
         ({"variant": "Urbn"}, "unknown variant of loveda 'Urbn'; nearest: urban"),
-        ({"masks": "color"}, "loveda is a known data set and does not read data.masks"),
+        ({"masks": "color"}, "loveda does not read data.masks"),
     ],
 )
 def test_what_loveda_does_not_have_is_an_error(tmp_path, options, message):

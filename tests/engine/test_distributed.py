@@ -2,8 +2,6 @@
 
 import copy
 import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +13,7 @@ import yaml
 from torch import Tensor, nn
 
 import segtailor
+from processes import command_under_torchrun, under_torchrun
 from segtailor.config import DataConfig, EvaluateConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from segtailor.data import create_dataset
 from segtailor.data.loader import Batch
@@ -92,25 +91,9 @@ def worker(rank: int, variant: str, folder: str) -> None:
     torch.save(trained(2, rank, 2, variant, Path(folder) / f"run{rank}"), Path(folder) / f"{rank}.pt")
 
 
-def on_two_processes(function: Any, *arguments: Any) -> None:
-    """Run ``function(rank, *arguments)`` on two processes that ``launch`` takes for one job."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_with_rank, (port, function, arguments), nprocs=2)
-
-
-def _with_rank(rank: int, port: int, function: Any, arguments: tuple[Any, ...]) -> None:
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
-    }  # fmt: skip
-    function(rank, *arguments)
-
-
 @pytest.mark.parametrize("variant", ["published", "clean"])
 def test_two_processes_equal_one(tmp_path: Path, variant: str) -> None:
-    on_two_processes(worker, variant, str(tmp_path))
+    under_torchrun(worker, variant, str(tmp_path))
     one = trained(1, 0, BATCH, variant, tmp_path / "one")
     for rank in range(2):
         both = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
@@ -127,38 +110,38 @@ def test_two_micro_batches_equal_one(tmp_path: Path, variant: str) -> None:
     assert any(not torch.equal(one[f"student.{name}"], value) for name, value in untrained.items())
 
 
-@pytest.mark.parametrize("launcher", [["torch.distributed.run", "--nproc-per-node", "2", "-m", "segtailor.cli"], []])
-def test_the_command_runs_on_two_processes(tmp_path: Path, teacher_run: Path, launcher: list[str]) -> None:
+@pytest.mark.parametrize("torchrun", [True, False])
+def test_the_command_runs_on_two_processes(tmp_path: Path, teacher_run: Path, torchrun: bool) -> None:
     recipe = tmp_path / "two.yaml"
-    recipe.write_text(yaml.safe_dump({**tiny_distill(tmp_path, teacher_run, "two", steps=8), "baseline": "train"}))
-    words = [sys.executable, "-m", *(launcher or ["segtailor.cli"]), "distill", str(recipe)]
-    words += [] if launcher else ["--train.devices", "2"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
+    made = {**tiny_distill(tmp_path, teacher_run, "two", steps=3), "baseline": "train" if torchrun else "none"}
+    recipe.write_text(yaml.safe_dump({**made, "evaluate": {"every": 3, "batch": 32, "samples": 1}}))
+    words = ["distill", str(recipe)]
+    if torchrun:
+        command_under_torchrun(words, tmp_path / "output.txt")
+    else:
+        words = [sys.executable, "-m", "segtailor.cli", *words, "--train.devices", "2"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "two" / "results.json").read_text())
     assert results["environment"]["processes"] == "2"
-    assert [row["role"] for row in results["rows"]] == ["teacher", "alone", "distilled"]
+    roles = ["teacher", "alone", "distilled"] if torchrun else ["teacher", "distilled"]
+    assert [row["role"] for row in results["rows"]] == roles
     steps = [line["step"] for line in read_metrics(tmp_path / "two" / "metrics.jsonl") if line["kind"] == "train"]
-    assert steps == list(range(1, 9))
-
-
-@pytest.fixture
-def few_toy_images() -> None:
-    """All validation scenes, as the processes that are started here see them."""
+    assert steps == [1, 2, 3]
 
 
 def whole_and_in_parts(rank: int, folder: str) -> None:
     """Train twice, the second time with a stop after the first step; batch norm sees each process's images alone."""
     data = DataConfig(**TINY_DATA)
     train, val = (create_dataset(data, split, training=split == "train") for split in ("train", "val"))
-    config = TrainConfig(steps=3, batch=4, threads=1, ema=0.5, optimizer=OptimizerConfig(lr=0.005))
+    config = TrainConfig(steps=10, batch=4, threads=1, ema=0.5, optimizer=OptimizerConfig(lr=0.005))
 
     def fitted(name: str) -> Trained:
         torch.manual_seed(0)
         learner = Distiller(create_model(TINY_MODEL, 9), {})
         return fit(launch(config), learner, None, RunSpec("x", Path(folder) / name, train, val, data, config, every))
 
-    every = EvaluateConfig(every=3, batch=8)
+    every = EvaluateConfig(every=10, batch=8)
     whole = fitted("whole")
     if rank == 0:
         save_model(whole.student, Path(folder) / "student.safetensors")
@@ -170,7 +153,7 @@ def whole_and_in_parts(rank: int, folder: str) -> None:
 
 
 def test_scores_of_two_processes_are_those_of_the_saved_student(tmp_path: Path) -> None:
-    on_two_processes(whole_and_in_parts, str(tmp_path))
+    under_torchrun(whole_and_in_parts, str(tmp_path))
     whole, parts = (
         [line for line in read_metrics(tmp_path / name / "metrics.jsonl") if line["kind"] == "evaluate"]
         for name in ("whole", "parts")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from methods.cases import CLASSES, STUDENT, TEACHER, labels, output, tensors
 from methods.tester import NoSyncNoFullSize
+from processes import under_torchrun
 from segtailor.config import DataConfig, EvaluateConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from segtailor.data.loader import Batch, UnlabelledRows
 from segtailor.data.pseudo import UnlabelledImages
@@ -24,7 +25,7 @@ from segtailor.losses import Step, cross_entropy
 from segtailor.methods import METHODS, create_method
 from segtailor.models.network import SegOutput
 
-from .test_distributed import Plain, on_two_processes
+from .test_distributed import Plain
 
 SIZE = (16, 24)
 CLASS_READERS = {"ifvd", "bpkd", "heteroakd", "cirkd"}
@@ -263,7 +264,7 @@ def test_two_micro_batches_equal_one(tmp_path: Path, names: list[str]) -> None:
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     names = ["kd", "ifvd"]
-    on_two_processes(worker, names, str(tmp_path))
+    under_torchrun(worker, names, str(tmp_path))
     one = trained(1, 0, 8, names, tmp_path / "one")
     for rank in range(2):
         both = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

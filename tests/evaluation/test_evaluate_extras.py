@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from processes import under_torchrun
 from segtailor.errors import SegtailorError
 from segtailor.evaluation import BoundarySettings, Metrics, evaluate_model, predict_logits
 
@@ -98,25 +99,18 @@ def _counts(result):
     return result.per_image.tolist(), result.confusion.tolist()
 
 
-def _worker(rank, world, file, queue):
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
-    result = evaluate_model(
-        TinyModel(), TinyData(SIZES), batch=2, rank=rank, world=world, teacher=TinyModel(seed=1), **ALL
-    )
-    queue.put((result.calibration, result.boundary, result.agreement, _counts(result)))
+def _worker(rank, folder):
+    dist.init_process_group("gloo")
+    result = evaluate_model(TinyModel(), TinyData(SIZES), batch=2, rank=rank, world=2, teacher=TinyModel(seed=1), **ALL)
+    found = (result.calibration, result.boundary, result.agreement, _counts(result))
+    (folder / f"{rank}.pickle").write_bytes(pickle.dumps(found))
     dist.destroy_process_group()
 
 
 def test_two_processes_equal_one(tmp_path):
-    context = mp.get_context("spawn")
-    queue = context.SimpleQueue()
-    processes = [context.Process(target=_worker, args=(rank, 2, tmp_path / "store", queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    found = [queue.get() for _ in processes]
-    for process in processes:
-        process.join(60)
+    under_torchrun(_worker, tmp_path)
     alone = evaluate_model(TinyModel(), TinyData(SIZES), batch=2, teacher=TinyModel(seed=1), **ALL)
-    for calibration, *counted in found:
+    for rank in range(2):
+        calibration, *counted = pickle.loads((tmp_path / f"{rank}.pickle").read_bytes())
         _assert_calibrated_alike(calibration, alone.calibration)
         assert counted == [alone.boundary, alone.agreement, _counts(alone)]

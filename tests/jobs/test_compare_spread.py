@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import torch
 import yaml
 
 import segtailor
+from processes import command_under_torchrun
 from segtailor.errors import SegtailorError
 from segtailor.models import load_model
 from segtailor.results.model import read_comparison
@@ -27,13 +25,6 @@ def written(folder: Path, teacher: Path, **settings: Any) -> Path:
     folder.mkdir(parents=True)
     path.write_text(yaml.safe_dump(recipe))
     return path
-
-
-def run(words: list[str]) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def students(folder: Path) -> dict[tuple[str, int], dict[str, torch.Tensor]]:
@@ -60,29 +51,45 @@ def test_seeds_dealt_out_give_the_same(
 ) -> None:
     folder = tmp_path / "spread"
     path = written(folder, teacher_run)
-    command = ["-m", "segtailor.cli", "compare", str(path)]
-    output = run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *command])
+    output = command_under_torchrun(["compare", str(path)], tmp_path / "output.txt")
     assert "difference to none" in output
     torch.testing.assert_close(students(folder), expected, rtol=0, atol=0)
     assert read_comparison(folder / "comparison").problems == []
 
 
+SLOW = """
+import os
+import time
+
+from segtailor.methods.kd import PixelKD
+
+time.sleep(2 if os.environ["RANK"] == "0" else 0)  # imported before the folder is opened
+
+
+class Slow(PixelKD):
+    name = "slow"
+"""
+
+
+def test_other_processes_wait_until_the_first_has_replaced_the_folder(
+    tmp_path: Path, teacher_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    old = written(tmp_path / "runs", teacher_run, arms={"kd": "kd"}, seeds=[0])
+    segtailor.compare(old)
+    recipe = yaml.safe_load(old.read_text()) | {"arms": {"slow": "module:slow:Slow"}, "seeds": [0, 1]}
+    old.write_text(yaml.safe_dump(recipe))
+    monkeypatch.syspath_prepend(tmp_path)
+    command_under_torchrun(["compare", str(old), "--run.exists", "replace"], tmp_path / "output.txt")
+    comparison = read_comparison(tmp_path / "runs" / "comparison")
+    assert comparison.problems == []
+    assert (comparison.arms, list(comparison.finished("slow"))) == (("none", "slow"), [0, 1])
+
+
 def test_each_arm_can_be_data_parallel(tmp_path: Path, teacher_run: Path) -> None:
     folder = tmp_path / "parallel"
     path = written(folder, teacher_run, spread="data", seeds=[0])
-    run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            "2",
-            "-m",
-            "segtailor.cli",
-            "compare",
-            str(path),
-        ]
-    )
+    command_under_torchrun(["compare", str(path)], tmp_path / "output.txt")
     comparison = read_comparison(folder / "comparison")
     assert comparison.problems == []
     assert comparison.environment["processes"] == "2"

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from processes import SERVER
 from segtailor.losses import Step, cross_entropy
 from segtailor.methods import Method, create_method
 from segtailor.models.network import SegOutput
@@ -106,7 +106,7 @@ class Pair:
     """Two worker processes; :meth:`step` runs :func:`step_gradients` on both and returns the first one's result."""
 
     def __init__(self, port: int) -> None:
-        context = mp.get_context("spawn")
+        context = SERVER
         self.pipes, self.workers = [], []
         for rank in range(2):
             here, there = context.Pipe()

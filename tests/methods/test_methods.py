@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,12 @@ import pytest
 import torch
 import yaml
 
-import segtailor
+from segtailor.cli import main
 from segtailor.engine.logging import read_metrics
 from segtailor.errors import SegtailorError
 from segtailor.methods import METHODS, check_options, create_method, find_method, list_methods
 from segtailor.methods.describe import describe, listing_pages, pages, with_lists
-from tiny import tiny_distill, tiny_train
+from tiny import tiny_distill
 
 from .cases import CLASSES, STUDENT, TEACHER, labels, output
 
@@ -151,6 +149,22 @@ class Taken(Bare):
     name = "kd"
 
 
+class DemandingOptions(segtailor.MethodOptions):
+    size: int
+
+
+class Demanding(segtailor.Method[DemandingOptions]):
+    name = "demanding"
+    summary = ""
+    inputs = frozenset({"neck"})
+
+    def build(self, student, teacher):
+        self.width = student["neck"] + teacher["neck"] * self.options.size
+
+    def terms(self, student, teacher, target, step):
+        return {}
+
+
 class Other:
     pass
 
@@ -179,6 +193,9 @@ def test_a_method_of_another_package_works_like_ours(mine: Path) -> None:
     }
     assert "- Inputs: logits" in describe("module:others_methods:Mine")
     assert "# mine" in describe("module:others_methods:Mine")
+    demanding = describe("module:others_methods:Demanding")
+    assert "- Inputs: neck" in demanding
+    assert "- `size`: which computation (whole number; required)" in demanding
     with pytest.raises(SegtailorError, match="unknown option of method 'module:others_methods:Mine' 'weight_of'"):
         check_options("module:others_methods:Mine", {"weight_of": 1})
 
@@ -200,7 +217,7 @@ def test_a_package_registers_methods_by_entry_points(mine: Path) -> None:
     [
         ("module:nowhere:Mine", "cannot import nowhere .*is it on PYTHONPATH"),
         ("module:others_methods", "write module:package.module"),
-        ("module:others_methods:Mime", "unknown function of others_methods 'Mime'; nearest: Mine"),
+        ("module:others_methods:Mime", "unknown function or class of others_methods 'Mime'; nearest: Mine"),
         ("module:others_methods:Other", "a class that does not derive from segtailor.Method; write class Mine"),
         ("module:others_methods:function", "is a function that does not derive from segtailor.Method"),
         ("module:others_methods:NoTerms", r"lacks terms\(\); its class must define"),
@@ -213,17 +230,16 @@ def test_mistakes_in_anothers_method_are_one_line(mine: Path, spec: str, message
     assert "\n" not in str(error.value)
 
 
-def test_the_command_line_trains_with_a_file_on_the_import_path(tmp_path: Path) -> None:
-    (tmp_path / "others_methods.py").write_text(MINE)
-    teacher = segtailor.train(tiny_train(tmp_path / "runs", steps=1)).folder
-    made = tiny_distill(tmp_path / "runs", teacher, steps=2)
+def test_the_command_line_trains_with_a_file_on_the_import_path(
+    mine: Path, teacher_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tiny_distill(mine / "runs", teacher_run, steps=2)
     listed = [{"name": "module:others_methods:Mine", "weight": 0.5, "weight_of_it": 3.0}, "module:others_methods:Bare"]
-    recipe = tmp_path / "recipe.yaml"
+    recipe = mine / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({**made, "method": listed}))
-    words = [sys.executable, "-m", "segtailor.cli", "distill", str(recipe)]
-    paths = [str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    terms = read_metrics(tmp_path / "runs" / "student" / "metrics.jsonl")[0]["terms"]
+    monkeypatch.setattr(sys, "argv", ["segtailor", "distill", str(recipe)])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert not done.value.code
+    terms = read_metrics(mine / "runs" / "student" / "metrics.jsonl")[0]["terms"]
     assert {"task", "mine.squares", "bare.absolute"} <= terms.keys()

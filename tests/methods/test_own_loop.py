@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import socket
 import sys
 import types
 from pathlib import Path
@@ -18,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import segtailor
+from processes import under_torchrun
 from segtailor.errors import SegtailorError
 from segtailor.methods import METHODS, DistillationLoss, create_method
 from segtailor.models import create_model
@@ -195,19 +194,15 @@ def gradients(rank: int, world: int, name: str) -> dict[str, Tensor]:
     return {key: value.grad for key, value in named if value.grad is not None}
 
 
-def worker(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def worker(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo")
     for name in ("kd", "feature", "adversarial"):
         torch.save(gradients(rank, 2, name), Path(folder) / f"{name}{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, str(tmp_path)), nprocs=2)
+    under_torchrun(worker, str(tmp_path))
     for name in ("kd", "feature", "adversarial"):
         alone = gradients(0, 1, name)
         for rank in range(2):

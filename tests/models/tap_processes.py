@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from processes import SERVER
 from segtailor import create_model
 
 from .foreign import photo
@@ -51,7 +51,7 @@ def work(rank: int, port: int, taps: dict[str, str]) -> dict[str, dict[str, Tens
 
 def on_two_processes(port: int, taps: dict[str, str]) -> dict[str, dict[str, Tensor]]:
     """Return, by network, the gradients that the first of two processes ends with."""
-    second = mp.get_context("spawn").Process(target=work, args=(1, port, taps), daemon=True)
+    second = SERVER.Process(target=work, args=(1, port, taps), daemon=True)
     second.start()
     found = work(0, port, taps)
     second.join(60)

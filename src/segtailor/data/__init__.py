@@ -63,8 +63,6 @@ class Reader(NamedTuple):
 VALUES = frozenset({"values", "void", "reduce_zero_label"})
 BENCHMARK_FIELDS = VALUES | {"root", "variant"}
 EXTERNAL_FIELDS = BENCHMARK_FIELDS | {"classes"}
-# Fields for your own images, which the benchmark data sets refuse with a message that explains more.
-REFUSED = frozenset({"classes", "splits", "masks", "annotations"})
 
 READERS: tuple[tuple[BenchmarkDataset, Create], ...] = (
     (ADE20K, create_ade20k),
@@ -134,7 +132,7 @@ def check_fields(config: DataConfig) -> None:
     if config.name in FORMS:
         read = FORMS[config.name].fields
     else:
-        read = BENCHMARK_FIELDS | REFUSED if config.name in BENCHMARKS else EXTERNAL_FIELDS
+        read = BENCHMARK_FIELDS if config.name in BENCHMARKS else EXTERNAL_FIELDS
     some = frozenset[str]().union(*(reader.fields for reader in FORMS.values())) | BENCHMARK_FIELDS
     default = DataConfig()
     if ignored := [field for field in sorted(some - read) if getattr(config, field) != getattr(default, field)]:

@@ -17,8 +17,6 @@ from segtailor.data.pairing import Pair, require_folder
 from segtailor.errors import SegtailorError, unknown
 
 TABLES = Path(__file__).parent / "classes"
-# Fields that describe your own images.
-OWN_FIELDS = ("classes", "splits", "masks", "annotations")
 
 
 class Variant(NamedTuple):
@@ -86,15 +84,7 @@ class BenchmarkDataset(NamedTuple):
         return found
 
     def variant(self, config: DataConfig) -> Variant:
-        """Return the variant that ``config`` asks for.
-
-        Raises ``SegtailorError`` for an unknown one, and for fields that describe only your own images.
-        """
-        if given := [f"data.{field}" for field in OWN_FIELDS if getattr(config, field) is not None]:
-            raise SegtailorError(
-                f"{self.name} is a known data set and does not read {' and '.join(given)}; leave out what describes "
-                "your own images, or set data.name: folder"
-            )
+        """Return the variant that ``config`` asks for; raises ``SegtailorError`` for an unknown one."""
         if config.variant is None:
             return self.variants[0]
         found = next((variant for variant in self.variants if variant.name == config.variant), None)

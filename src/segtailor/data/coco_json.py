@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from segtailor.config import DataConfig
 from segtailor.data.base import check_classes, some
@@ -23,12 +24,43 @@ from segtailor.errors import SegtailorError, unknown
 from segtailor.files import VOID, Color, Size
 
 KIND = "a JSON with images, annotations and categories in COCO's format"
-# The fields that are needed of each entry, and their types.
-NEEDED: dict[str, dict[str, Any]] = {
-    "images": {"id": int | str, "file_name": str, "height": int, "width": int},
-    "annotations": {"image_id": int | str, "category_id": int},
-    "categories": {"id": int, "name": str},
-}
+
+
+class ImageEntry(BaseModel):
+    """An entry of `images`; ``name`` is the path without suffix."""
+
+    id: int | str
+    file_name: Annotated[str, AfterValidator(lambda text: text.replace("\\", "/"))]
+    height: int
+    width: int
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return PurePosixPath(self.file_name).with_suffix("").as_posix()
+
+
+class Annotation(BaseModel):
+    """An entry of `annotations`."""
+
+    image_id: int | str
+    category_id: int
+    segmentation: Any = None
+    id: Any = None
+
+
+class Category(BaseModel):
+    """An entry of `categories`."""
+
+    id: int
+    name: str
+
+
+class CocoFile(BaseModel):
+    """What is read of a JSON in COCO's format."""
+
+    images: list[ImageEntry] = Field(min_length=1)
+    annotations: list[Annotation]
+    categories: list[Category] = Field(min_length=1)
 
 
 class Outlines(NamedTuple):
@@ -61,14 +93,6 @@ class OutlineMasks:
         return target
 
 
-class Classes(NamedTuple):
-    """The classes, the class index of each category id, and the value of uncovered pixels."""
-
-    described: ClassesFile
-    of_category: dict[int, int]
-    uncovered: int
-
-
 def create_coco_json(config: DataConfig, split: str, training: bool) -> FileDataset:
     """Return the images of the JSON ``config.annotations``, in its order; ``{split}`` in the path is ``split``.
 
@@ -86,49 +110,39 @@ def create_coco_json(config: DataConfig, split: str, training: bool) -> FileData
             f"{path} would be the split {config.train_split} and the split {config.val_split} alike; give each split a "
             "JSON and write {split} in data.annotations"
         )
-    images, annotations, categories = read_coco(path)
+    content = read_coco(path)
+    categories: dict[int, str] = {}
+    for entry in sorted(content.categories, key=lambda entry: entry.id):
+        if categories.setdefault(entry.id, entry.name) != entry.name:
+            both = f"{categories[entry.id]} and {entry.name}"
+            raise SegtailorError(f"{path}: the category id {entry.id} belongs to {both}; give each its own")
     described_in = class_file(config, path)
     described = read_classes(described_in) if described_in is not None else None
-    used = Counter(annotation["category_id"] for annotation in annotations)
-    classes = match_classes(categories, used, described, f"{described_in}", path)
-    outlines = _outlines(images, annotations, classes.of_category, path)
-    values = MaskValues({index: index for index in range(len(classes.described.classes))})
-    pairs = _pairs(images, _image_folders(config, split, path), path)
-    read_mask = OutlineMasks(outlines, classes.uncovered)
-    return FileDataset(pairs, config, split, training, classes.described, values, read_mask)
+    used = Counter(annotation.category_id for annotation in content.annotations)
+    described = match_classes(categories, used, described, f"{described_in}", path)
+    index = {name: position for position, name in enumerate(described.classes)}
+    of_category = {id_: index[name] for id_, name in categories.items() if name in index}
+    read_mask = OutlineMasks(_outlines(content, of_category, path), index.get(BACKGROUND, VOID))
+    values = MaskValues({position: position for position in index.values()})
+    pairs = _pairs(content.images, _image_folders(config, split, path), path)
+    return FileDataset(pairs, config, split, training, described, values, read_mask)
 
 
-def read_coco(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[int, str]]:
-    """Return images, annotations, and the names of the categories by id; raises ``SegtailorError``."""
+def read_coco(path: Path) -> CocoFile:
+    """Return the content of the JSON at ``path``; raises ``SegtailorError`` for the first entry that is wrong."""
     try:
-        with path.open("rb") as file:
-            content = json.load(file)
+        return CocoFile.model_validate(json.loads(path.read_bytes()))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the content"
+        raise SegtailorError(f"{path}: {place}: {first['msg']}; expected {KIND}") from None
     except (OSError, ValueError) as error:
         raise SegtailorError(f"cannot read {path} as JSON: {' '.join(str(error).split())}") from error
-    for key, fields in NEEDED.items():
-        entries = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(entries, list):
-            raise SegtailorError(f"{path} has no list `{key}`; expected {KIND}")
-        for number, entry in enumerate(entries):
-            for name, kind in fields.items():
-                if isinstance(entry, dict) and isinstance(value := entry.get(name), float) and value.is_integer():
-                    entry[name] = int(value)  # as some exporters write whole numbers
-                if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
-                    raise SegtailorError(f"{path}: {key}[{number}] has no valid `{name}`; expected {KIND}")
-    for key in ("images", "categories"):
-        if not content[key]:
-            raise SegtailorError(f"{path} has no {key}; expected {KIND}")
-    names: dict[int, str] = {}
-    for entry in content["categories"]:
-        if names.setdefault(entry["id"], entry["name"]) != entry["name"]:
-            both = f"{names[entry['id']]} and {entry['name']}"
-            raise SegtailorError(f"{path}: the category id {entry['id']} belongs to {both}; give each its own")
-    return content["images"], content["annotations"], dict(sorted(names.items()))
 
 
 def match_classes(
     categories: Mapping[int, str], used: Mapping[int, int], described: ClassesFile | None, named: str, path: Path
-) -> Classes:
+) -> ClassesFile:
     """Return the classes: the categories in the order of their ids, those of one name joined.
 
     Without a class file a class ``background`` comes first, unless a category has that name: the pixels that nothing
@@ -142,45 +156,38 @@ def match_classes(
         names = [BACKGROUND] * added + names
         check_classes(f"{path} (with {BACKGROUND} for uncovered pixels)" if added else str(path), tuple(names))
         black: tuple[Color, ...] = ((0, 0, 0),) * added
-        described = ClassesFile(classes=names, palette=[*black, *distinct_colors(len(names) - added)])
-    else:
-        for name in described.classes:
-            if name not in names and name != BACKGROUND:
-                raise unknown("category", name, names, f"{named} names it, but {path} has no such category")
-        unnamed = {id_: name for id_, name in categories.items() if name not in described.classes}
-        if left := [f"{name} ({used[id_]})" for id_, name in unnamed.items() if used.get(id_)]:
-            raise SegtailorError(
-                f"{path} has annotations of {len(left)} categories that {named} does not name: {some(left)}; add them"
-            )
-    index = {name: position for position, name in enumerate(described.classes)}
-    of_category = {id_: index[name] for id_, name in categories.items() if name in index}
-    return Classes(described, of_category, index.get(BACKGROUND, VOID))
+        return ClassesFile(classes=names, palette=[*black, *distinct_colors(len(names) - added)])
+    for name in described.classes:
+        if name not in names and name != BACKGROUND:
+            raise unknown("category", name, names, f"{named} names it, but {path} has no such category")
+    unnamed = {id_: name for id_, name in categories.items() if name not in described.classes}
+    if left := [f"{name} ({used[id_]})" for id_, name in unnamed.items() if used.get(id_)]:
+        raise SegtailorError(
+            f"{path} has annotations of {len(left)} categories that {named} does not name: {some(left)}; add them"
+        )
+    return described
 
 
-def _outlines(
-    images: list[dict[str, Any]], annotations: list[dict[str, Any]], of_category: Mapping[int, int], path: Path
-) -> dict[str, Outlines]:
-    shapes: dict[int | str, list[tuple[int, Any]]] = {image["id"]: [] for image in images}
+def _outlines(content: CocoFile, of_category: Mapping[int, int], path: Path) -> dict[str, Outlines]:
+    images = content.images
+    shapes: dict[int | str, list[tuple[int, Any]]] = {image.id: [] for image in images}
     if len(shapes) < len(images):
         raise SegtailorError(f"{path}: {len(images) - len(shapes)} image ids occur twice; give each its own")
-    wrong: dict[str, list[str]] = {}
-    for number, annotation in enumerate(annotations):
-        shape, place = annotation.get("segmentation"), str(annotation.get("id", number))
-        if annotation["image_id"] not in shapes:
-            wrong.setdefault("of images that are not listed", []).append(place)
-        elif annotation["category_id"] not in of_category:
-            wrong.setdefault("of categories that are not listed", []).append(place)
+    wrong: defaultdict[str, list[str]] = defaultdict(list)
+    for number, annotation in enumerate(content.annotations):
+        shape, place = annotation.segmentation, str(number if annotation.id is None else annotation.id)
+        if annotation.image_id not in shapes:
+            wrong["of images that are not listed"].append(place)
+        elif annotation.category_id not in of_category:
+            wrong["of categories that are not listed"].append(place)
         elif not shape or not isinstance(shape, list | dict):
-            wrong.setdefault("without an outline (a box does not say which pixels)", []).append(place)
+            wrong["without an outline (a box does not say which pixels)"].append(place)
         else:
-            shapes[annotation["image_id"]].append((of_category[annotation["category_id"]], shape))
+            shapes[annotation.image_id].append((of_category[annotation.category_id], shape))
     if wrong:
         texts = [f"{len(ids)} annotations {text}: {some(ids)}" for text, ids in wrong.items()]
         raise SegtailorError(f"{path}: {'; '.join(texts)}; fix or remove them")
-    return {
-        _name(image): Outlines(image["height"], image["width"], json.dumps(shapes[image["id"]]).encode())
-        for image in images
-    }
+    return {image.name: Outlines(image.height, image.width, json.dumps(shapes[image.id]).encode()) for image in images}
 
 
 def _image_folders(config: DataConfig, split: str, path: Path) -> list[Path]:
@@ -196,32 +203,20 @@ def _image_folders(config: DataConfig, split: str, path: Path) -> list[Path]:
     return [path.parent, root / split, root / "images" / split, root / "images", *ending, root]
 
 
-def _pairs(images: list[dict[str, Any]], folders: list[Path], path: Path) -> tuple[Pair, ...]:
-    first = _file_name(images[0])
+def _pairs(images: list[ImageEntry], folders: list[Path], path: Path) -> tuple[Pair, ...]:
+    first = images[0].file_name
     folder = next((folder for folder in folders if (folder / first).is_file()), None)
     if folder is None:
         looked, hint = ", ".join(map(str, dict.fromkeys(folders))), "set data.root or data.splits.SPLIT.images"
         raise SegtailorError(f"no such file: {first}, the first image of {path}; looked in {looked}: {hint}")
-    pairs, missing = [], []
-    for image in images:
-        pair = Pair(folder / _file_name(image), path, _name(image))
-        if pair.image.is_file():
-            pairs.append(pair)
-        else:
-            missing.append(_file_name(image))
+    missing = [image.file_name for image in images if not (folder / image.file_name).is_file()]
     if missing and not record_missing({MISSING_IMAGE: missing}):
         raise SegtailorError(f"{path}: {len(missing)} of {len(images)} images missing in {folder}: {some(missing)}")
+    left = set(missing)
+    pairs = [Pair(folder / image.file_name, path, image.name) for image in images if image.file_name not in left]
     if twice := [name for name, count in Counter(pair.name for pair in pairs).items() if count > 1]:
         raise SegtailorError(f"{path} lists {len(twice)} images more than once: {some(twice)}; keep one entry of each")
     return tuple(pairs)
-
-
-def _file_name(image: dict[str, Any]) -> str:
-    return str(image["file_name"]).replace("\\", "/")
-
-
-def _name(image: dict[str, Any]) -> str:
-    return PurePosixPath(_file_name(image)).with_suffix("").as_posix()
 
 
 def paint_shape(target: NDArray[np.uint8], shape: Any, label: int) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -27,7 +25,7 @@ MASK_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm"})
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
 # torchvision decodes JPEG 1.6 times as fast as Pillow, and both refuse a truncated file. It decodes PNG no faster, and
 # a damaged one can end the process (a segmentation fault in 0.29), so Pillow decodes everything else.
-JPEG_SUFFIXES, JPEG_START = frozenset({".jpg", ".jpeg", ".jfif"}), b"\xff\xd8"
+JPEG_START = b"\xff\xd8"
 # Modes whose pixels are the stored numbers: grey, palette index, 16 and 32 bit.
 INDEX_MODES = frozenset({"L", "P", "1", "I", "I;16", "I;16B", "I;16L"})
 # The EXIF tag of a photo's orientation, and its values that exchange height and width.
@@ -49,11 +47,12 @@ def read_image(source: Source) -> Tensor:
 
     The pixels are those stored: EXIF orientation is not applied (see :func:`turn_upright`).
     """
+    content = read_content(source)
     try:
-        encoded = _jpeg(source)
-        if encoded is not None:
+        if content.startswith(JPEG_START):
+            encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
             return decode_jpeg(encoded, mode=ImageReadMode.RGB)  # type: ignore[no-any-return]
-        with Image.open(_opened(source), formats=FORMATS) as file:
+        with Image.open(BytesIO(content), formats=FORMATS) as file:
             if file.mode.startswith("I;16"):  # Pillow would clip: the high byte is the 8-bit image
                 high = (np.array(file) >> 8).astype(np.uint8)
                 return torch.from_numpy(high).expand(3, *high.shape)
@@ -62,7 +61,19 @@ def read_image(source: Source) -> Tensor:
                 raise UnreadableFile(f"its pixels are {kind}; save it with 8 bits a channel")
             return torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1)
     except DECODE_ERRORS as error:
-        raise UnreadableFile(_reason(source, error)) from error
+        raise UnreadableFile(_reason(error)) from error
+
+
+def read_content(source: Source) -> bytes:
+    """Return the bytes of ``source``; raises ``UnreadableFile`` where there are none."""
+    try:
+        content = source if isinstance(source, bytes) else source.read_bytes()
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        raise UnreadableFile("no such file" if missing else f"cannot be opened: {error.strerror}") from error
+    if not content:
+        raise UnreadableFile("the file is empty")
+    return content
 
 
 def read_mask(source: Source) -> NDArray[Any]:
@@ -93,13 +104,14 @@ def narrow(mask: NDArray[Any]) -> NDArray[Any]:
 @contextmanager
 def open_mask(source: Source) -> Iterator[Image.Image]:
     """Open the mask in ``source`` for decoding; raises ``UnreadableFile``, also for a JPEG and while decoding."""
+    content = read_content(source)
     try:
-        with Image.open(_opened(source), formats=FORMATS) as file:
+        with Image.open(BytesIO(content), formats=FORMATS) as file:
             if file.format == "JPEG" or "jpeg" in str(file.info.get("compression")):  # the latter in a TIFF
                 raise UnreadableFile("a mask must not be a JPEG, which changes its values")
             yield file
     except DECODE_ERRORS as error:
-        raise UnreadableFile(_reason(source, error)) from error
+        raise UnreadableFile(_reason(error)) from error
 
 
 def list_files(folder: Path) -> Iterator[Path]:
@@ -139,24 +151,10 @@ def turn_upright(image: Tensor, source: Source, size: Size) -> Tensor:
 def read_orientation(source: Source) -> int:
     """Return the EXIF orientation of the image in ``source``: 1, upright, where it states none."""
     try:
-        with Image.open(_opened(source), formats=FORMATS) as file:
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as file:
             return int(file.getexif().get(ORIENTATION, 1))
     except (*DECODE_ERRORS, TypeError):
         return 1
-
-
-def _opened(source: Source) -> Path | BytesIO:
-    return BytesIO(source) if isinstance(source, bytes) else source
-
-
-def _jpeg(source: Source) -> Tensor | None:
-    # files of other kinds may have a JPEG's suffix
-    if isinstance(source, bytes):
-        return torch.frombuffer(bytearray(source), dtype=torch.uint8) if source.startswith(JPEG_START) else None
-    if source.suffix.lower() not in JPEG_SUFFIXES:
-        return None
-    encoded = np.fromfile(source, np.uint8)
-    return torch.from_numpy(encoded) if encoded[:2].tobytes() == JPEG_START else None
 
 
 def resize_image(image: Tensor, size: Size) -> Tensor:
@@ -184,21 +182,12 @@ def nearest(first: int, count: int, out: int, old: int) -> NDArray[np.int64]:
     return np.minimum((centers * scale).astype(np.int64), old - 1)
 
 
-def _reason(source: Source, error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     # the decoders' own messages are long and name their source files
-    try:
-        with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-            if not file.read(1):
-                return "the file is empty"
-    except FileNotFoundError:
-        return "no such file"
-    except OSError as problem:
-        return f"cannot be opened: {problem.strerror}"
     if isinstance(error, Image.DecompressionBombError):
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         return f"it has more than {limit} megapixels; cut it into tiles"
-    text = str(error).lower() if isinstance(source, bytes) else str(error).replace(str(source), "").lower()
-    if any(word in text for word in ("truncated", "premature", "out of bound read", "incomplete")):
+    if any(word in str(error).lower() for word in ("truncated", "premature", "out of bound read", "incomplete")):
         return "truncated"
     return "not a readable image"
 
@@ -208,19 +197,21 @@ def unreadable(path: Path, error: UnreadableFile) -> SegtailorError:
     return SegtailorError(f"cannot read {path}: {error}; fix or remove the file and run again")
 
 
-def read_mat(path: Path, key: str) -> NDArray[Any]:
-    """Return the whole numbers of the variable ``key`` (H,W) of a MATLAB file; raises ``UnreadableFile``."""
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
+def read_mat(path: Path, key: str, inner: str | None = None) -> NDArray[Any]:
+    """Return the whole numbers (H,W) of the variable ``key``, or of its field ``inner``, of a MATLAB file.
 
-    damaged = (OSError, ValueError, TypeError, IndexError, NotImplementedError, EOFError, zlib.error, struct.error)
+    Raises ``UnreadableFile``.
+    """
+    from scipy.io import loadmat
+
     try:
-        mask = np.asarray(loadmat(path, variable_names=[key])[key])
+        mask = loadmat(path, variable_names=[key])[key]
+        mask = np.asarray(mask if inner is None else mask[inner].item())
     except FileNotFoundError as error:
         raise UnreadableFile("no such file") from error
     except KeyError as error:
         raise UnreadableFile(f"the MATLAB file holds no '{key}'") from error
-    except (MatReadError, *damaged) as error:
+    except Exception as error:  # scipy has many ways to fail at a damaged file
         raise UnreadableFile("not a readable MATLAB file") from error
     if mask.ndim != 2 or mask.dtype.kind not in "iub":
         raise UnreadableFile(f"'{key}' holds no whole numbers by height and width")

@@ -14,10 +14,10 @@ from segtailor.data.base import Count, some
 from segtailor.data.image_io import IMAGE_SUFFIXES, MASK_SUFFIXES, list_files
 from segtailor.errors import SegtailorError
 
-NO_MASK, NO_IMAGE = "image without a mask", "mask without an image"
-TWICE, NO_CLASS = "several files of one name", "mask that names no class"
-MISSING_IMAGE, MISSING_MASK = "listed image is missing", "listed mask is missing"
-NOT_AN_IMAGE = "not an image"
+# Why a listing leaves a file out: kinds of findings of `segtailor data check`.
+NO_MASK, NO_IMAGE = "image-without-mask", "mask-without-image"
+TWICE, NO_CLASS = "several-files-of-one-name", "mask-of-no-class"
+MISSING_IMAGE, MISSING_MASK, NOT_AN_IMAGE = "missing-image", "missing-mask", "not-an-image"
 
 MissingFiles = dict[str, list[str]]
 """Paths, or listed names, by what is wrong with them."""

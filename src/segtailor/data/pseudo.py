@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,8 +118,11 @@ def check_apart(images: UnlabelledImages, val: SegmentationDataset) -> str | Non
     if not isinstance(val, FileDataset):
         return None
     scored = {pair.image for pair in val.pairs}
-    same = _same_content(images.paths, scored)
-    if same:
+    # only files of equal length are read
+    sizes = [{path: path.stat().st_size for path in paths if path.is_file()} for paths in (images.paths, scored)]
+    common = set(sizes[0].values()) & set(sizes[1].values())
+    digests = {_digest(path) for path, size in sizes[1].items() if size in common}
+    if same := [path.name for path, size in sizes[0].items() if size in common and _digest(path) in digests]:
         raise SegtailorError(
             f"{Count(len(same)):image is a validation image|images are validation images} in {images.folder} "
             f"({WHERE}): {some(same)}; remove them there, or the student is scored on images that it learned from"
@@ -133,25 +135,6 @@ def check_apart(images: UnlabelledImages, val: SegmentationDataset) -> str | Non
         f"{Count(len(named)):image has|images have} the name of a validation image in {images.folder} ({WHERE}): "
         f"{some(named)}; if they show the same scenes, the student is scored on images that it learned from"
     )
-
-
-def _same_content(paths: Iterable[Path], others: Iterable[Path]) -> list[str]:
-    """Return the names of ``paths`` whose content is that of one of ``others``; only equal lengths are read."""
-    by_length: dict[int, list[Path]] = defaultdict(list)
-    for path in others:
-        if path.is_file():
-            by_length[path.stat().st_size].append(path)
-    digests: dict[int, set[bytes]] = {}
-    same = []
-    for path in paths:
-        length = path.stat().st_size
-        if length not in by_length:
-            continue
-        if length not in digests:
-            digests[length] = {_digest(other) for other in by_length[length]}
-        if _digest(path) in digests[length]:
-            same.append(path.name)
-    return same
 
 
 def _digest(path: Path) -> bytes:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 
 from segtailor.config import (
     ArmConfig,
@@ -27,7 +28,7 @@ from segtailor.config import (
 from segtailor.engine.launch import launch, on_first_process
 from segtailor.engine.loop import Trained
 from segtailor.engine.runs import open_run, resumable
-from segtailor.errors import SegtailorError
+from segtailor.errors import SegtailorError, reason
 from segtailor.evaluation.boundary import BoundarySettings
 from segtailor.files import write_atomically
 from segtailor.jobs.build import (
@@ -57,6 +58,8 @@ from segtailor.results.tables import text_table, write_tables
 
 ALONE = "none"
 LAUNCHER = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+OPENED, WAIT = "segtailor-comparison-opened", timedelta(hours=1)
+"""What the first process puts into the store once the folder and its plan are there, and how long others wait."""
 
 
 @dataclass(repr=False)
@@ -110,17 +113,19 @@ def train_seeds(
     ``arms`` are the only ones to be trained, where they are given.
     """
     sparse = [check_methods(arm.method) for arm in recipe.arms.values()]
-    train, rank, world = _this_process(recipe)
+    train, rank, world, store = _this_process(recipe)
     fabric = launch(train, find_unused_parameters=any(sparse))
     context = open_context(fabric, recipe, objects or Objects())
     name = recipe.run.name or run_name(context.data_name, "comparison")
     run = recipe.run
-    if rank > 0:  # the first process opens the folder
+    if store is not None and rank > 0:
+        store.wait([OPENED], WAIT)
         run = run.model_copy(update={"exists": "resume"})
-        _wait_for(recipe.run.folder / name / "comparison.json")
     folder = on_first_process(fabric, lambda: open_run(run, name, recipe.model_dump(mode="json")).path)
     if context.first and rank == 0 and not (folder / "comparison.json").exists():
         _plan(context, recipe, name).write(folder / "comparison.json")
+    if store is not None and rank == 0:
+        store.set(OPENED, "")
     names = [name for name in all_arms(recipe) if arms is None or name in arms]
     with resumable(folder):
         for seed in list(seeds)[rank::world]:
@@ -239,33 +244,28 @@ def _illustrate(context: Context, recipe: CompareRecipe, folder: Path, names: Se
     Plan.model_validate({**dict(plan), "samples": samples, "tailoring": tailoring}).write(path)
 
 
-def _wait_for(path: Path, seconds: float = 900.0) -> None:
-    """Wait until the first process has opened the comparison's folder."""
-    began = time.monotonic()
-    while not path.exists():
-        if time.monotonic() - began > seconds:
-            raise SegtailorError(f"the first process did not write {path} in {seconds:.0f} s")
-        time.sleep(0.2)
-
-
-def _this_process(recipe: CompareRecipe) -> tuple[TrainConfig, int, int]:
-    """Return the settings of this process, its number and how many share the seeds.
+def _this_process(recipe: CompareRecipe) -> tuple[TrainConfig, int, int, Any]:
+    """Return the settings of this process, its number, how many share the seeds, and a store that these share.
 
     Where seeds are dealt to processes, each trains by itself: the launcher's variables for a common group are removed.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if recipe.spread == "data" or world == 1:
-        return recipe.train, 0, 1
+        return recipe.train, 0, 1, None
     if world > len(recipe.seeds):
         raise SegtailorError(
             f"{world} processes for {len(recipe.seeds)} seeds: start at most as many, or set spread to data"
         )
+    try:
+        store, _, _ = next(rendezvous("env://"))
+    except ValueError as error:
+        raise SegtailorError(f"{reason(error)}; start the processes with torchrun, or set spread to data") from error
     local = os.environ.get("LOCAL_RANK", "0")
     for key in [key for key in os.environ if key in LAUNCHER or key.startswith("TORCHELASTIC")]:
         del os.environ[key]
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", local)
     print(f"process {rank}: seeds {recipe.seeds[rank::world]}", file=sys.stderr)
-    return recipe.train.model_copy(update={"devices": 1, "nodes": 1}), rank, world
+    return recipe.train.model_copy(update={"devices": 1, "nodes": 1}), rank, world, store
 
 
 def all_arms(recipe: CompareRecipe) -> dict[str, ArmConfig]:

@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import sys
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
+from segtailor.errors import SegtailorError
 from segtailor.methods import METHODS, create_method, find_method
 from segtailor.methods.base import Method, MethodOptions
 
@@ -46,7 +48,9 @@ def describe(name: str) -> str:
     """
     method = find_method(name)
     _, _, details = inspect.cleandoc(method.__doc__ or "").partition("\n\n")
-    lines = [f"# {method.name}", "", f"{method.summary[0].upper()}{method.summary[1:]}.", ""]
+    lines = [f"# {method.name}", ""]
+    if method.summary:
+        lines += [f"{method.summary[0].upper()}{method.summary[1:]}.", ""]
     if details:
         lines += [*details.splitlines(), *([] if details.splitlines()[-1].startswith(("- ", "  ")) else [""])]
     lines += [f"- {title}: {text}" for title, text in _facts(name, method).items()]
@@ -56,7 +60,9 @@ def describe(name: str) -> str:
 
 
 def _facts(name: str, method: type[Method[Any]]) -> dict[str, str]:
-    default = create_method(name, 2, student_channels=WIDTHS, teacher_channels=WIDTHS)
+    default: Method[Any] | type[Method[Any]] = method
+    with suppress(SegtailorError):  # one with required options, or with taps of certain networks, cannot be built here
+        default = create_method(name, 2, student_channels=WIDTHS, teacher_channels=WIDTHS)
     inputs = sorted(default.inputs, key=lambda tap: (tap != "logits", tap != "aux_logits", tap))
     required = {"recipe": "a teacher", "none": "nothing", "own": "no teacher: it trains one first"}[default.teacher]
     if default.pretraining is not None:
@@ -105,12 +111,13 @@ def _options(schema: type[MethodOptions]) -> list[str]:
     for key, field in schema.model_fields.items():
         extra = schema.extra(key)
         default = _shown(field.get_default(call_default_factory=True, validated_data={}))
-        if "published" in extra and _shown(extra["published"]) != default:
+        default = "required" if field.is_required() else f"default {default}"
+        if "published" in extra and f"default {_shown(extra['published'])}" != default:
             default += f"; published: {_shown(extra['published'])}"
         kind = _kind(field.annotation)
         text = field.description or "which computation"
         source = f"; from: {extra['source']}" if "source" in extra else ""
-        lines.append(f"- `{key}`: {text} ({kind}; default {default}{source})")
+        lines.append(f"- `{key}`: {text} ({kind}; {default}{source})")
     return lines
 
 

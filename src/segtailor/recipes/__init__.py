@@ -30,7 +30,8 @@ def recipe_path(name: str) -> Path:
     shipped = FOLDER / f"{name}.yaml"
     if shipped.exists():
         return shipped
-    if removed := re.fullmatch(r"equal-(\w+)-(cityscapes-deeplabv3-r101-r18)", name):
+    removed = re.fullmatch(r"equal-(\w+)-(cityscapes-deeplabv3-r101-r18)", name)
+    if removed and removed[1] in _read(FOLDER / f"equal-{removed[2]}.yaml")["arms"]:
         raise SegtailorError(
             f"the recipe {name} is an arm of equal-{removed[2]} now: "
             f"segtailor distill equal-{removed[2]} --arm {removed[1]}, or `segtailor compare` for all arms"

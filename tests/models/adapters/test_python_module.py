@@ -232,7 +232,7 @@ def test_a_student_is_stored_and_loaded_where_its_code_is(tmp_path: Path, monkey
         ("module:mine.netz:make", r"cannot import mine.netz \(No module named 'mine.netz'\); is it on PYTHONPATH"),
         ("module:mine.needy:make", r"cannot import mine.needy \(.*\); install a_library_that_is_missing$"),
         ("module:mine.broken:make", r"fails when it is imported: ZeroDivisionError: .* \(broken.py, line 1\)$"),
-        ("module:mine.nets:mak", r"unknown function of mine.nets 'mak'; nearest: make, "),
+        ("module:mine.nets:mak", r"unknown function or class of mine.nets 'mak'; nearest: make, "),
         ("module:mine.nets:number", "number is a int, no function or class"),
         ("module:mine.nets:make_broken", r"called with \(num_classes=3\): KeyError: 'nothing' \(nets.py, line \d+\)$"),
         ("module:mine.nets:make_pickled", r"TypeError: .*missing 1 required positional argument: 'path'"),

@@ -6,33 +6,15 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from segtailor.config import DataConfig
 from segtailor.data.base import Count, SegmentationDataset, some
-from segtailor.data.check.files import (
-    find_dark,
-    find_duplicates,
-    find_limits,
-    find_missing,
-    find_rotated,
-    find_sizes,
-    find_unreadable,
-    unreadable_files,
-)
+from segtailor.data.check.files import find_damaged, find_duplicates, find_missing, unreadable_files
 from segtailor.data.check.offset import HIGH, LOW, OWN, ZERO, Encoding, encoding_of
 from segtailor.data.check.report import SEVERITIES, CheckReport, Finding
 from segtailor.data.check.scan import UNLABELLED, Opened, SampleStats, count_classes, in_threads, open_splits, scan
-from segtailor.data.check.values import (
-    count_unknown,
-    find_binary,
-    find_classes,
-    find_palettes,
-    find_stored_colors,
-    find_unknown_colors,
-    find_values,
-)
+from segtailor.data.check.values import count_unknown, find_binary, find_classes, find_unknown_colors, find_values
 from segtailor.data.masks import ColorValues
 from segtailor.data.paired import FileDataset, MaskDataset
 from segtailor.data.pseudo import WHERE, UnlabelledImages
@@ -94,17 +76,17 @@ def check_data(
 def _find(config: DataConfig, opened: Opened, by_split: dict[str, list[SampleStats]]) -> list[Finding]:
     samples = [sample for group in by_split.values() for sample in group]
     datasets = opened.splits
-    findings = [
-        *find_missing(opened),
-        *find_limits(opened, config),
-        *find_unreadable(samples),
-        *find_sizes(samples),
-        *find_rotated(samples),
-        *find_dark(samples),
-    ]
-    for encoding, masks in _by_encoding(config, datasets, by_split):
-        findings += find_stored_colors(encoding, masks)
-        findings += find_palettes(encoding, masks)
+    findings = [*find_missing(opened, config), *find_damaged(samples)]
+    # splits may differ in the meaning of their masks' values, as raw ids and train ids do
+    groups: list[tuple[Encoding, list[SampleStats]]] = []
+    for name, dataset in datasets.items():
+        encoding = encoding_of(dataset, config)
+        same = next((masks for known, masks in groups if known == encoding), None)
+        if same is not None:
+            same += by_split[name]
+        elif encoding is not None:
+            groups.append((encoding, list(by_split[name])))
+    for encoding, masks in groups:
         findings += find_values(encoding, masks)
     for dataset in datasets.values():
         if isinstance(dataset, MaskDataset) and isinstance(dataset.values, ColorValues):
@@ -118,21 +100,6 @@ def _find(config: DataConfig, opened: Opened, by_split: dict[str, list[SampleSta
     ]
     findings += find_classes(tallies, next(iter(datasets.values())).classes, config.train_split)
     return findings + find_duplicates(dict(by_split), config.train_split)
-
-
-def _by_encoding(
-    config: DataConfig, datasets: dict[str, SegmentationDataset], by_split: dict[str, list[SampleStats]]
-) -> list[tuple[Encoding, list[SampleStats]]]:
-    """Return the masks by the meaning of their values; splits may differ in it, as raw ids and train ids do."""
-    groups: list[tuple[Encoding, list[SampleStats]]] = []
-    for name, dataset in datasets.items():
-        encoding = encoding_of(dataset, config)
-        same = next((masks for known, masks in groups if known == encoding), None)
-        if same is not None:
-            same += by_split[name]
-        elif encoding is not None:
-            groups.append((encoding, list(by_split[name])))
-    return groups
 
 
 def _label(config: DataConfig) -> str:
@@ -156,7 +123,15 @@ def check_files(dataset: SegmentationDataset, config: DataConfig | None = None, 
         problems = list(_file_problems(dataset, scan({dataset.split: dataset}, threads, pictures=False), config))
     elif isinstance(getattr(dataset, "whole", dataset), MaskDataset):
         unit, advice = "rows", ""
-        bad = [text for text in in_threads(partial(_row_problem, dataset), len(dataset), threads) if text]
+
+        def problem(index: int) -> str:
+            try:
+                dataset[index]
+            except SegtailorError as error:
+                return str(error)
+            return ""
+
+        bad = [text for text in in_threads(problem, len(dataset), threads) if text]
         problems = [f"{len(bad)} cannot be used: {some(bad)}"] if bad else []
     else:
         return
@@ -175,19 +150,12 @@ def check_unlabelled(images: UnlabelledImages, threads: int | None = None) -> No
         )
 
 
-def _row_problem(dataset: SegmentationDataset, index: int) -> str:
-    try:
-        dataset[index]
-    except SegtailorError as error:
-        return str(error)
-    return ""
-
-
 def _file_problems(dataset: FileDataset, samples: Sequence[SampleStats], config: DataConfig | None) -> Iterator[str]:
     if unreadable := unreadable_files(samples):
         yield f"{Count(len(unreadable)):file} cannot be read: {some(list(map(str, unreadable)))}"
-    for finding in find_sizes(samples):
-        yield f"{finding.text}: {some(list(map(str, finding.locations)))}"
+    for finding in find_damaged(samples):
+        if finding.kind == "size-mismatch":
+            yield f"{finding.text}: {some(list(map(str, finding.locations)))}"
     known = dataset.values.known
     _, pixels, files, first = count_unknown(samples, lambda value: 0 <= value <= VOID and bool(known[value]))
     texts = [

@@ -9,7 +9,7 @@ most, and neighboring frames of one drive by 1.8 at least.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -17,23 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
-from segtailor.data import pairing
 from segtailor.data.check.report import Finding, Location, found
 from segtailor.data.check.scan import SMALL, UNLABELLED, Opened, SampleStats
 from segtailor.data.image_io import IMAGE_SUFFIXES, SIDEWAYS
 from segtailor.data.paired import FileDataset, shape
 from segtailor.files import Size
 
-# Kinds of findings by why a listing left a file out.
-MISSING = {
-    pairing.NO_MASK: "image-without-mask",
-    pairing.NO_IMAGE: "mask-without-image",
-    pairing.TWICE: "several-files-of-one-name",
-    pairing.NO_CLASS: "mask-of-no-class",
-    pairing.MISSING_IMAGE: "missing-image",
-    pairing.MISSING_MASK: "missing-mask",
-    pairing.NOT_AN_IMAGE: "not-an-image",
-}
 # Kinds of unreadable files by reason; other reasons are given file by file.
 REASONS = {"the file is empty": "empty", "truncated": "truncated", "not a readable image": "undecodable"}
 # Images without a brighter spot are nearly black: 12 bits in 16 end here.
@@ -50,32 +39,25 @@ LOW = 8
 BLOCK = 4096
 
 
-def find_missing(opened: Opened) -> list[Finding]:
-    """Return splits that could not be opened, files without a partner, and splits of another size than published."""
+def find_missing(opened: Opened, config: DataConfig) -> list[Finding]:
+    """Return splits that could not be opened or have another size than published, files left out, and high limits."""
     findings = []
     for name, problem in opened.failed.items():
         findings += found("split-not-opened", [Location(name)], split=name, problem=problem)
-    for problem, paths in opened.missing.items():
-        findings += found(MISSING[problem], map(Location, paths), suffixes=", ".join(sorted(IMAGE_SUFFIXES)))
+    for kind, paths in opened.missing.items():
+        findings += found(kind, map(Location, paths), suffixes=", ".join(sorted(IMAGE_SUFFIXES)))
+    limits = []
     for name, dataset in opened.splits.items():
         if isinstance(dataset, FileDataset) and dataset.expected not in (None, len(dataset)):
             words: dict[str, Any] = {"split": name, "found": len(dataset), "published": dataset.expected}
             findings += found("other-count", [Location(name)], **words)
-    return findings
-
-
-def find_limits(opened: Opened, config: DataConfig) -> list[Finding]:
-    """Return the limits of the recipe that ask for more images than there are."""
-    asked, sizes = {"data.limit": config.limit}, {}
-    if config.train_split in opened.splits:
-        sizes["data.limit"] = len(opened.splits[config.train_split])
+        if name == config.train_split:
+            limits.append(("data.limit", config.limit, len(dataset)))
     if config.unlabelled is not None and opened.unlabelled is not None:
-        asked["data.unlabelled.limit"] = config.unlabelled.limit
-        sizes["data.unlabelled.limit"] = len(opened.unlabelled)
-    findings = []
-    for field, size in sizes.items():
-        if (asked[field] or 0) > size:
-            findings += found("limit", [Location(field)], {field: size}, field=field, asked=asked[field], size=size)
+        limits.append(("data.unlabelled.limit", config.unlabelled.limit, len(opened.unlabelled)))
+    for field, asked, size in limits:
+        if (asked or 0) > size:
+            findings += found("limit", [Location(field)], {field: size}, field=field, asked=asked, size=size)
     return findings
 
 
@@ -85,47 +67,31 @@ def unreadable_files(samples: Sequence[SampleStats]) -> list[Location]:
     return images + [Location(sample.mask, sample.mask_problem) for sample in samples if sample.mask_problem]
 
 
-def find_unreadable(samples: Iterable[SampleStats]) -> list[Finding]:
-    """Return the images and masks that cannot be decoded, by reason; masks of colors are another finding."""
-    unreadable: defaultdict[str, list[Location]] = defaultdict(list)
+def find_damaged(samples: Sequence[SampleStats]) -> list[Finding]:
+    """Return files that cannot be decoded, masks that do not fit, rotated photos and nearly black images.
+
+    Masks that cannot be read because they store colors are another finding.
+    """
+    locations: defaultdict[str, list[Location]] = defaultdict(list)
     for sample in samples:
         mask_problem = "" if sample.is_colored else sample.mask_problem
         for role, path, problem in ("image", sample.image, sample.image_problem), ("mask", sample.mask, mask_problem):
             if problem:
                 kind = f"{REASONS.get(problem, 'unreadable')}-{role}"
-                unreadable[kind].append(Location(path, "" if problem in REASONS else problem))
-    return [finding for kind, locations in sorted(unreadable.items()) for finding in found(kind, locations)]
-
-
-def find_sizes(samples: Iterable[SampleStats]) -> list[Finding]:
-    """Return the masks that are not of their image's size."""
-    locations = []
-    for sample in samples:
+                locations[kind].append(Location(path, "" if problem in REASONS else problem))
         image, mask = sample.image_size, sample.mask_size
-        if image is not None and mask is not None and image != mask and not sample.turned:
-            locations.append(Location(sample.mask, f"{shape(mask)}, image {shape(image)}{_relation(image, mask)}"))
-    return found("size-mismatch", locations)
-
-
-def find_rotated(samples: Iterable[SampleStats]) -> list[Finding]:
-    """Return the photos with an EXIF orientation: turned upright to fit their masks, or read as stored."""
-    turned, stored = [], []
-    for sample in samples:
-        text = f"orientation {sample.orientation}"
+        if image and mask and image != mask and not sample.turned:
+            detail = f"{shape(mask)}, image {shape(image)}{_relation(image, mask)}"
+            locations["size-mismatch"].append(Location(sample.mask, detail))
+        detail = f"orientation {sample.orientation}"
         if sample.turned:
-            turned.append(Location(sample.image, text))
+            locations["exif-turned"].append(Location(sample.image, detail))
         elif sample.orientation in range(2, 9):
-            fits = sample.orientation in SIDEWAYS and sample.mask_size and sample.image_size == sample.mask_size
-            stored.append(Location(sample.image, text + (", the mask fits the stored pixels" if fits else "")))
-    return [*found("exif-turned", turned), *found("exif-rotated", stored)]
-
-
-def find_dark(samples: Iterable[SampleStats]) -> list[Finding]:
-    """Return the images that are nearly black, as those of 10 or 12 bits in 16 are."""
-    return found(
-        "nearly-black-image",
-        (Location(sample.image) for sample in samples if sample.small is not None and sample.small.max() < DARK),
-    )
+            fits = ", the mask fits the stored pixels" if sample.orientation in SIDEWAYS and image == mask else ""
+            locations["exif-rotated"].append(Location(sample.image, detail + fits))
+        if sample.small is not None and sample.small.max() < DARK:
+            locations["nearly-black-image"].append(Location(sample.image))
+    return [finding for kind, at in sorted(locations.items()) for finding in found(kind, at)]
 
 
 def _relation(image: Size, mask: Size) -> str:

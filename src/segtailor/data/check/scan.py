@@ -25,8 +25,8 @@ from segtailor.data.base import SegmentationDataset
 from segtailor.data.image_io import (
     DECODE_ERRORS,
     FORMATS,
-    Source,
     UnreadableFile,
+    read_content,
     read_image,
     read_orientation,
     resize_image,
@@ -240,21 +240,15 @@ def _row_stats(dataset: SegmentationDataset, split: str, index: int) -> SampleSt
 
 
 def _read_image(stats: SampleStats, path: Path, pictures: bool) -> Tensor | None:
-    content: Source
     try:
-        content = path.read_bytes()
-    except OSError:
-        content = path  # reading it again gives the reason
-    try:
+        content = read_content(path)
         image = read_image(content)
     except UnreadableFile as error:
         stats.image_problem = str(error)
         return None
     stats.image_size = (int(image.shape[-2]), int(image.shape[-1]))
     if pictures:
-        if isinstance(content, bytes) and (
-            content.startswith(TIFF_STARTS) or any(mark in content for mark in EXIF_MARKS)
-        ):
+        if content.startswith(TIFF_STARTS) or any(mark in content for mark in EXIF_MARKS):
             stats.orientation = read_orientation(content)
         stats.small = small_picture(image)
     return image

@@ -34,9 +34,9 @@ NEAR = 24
 
 
 def find_values(encoding: Encoding, masks: Sequence[SampleStats]) -> list[Finding]:
-    """Return what is wrong with the numbers in ``masks``, all in one ``encoding``."""
+    """Return what is wrong with the numbers in ``masks``, all in one ``encoding``, and with colors in their place."""
     rest = [mask for mask in masks if mask.values]
-    findings: list[Finding] = []
+    findings = _find_stored_colors(encoding, masks) + _find_palettes(encoding, rest)
     # each removes the masks that it explains from the rest
     for find in (_find_wide, find_binary, _find_grey):
         findings += find(encoding, rest)
@@ -194,7 +194,7 @@ def _find_undeclared(encoding: Encoding, masks: Sequence[SampleStats]) -> list[F
     )
 
 
-def find_palettes(encoding: Encoding, masks: Sequence[SampleStats]) -> list[Finding]:
+def _find_palettes(encoding: Encoding, masks: Sequence[SampleStats]) -> list[Finding]:
     """Return the palette masks in which a value has the color of another class."""
     if encoding.palette is None:
         return []
@@ -214,14 +214,13 @@ def find_palettes(encoding: Encoding, masks: Sequence[SampleStats]) -> list[Find
                 wrong.append(Location(mask.mask, f"{value}, {named}, has the color of {meant}"))
                 break
     # colors can be read instead when every mask has some and each is a class's
-    numbered = [mask for mask in masks if mask.values]
-    readable = all(mask.colors and set(mask.colors.values()) <= classes_of.keys() for mask in numbered)
+    readable = all(mask.colors and set(mask.colors.values()) <= classes_of.keys() for mask in masks)
     recipe = encoding.color_recipe() if readable else {}
     advice = "or, if the numbers are right, put the right palette into these masks" if recipe else None
     return found("wrong-palette", wrong, recipe, advice)
 
 
-def find_stored_colors(encoding: Encoding, masks: Sequence[SampleStats]) -> list[Finding]:
+def _find_stored_colors(encoding: Encoding, masks: Sequence[SampleStats]) -> list[Finding]:
     """Return the masks that hold colors although numbers are expected."""
     colored = [mask for mask in masks if mask.is_colored]
     locations = [Location(mask.mask) for mask in colored]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,21 +23,26 @@ class Archive(NamedTuple):
     """A zip or tar file on the network; `catalogue.yaml` explains the fields. ``checksum`` is ``ALGORITHM:HEX``."""
 
     file: str
-    urls: tuple[str, ...]
+    urls: Sequence[str]
     length: int
     checksum: str | None
     parts: Mapping[str, str]
     unpacked: int
 
 
-class Download(NamedTuple):
-    """A data set that anyone may fetch; ``variant`` is set where only some of the data set's variants are in it."""
+class Entry(NamedTuple):
+    """A benchmark data set: the archives that anyone may fetch, or the steps to get what is only given on request.
+
+    ``variant`` is set where only some of the data set's variants are in the archives; ROOT in ``steps`` is the folder
+    to put it in.
+    """
 
     known: BenchmarkDataset
     home: str
-    archives: tuple[Archive, ...]
+    archives: tuple[Archive, ...] = ()
     convert: Convert | None = None
     variant: str | None = None
+    steps: Sequence[str] = ()
 
     @property
     def label(self) -> str:
@@ -51,13 +56,15 @@ class Download(NamedTuple):
         return (variant and variant.root) or self.known.root
 
     def describe(self, root: Path | None = None) -> str:
-        """Return what will be fetched, under which terms, and how it is checked."""
+        """Return what will be fetched or is to be fetched by hand, under which terms, and how it is checked."""
+        folder, terms = root or self.root, f"license: {self.known.license}"
+        if self.steps:
+            steps = [f"  {number}. {step.replace('ROOT', str(folder))}" for number, step in enumerate(self.steps, 1)]
+            first = f"{self.label} is not fetched by segtailor; get it yourself:"
+            last = f"then     data: {{name: {self.known.name}, root: {folder}}}"
+            return "\n".join([first, terms, f"from:    {self.home}", *steps, last])
         size = sum(archive.length for archive in self.archives)
-        lines = [
-            f"{self.label}: {size / 1e9:.1f} GB, into {root or self.root}",
-            f"license: {self.known.license}",
-            f"terms:   {self.home}",
-        ]
+        lines = [f"{self.label}: {size / 1e9:.1f} GB, into {folder}", terms, f"terms:   {self.home}"]
         for archive in self.archives:
             how = "nobody publishes a checksum: the CRC of every file in it is checked"
             if archive.checksum:
@@ -66,69 +73,31 @@ class Download(NamedTuple):
         return "\n".join(lines)
 
 
-class Manual(NamedTuple):
-    """A data set that its publishers give only on request; ROOT in ``steps`` is the folder to put it in."""
-
-    known: BenchmarkDataset
-    home: str
-    steps: tuple[str, ...]
-
-    def describe(self, root: Path | None = None) -> str:
-        """Return what to fetch where, under which terms, and where to put it."""
-        folder = root or self.known.root
-        lines = [
-            f"{self.known.name} is not fetched by segtailor; get it yourself:",
-            f"license: {self.known.license}",
-            f"from:    {self.home}",
-        ]
-        lines += [f"  {number}. {step.replace('ROOT', str(folder))}" for number, step in enumerate(self.steps, 1)]
-        return "\n".join([*lines, f"then     data: {{name: {self.known.name}, root: {folder}}}"])
-
-
-class Own(NamedTuple):
-    """A data set that needs no download, and why."""
-
-    text: str
-
-    def describe(self, root: Path | None = None) -> str:
-        """Return why there is nothing to fetch."""
-        return self.text
-
-
-Entry = Download | Manual | Own
-
-
 @cache
-def read_catalogue() -> tuple[tuple[Download, ...], tuple[Manual, ...], dict[str, Own]]:
-    """Return what `catalogue.yaml` lists: downloads, data sets to fetch by hand, and those without a download."""
+def read_catalogue() -> tuple[tuple[Entry, ...], dict[str, str]]:
+    """Return what `catalogue.yaml` lists: benchmarks, and why other data sets need no download."""
     content = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-    downloads = tuple(
-        Download(
-            BENCHMARKS[item["name"]],
-            item["home"],
-            tuple(Archive(**{**archive, "urls": tuple(archive["urls"])}) for archive in item["archives"]),
-            CONVERT[item["convert"]] if "convert" in item else None,
-            item.get("variant"),
-        )
-        for item in content["downloads"]
-    )
-    manual = tuple(Manual(BENCHMARKS[item["name"]], item["home"], tuple(item["steps"])) for item in content["manual"])
-    return downloads, manual, {name: Own(text) for name, text in content["own"].items()}
+    entries = []
+    for item in content["benchmarks"]:
+        archives = tuple(Archive(**archive) for archive in item.pop("archives", ()))
+        known, convert = BENCHMARKS[item.pop("name")], CONVERT.get(item.pop("convert", ""))
+        entries.append(Entry(known, archives=archives, convert=convert, **item))
+    return tuple(entries), content["own"]
 
 
-def find_entry(name: str, variant: str | None = None) -> Entry:
+def find_entry(name: str, variant: str | None = None) -> Entry | str:
     """Return the entry of the data set ``name``, of its ``variant`` where variants are different downloads.
 
-    Raises ``SegtailorError`` for an unknown name or variant.
+    Of a data set that needs no download the reason is returned. Raises ``SegtailorError`` for an unknown name or
+    variant.
     """
     plain = name.replace("_", "-")
-    downloads, manual, own = read_catalogue()
-    known: list[Download | Manual] = [*downloads, *manual]
-    found = [entry for entry in known if entry.known.name == plain]
+    entries, own = read_catalogue()
+    found = [entry for entry in entries if entry.known.name == plain]
     if not found and plain in own:
         return own[plain]
     if not found:
-        raise unknown("data set", name, [*(entry.known.name for entry in known), *own])
+        raise unknown("data set", name, [*(entry.known.name for entry in entries), *own])
     if variant is None:
         return found[0]
     names = [form.name for form in found[0].known.variants]
@@ -136,5 +105,4 @@ def find_entry(name: str, variant: str | None = None) -> Entry:
         if len(names) == 1:
             raise SegtailorError(f"{plain} has no variants; leave --variant out")
         raise unknown(f"variant of {plain}", variant, names)
-    only = [entry for entry in found if isinstance(entry, Download) and entry.variant]
-    return next((entry for entry in only if variant.startswith(str(entry.variant))), found[0])
+    return next((entry for entry in found if entry.variant and variant.startswith(entry.variant)), found[0])

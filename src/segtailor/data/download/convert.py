@@ -11,31 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segtailor.data.coco_stuff import read_labels
-from segtailor.data.image_io import UnreadableFile, unreadable
+from segtailor.data.image_io import UnreadableFile, read_mat, unreadable
 from segtailor.data.paired import read_index_mask
 from segtailor.data.pairing import Pair
-from segtailor.errors import SegtailorError
 
 SCRATCH = ".matlab"
 """The folder of MATLAB files, under a data set's root, until all of them are converted."""
 
 Track = Callable[[Sequence[Path], str], Iterable[Path]]
-
-
-def read_boundaries_mask(path: Path) -> NDArray[np.uint8]:
-    """Return the class indices (H,W), 0 to 20, of a file of the Semantic Boundaries Dataset's ``cls`` folder.
-
-    Raises ``SegtailorError`` for a file that is something else.
-    """
-    from scipy.io import loadmat
-
-    try:
-        mask = np.asarray(loadmat(path)["GTcls"][0]["Segmentation"][0])
-    except Exception as error:  # scipy has many ways to fail at a damaged file
-        raise SegtailorError(f"cannot read {path} as a mask ({type(error).__name__})") from error
-    if mask.ndim != 2 or mask.dtype.kind not in "iu":
-        raise SegtailorError(f"cannot read {path} as a mask: it holds no whole numbers by height and width")
-    return mask.astype(np.uint8)
 
 
 def convert_stuff(root: Path, track: Track) -> str:
@@ -60,13 +43,15 @@ def merge_boundaries(root: Path, track: Track) -> str:
     masks |= {name: root / "SegmentationClass" / f"{name}.png" for name in train | val}
     out.mkdir(exist_ok=True)
     for path in track([masks[name] for name in sorted(masks)], "writing SegmentationClassAug"):
-        save(
-            read_boundaries_mask(path) if path.suffix == ".mat" else _read(path, read_index_mask),
-            out / f"{path.stem}.png",
-        )
+        save(_read(path, read_boundaries_mask), out / f"{path.stem}.png")
     names = sorted(set(masks) - val)
     (lists / "trainaug.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     return f"SegmentationClassAug: {len(masks)} masks; trainaug.txt: {len(names)} images"
+
+
+def read_boundaries_mask(pair: Pair) -> NDArray[Any]:
+    """Return the class indices (H,W), 0 to 20, of ``pair``: a MATLAB file of ``cls``, or one of VOC's PNGs."""
+    return read_mat(pair.mask, "GTcls", "Segmentation") if pair.mask.suffix == ".mat" else read_index_mask(pair)
 
 
 def _read(path: Path, read: Callable[[Pair], NDArray[Any]]) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from tqdm import tqdm
 
-from segtailor.data.download.catalogue import Archive, Download
+from segtailor.data.download.catalogue import Archive, Entry
 from segtailor.data.download.convert import SCRATCH
 from segtailor.errors import SegtailorError, reason
 from segtailor.files import write_atomically
@@ -36,7 +36,7 @@ TIMEOUT = 60.0
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
 
 
-def get(entry: Download, root: Path | None = None, *, progress: bool = False) -> str:
+def get(entry: Entry, root: Path | None = None, *, progress: bool = False) -> str:
     """Fetch ``entry`` into ``root`` (default: where its reader looks) and return what was done, for the terminal.
 
     Archives are fetched, checked, unpacked and removed one after the other. After an interruption the same call
