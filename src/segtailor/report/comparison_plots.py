@@ -164,7 +164,8 @@ def boundary_gains(source: Source) -> dict[str, Any] | None:
 
 def _distances(run: Outcome | Row) -> list[dict[str, Any]]:
     """Return an evaluation's scores by distance; empty where it measured none."""
-    return (run.boundary or {}).get("distance", [])
+    found: list[dict[str, Any]] = (run.boundary or {}).get("distance", [])
+    return found
 
 
 def _by_band(runs: Mapping[int, Outcome] | Mapping[int, Row]) -> dict[Band, dict[int, float | None]]:
@@ -244,7 +245,7 @@ def rank_plot(source: Source) -> dict[str, Any] | None:
     by_arm = ranks([[result.scores[seed] for result in ranked] for seed in seeds]).T.tolist()
     last = len(ranked)
     span = (1.0, float(last))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for result, own in zip(ranked, by_arm, strict=True):
         mean = result.rank or 0.0
         rows.append({

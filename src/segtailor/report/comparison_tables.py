@@ -60,7 +60,7 @@ def leaderboard(source: Source) -> dict[str, Any]:
     models: list[ArmResult | Row] = [*arms, *([teacher] if teacher else [])]
     units = unit_of(model.parameters for model in models), unit_of(model.multiply_adds for model in models)
     planned = len(source.comparison.seeds)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "arm": result.arm,
             "method": source.method(result.arm),
@@ -86,7 +86,7 @@ def leaderboard(source: Source) -> dict[str, Any]:
 
 def _cells(result: ArmResult, units: Units) -> dict[str, Cell]:
     """Return the arm's cells by column; of its time the whole alone, and below it its parts and that when shared."""
-    best, gain = result.best, points(result.gain)
+    best, gain = result.best.mean if result.best else None, points(result.gain)
     intervals = {"seeds": result.over_seeds, "images": result.over_images}
     parts = {"own": result.seconds, "stages": result.stage_seconds or None}
     if result.seconds_shared != result.seconds_alone:
@@ -94,8 +94,8 @@ def _cells(result: ArmResult, units: Units) -> dict[str, Cell]:
     telling = result.p_holm is not None or result.verdict in ("too few seeds", "seeds change nothing")
     return {
         "miou": Cell(mean_and_std(result.last), result.miou),
-        "best": Cell(percent(best and best.mean), best and best.mean,
-                     [f"± {percent(best.std)}"] if best and best.std is not None else []),
+        "best": Cell(percent(best), best,
+                     [f"± {percent(result.best.std)}"] if result.best and result.best.std is not None else []),
         "gain": Cell("baseline", 0.0) if result.verdict == "baseline" else Cell(
             gain, result.gain, [f"{name} {interval(found, 1)}" for name, found in intervals.items() if found],
             tone(gain)),
