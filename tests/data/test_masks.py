@@ -223,7 +223,7 @@ def test_masks_that_disagree_with_the_classes_file_say_so(tmp_path):
     message = problem(tmp_path)
     assert "none of the 2 classes and not void" in message
     assert "and 1 more" in message
-    assert "classes.yaml gives its classes the values 0 to 1; correct it, or set data.values" in message
+    assert "classes.yaml gives its classes the values 0, 1; correct it, or set data.values" in message
 
 
 def test_masks_of_sixteen_bits_are_read_when_their_values_fit(tmp_path):

@@ -8,7 +8,7 @@ import torch
 
 from segtailor.config import DataConfig
 from segtailor.data import create_dataset
-from segtailor.data.subset import Subset, evenly
+from segtailor.data.paired import Subset, evenly
 from segtailor.errors import SegtailorError
 
 from .trees import write_camvid, write_folder

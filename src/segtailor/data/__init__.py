@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from segtailor.config import DataConfig
 from segtailor.data.ade20k import ADE20K, create_ade20k
@@ -22,8 +22,8 @@ from segtailor.data.hf import create_hf
 from segtailor.data.loveda import LOVEDA, create_loveda
 from segtailor.data.mapillary import MAPILLARY, create_mapillary
 from segtailor.data.packed import create_packed
+from segtailor.data.paired import limit_dataset
 from segtailor.data.pascal_context import PASCAL_CONTEXT, create_pascal_context
-from segtailor.data.subset import limit_dataset
 from segtailor.data.toy import LENGTHS, LICENSE, Toy, create_toy
 from segtailor.data.voc import VOC, create_voc
 from segtailor.errors import SegtailorError, unknown
@@ -46,10 +46,8 @@ __all__ = [
 ]
 
 
-class Create(Protocol):
-    """Opens one split of a data set; ``training`` resizes targets along with the images."""
-
-    def __call__(self, config: DataConfig, split: str, training: bool) -> SegmentationDataset: ...
+Create = Callable[[DataConfig, str, bool], SegmentationDataset]
+"""Opens one split of a data set; the third argument, training, resizes targets along with the images."""
 
 
 class Reader(NamedTuple):

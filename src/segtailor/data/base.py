@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -84,3 +85,21 @@ def some(names: list[str], count: int = 3) -> str:
     """
     more = len(names) - count
     return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")
+
+
+def spans(values: Iterable[int]) -> str:
+    """Return sorted ``values`` with runs joined.
+
+    >>> spans([1, 2, 3, 7, 255])
+    '1 to 3, 7, 255'
+    """
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    texts = []
+    for first, last in runs:
+        texts += [f"{first} to {last}"] if last > first + 1 else [str(value) for value in sorted({first, last})]
+    return ", ".join(texts)

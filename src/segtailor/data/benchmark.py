@@ -104,10 +104,6 @@ class BenchmarkDataset(NamedTuple):
             where = self.name if len(self.variants) == 1 else f"{self.name} ({variant.name})"
             raise unknown(f"split of {where}", split, variant.splits, hint)
 
-    def values(self, config: DataConfig, variant: Variant) -> MaskValues:
-        """Return the meaning of the numbers in the masks of ``variant``: as published, unless ``config`` sets it."""
-        return index_values(config, variant.described, self.name, correct="")
-
     def open(
         self,
         pairs: Sequence[Pair],
@@ -118,8 +114,8 @@ class BenchmarkDataset(NamedTuple):
         values: MaskValues | None = None,
         read_mask: Callable[[Pair], NDArray[Any]] | None = None,
     ) -> FileDataset:
-        """Return ``pairs`` as the ``split`` of ``variant``; ``values`` are those of :meth:`values` by default."""
+        """Return ``pairs`` as a ``split``; ``values`` are as published unless they, or ``config``, are set."""
         described = variant.described.model_copy(update={"license": self.license})
-        values = values or self.values(config, variant)
+        values = values or index_values(config, described, self.name, correct="")
         expected = variant.splits.get(split)
         return FileDataset(pairs, config, split, training, described, values, read_mask, expected)

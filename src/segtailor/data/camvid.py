@@ -69,7 +69,7 @@ def cut_sequences(pairs: tuple[Pair, ...], split: str) -> tuple[Pair, ...]:
         sequences[PurePosixPath(pair.name).name.partition("_")[0]].append(pair)
     dev: set[Pair] = set()
     for frames in sequences.values():
-        frames.sort(key=_time)
+        frames.sort(key=lambda pair: (int("0" + re.findall(r"\d*$", pair.name)[0]), pair.name))
         dev.update(frames[len(frames) - len(frames) // DEV_SHARE :])
     if not dev:
         raise SegtailorError(
@@ -77,8 +77,3 @@ def cut_sequences(pairs: tuple[Pair, ...], split: str) -> tuple[Pair, ...]:
             "frame's sequence is its name before the first underscore, as in 0001TP_006690"
         )
     return tuple(pair for pair in pairs if (pair in dev) == (split == "dev"))
-
-
-def _time(pair: Pair) -> tuple[int, str]:
-    number = re.search(r"(\d+)$", pair.name)
-    return (int(number.group()) if number else 0, pair.name)

@@ -6,7 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from segtailor.data.pairing import MISSING_IMAGE, Pair, record_missing
 from segtailor.errors import SegtailorError, unknown
 from segtailor.files import VOID, Color, Size
 
+Outlines = tuple[int, int, bytes]
 KIND = "a JSON with images, annotations and categories in COCO's format"
 
 
@@ -63,18 +64,11 @@ class CocoFile(BaseModel):
     categories: list[Category] = Field(min_length=1)
 
 
-class Outlines(NamedTuple):
-    """The outlines in one image: its size, and JSON of a list of (class index, shape) in the file's order."""
-
-    height: int
-    width: int
-    shapes: bytes
-
-
 class OutlineMasks:
-    """Draws masks from ``outlines``, by the pair's name: large shapes first, so that smaller and later ones cover them.
+    """Draws masks: large shapes first, so that smaller and later ones cover them.
 
-    Pixels that no shape covers get ``uncovered``.
+    ``outlines`` holds, by the pair's name, height, width, and JSON of a list of (class index, shape). Pixels that no
+    shape covers get ``uncovered``.
     """
 
     def __init__(self, outlines: Mapping[str, Outlines], uncovered: int) -> None:
@@ -124,7 +118,7 @@ def create_coco_json(config: DataConfig, split: str, training: bool) -> FileData
     of_category = {id_: index[name] for id_, name in categories.items() if name in index}
     read_mask = OutlineMasks(_outlines(content, of_category, path), index.get(BACKGROUND, VOID))
     values = MaskValues({position: position for position in index.values()})
-    pairs = _pairs(content.images, _image_folders(config, split, path), path)
+    pairs = _pairs(content.images, config, split, path)
     return FileDataset(pairs, config, split, training, described, values, read_mask)
 
 
@@ -187,24 +181,20 @@ def _outlines(content: CocoFile, of_category: Mapping[int, int], path: Path) -> 
     if wrong:
         texts = [f"{len(ids)} annotations {text}: {some(ids)}" for text, ids in wrong.items()]
         raise SegtailorError(f"{path}: {'; '.join(texts)}; fix or remove them")
-    return {image.name: Outlines(image.height, image.width, json.dumps(shapes[image.id]).encode()) for image in images}
+    return {image.name: (image.height, image.width, json.dumps(shapes[image.id]).encode()) for image in images}
 
 
-def _image_folders(config: DataConfig, split: str, path: Path) -> list[Path]:
-    root = config.root or path.parent
+def _pairs(images: list[ImageEntry], config: DataConfig, split: str, path: Path) -> tuple[Pair, ...]:
+    root, first = config.root or path.parent, images[0].file_name
+    ending = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and path.stem.endswith(f"_{folder.name}")]
+    folders = [path.parent, root / split, root / "images" / split, root / "images", *ending, root]
     if config.splits is not None:
         if split not in config.splits:
             raise unknown("split", split, config.splits, "data.splits lists them")
-        images = config.splits[split].images
-        if images is None:
+        given = config.splits[split].images
+        if given is None:
             raise SegtailorError(f"data.splits.{split} needs `images`: the folder of the images that {path} names")
-        return [root / images]
-    ending = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and path.stem.endswith(f"_{folder.name}")]
-    return [path.parent, root / split, root / "images" / split, root / "images", *ending, root]
-
-
-def _pairs(images: list[ImageEntry], folders: list[Path], path: Path) -> tuple[Pair, ...]:
-    first = images[0].file_name
+        folders = [root / given]
     folder = next((folder for folder in folders if (folder / first).is_file()), None)
     if folder is None:
         looked, hint = ", ".join(map(str, dict.fromkeys(folders))), "set data.root or data.splits.SPLIT.images"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from segtailor.config import DataConfig
 from segtailor.data.benchmark import BenchmarkDataset, Variant
 from segtailor.data.image_io import read_mat
+from segtailor.data.masks import index_values
 from segtailor.data.paired import FileDataset, read_index_mask
 from segtailor.data.pairing import Pair, files_by_stem, pair_folders, pair_ids, read_ids
 from segtailor.files import VOID
@@ -57,7 +58,8 @@ def create_coco_stuff(config: DataConfig, split: str, training: bool) -> FileDat
     variant, root = COCO_STUFF.locate(config, split)
     pairs = _pairs_10k(root, split) if variant.root else _pairs_164k(root, split)
     # reduce_zero_label shifts every label, whichever of them are classes: the reader does it
-    values = COCO_STUFF.values(config.model_copy(update={"reduce_zero_label": False}), variant)
+    stored = config.model_copy(update={"reduce_zero_label": False})
+    values = index_values(stored, variant.described, COCO_STUFF.name, correct="")
     reader = partial(read_labels, reduce_zero_label=config.reduce_zero_label)
     return COCO_STUFF.open(pairs, config, variant, split, training, values, reader)
 
@@ -88,14 +90,9 @@ def read_labels(pair: Pair, reduce_zero_label: bool = False) -> NDArray[Any]:
 
     So are a PNG's with ``reduce_zero_label``.
     """
-    if pair.mask.suffix == ".mat":
-        return _reduce(read_mat(pair.mask, "S"))
-    mask = read_index_mask(pair)
-    return _reduce(mask) if reduce_zero_label else mask
-
-
-def _reduce(mask: NDArray[Any]) -> NDArray[Any]:
-    if mask.dtype != np.uint8:
+    one_higher = reduce_zero_label or pair.mask.suffix == ".mat"
+    mask = read_mat(pair.mask, "S") if pair.mask.suffix == ".mat" else read_index_mask(pair)
+    if not one_higher or mask.dtype != np.uint8:
         return mask
     # 255 stays what it is: none of the labels is 255
     return np.where((mask == 0) | (mask == VOID), VOID, mask - 1).astype(np.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -64,43 +65,33 @@ def read_table(path: Path, image_column: str, mask_column: str) -> tuple[list[Ro
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
             file.seek(0)
-            reader = csv.reader(file, delimiter=_delimiter(header, image_column, mask_column))
-            columns = [name.strip() for name in next(reader, [])]
-            places = [_place(columns, image_column, "image", path), _place(columns, mask_column, "mask", path)]
-            has_splits = SPLIT_COLUMN in columns
-            if has_splits:
-                places.append(columns.index(SPLIT_COLUMN))
+            # the comma where no column is found
+            delimiter = max(DELIMITERS, key=lambda char: len(_names(header.split(char)) & {image_column, mask_column}))
+            reader = csv.DictReader(file, delimiter=delimiter, restval="")
+            columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            for name, kind in ((image_column, "image"), (mask_column, "mask")):
+                if name not in columns:
+                    raise unknown(f"column of {path}", name, columns, f"Set data.{kind}_column to its name")
+            wanted = [image_column, mask_column, *({SPLIT_COLUMN} & set(columns))]
             rows, short = [], []
             for cells in reader:
-                if not any(cell.strip() for cell in cells):
-                    continue
-                found = [cells[place].strip() if place < len(cells) else "" for place in places]
-                if not all(found):
+                image, mask, *split = (cells[name].strip() for name in wanted)
+                if image and mask and all(split):
+                    rows.append(Row(image, mask, "".join(split), reader.line_num))
+                elif any(cell.strip() for name, cell in cells.items() if name is not None):
                     short.append(str(reader.line_num))
-                    continue
-                rows.append(Row(found[0], found[1], found[2] if has_splits else "", reader.line_num))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SegtailorError(f"cannot read {path} as a table: {' '.join(str(error).split())}") from error
     if short:
-        wanted = " or ".join(columns[place] for place in places)
-        raise SegtailorError(f"{path}: {len(short)} rows without {wanted}: line {some(short)}; fill or remove them")
+        missing = " or ".join(wanted)
+        raise SegtailorError(f"{path}: {len(short)} rows without {missing}: line {some(short)}; fill or remove them")
     if not rows:
         raise SegtailorError(f"{path} has a header but no rows; add one for each image")
-    return rows, has_splits
+    return rows, SPLIT_COLUMN in columns
 
 
-def _delimiter(header: str, image_column: str, mask_column: str) -> str:
-    def hits(delimiter: str) -> int:
-        names = {name.strip().strip('"') for name in header.split(delimiter)}
-        return len(names & {image_column, mask_column})
-
-    return max(DELIMITERS, key=hits)  # the comma where no column is found
-
-
-def _place(columns: list[str], name: str, kind: str, path: Path) -> int:
-    if name not in columns:
-        raise unknown(f"column of {path}", name, columns, f"Set data.{kind}_column to the column of {kind}s")
-    return columns.index(name)
+def _names(cells: Iterable[str]) -> set[str]:
+    return {cell.strip().strip('"') for cell in cells}
 
 
 def _pairs(rows: list[Row], roots: list[Path], table: Path) -> tuple[Pair, ...]:

@@ -85,7 +85,6 @@ class Stream:
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __getitem__(self, position: int) -> Sample:
-        """Return the augmented sample at ``position``."""
         for_order, for_sample = self.numbers
         epoch, place = divmod(position, len(self.images))
         if epoch != self._epoch:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtailor.config import DataConfig
-from segtailor.data.base import some
+from segtailor.data.base import some, spans
 from segtailor.data.classes_file import ClassesFile
 from segtailor.data.image_io import IMAGE_SUFFIXES, INDEX_MODES, MASK_SUFFIXES, Source, UnreadableFile, open_mask
 from segtailor.data.paired import MaskValues
@@ -52,7 +52,7 @@ def index_values(
     return MaskValues(
         {value: index for index, value in enumerate(values)},
         void,
-        hint=f"{where} gives its classes the values {_ranges(values)}; {correct}set data.values, data.void or "
+        hint=f"{where} gives its classes the values {spans(values)}; {correct}set data.values, data.void or "
         "data.reduce_zero_label",
     )
 
@@ -131,12 +131,6 @@ class ColorMasks:
         return self._table
 
 
-def _ranges(values: Sequence[int]) -> str:
-    if list(values) == list(range(values[0], values[-1] + 1)):
-        return f"{values[0]} to {values[-1]}" if len(values) > 1 else str(values[0])
-    return some(list(map(str, values)), 12)
-
-
 BACKGROUND = "background"
 
 
@@ -183,11 +177,6 @@ class BinaryMasks:
             raise UnreadableFile(f"its part {path}: {error}") from error
 
 
-def uncovered_class(classes: Sequence[str]) -> int:
-    """Return the value of pixels that no class covers: the index of the class ``background``, else void."""
-    return classes.index(BACKGROUND) if BACKGROUND in classes else VOID
-
-
 def pair_binary(
     images: Path, masks: Path, where: str, classes: Sequence[str], class_file: Path
 ) -> tuple[tuple[Pair, ...], BinaryMasks]:
@@ -207,33 +196,30 @@ def pair_binary(
             parts.setdefault(key, []).append(Part(index, path))
         else:
             no_class.append(stem)
-    problems = []
-    if no_class:
-        guess = no_class[0].rsplit("_", 1)[-1] if "/" not in no_class[0] else no_class[0].split("/")[0]
-        problems.append(
-            f"{len(no_class)} masks name no class of {class_file}: {some(no_class)} (nearest: "
-            f"{', '.join(nearest(guess, names, 3))}; expected CLASS/frame.png or frame_CLASS.png)"
-        )
     no_mask, no_image = sorted(found_images.keys() - parts.keys()), sorted(parts.keys() - found_images.keys())
-    if no_mask:
-        problems.append(f"{len(no_mask)} images without a mask of any class: {some(no_mask)}")
-    if no_image:
-        problems.append(f"{len(no_image)} names of masks without an image: {some(no_image)}")
     twice = [key for key, found in parts.items() if len({part.label for part in found}) < len(found)]
-    if twice:
-        problems.append(f"{len(twice)} images with two masks of one class: {some(twice)}")
-    both = sorted(found_images.keys() & parts.keys())
     unpaired = {
         NO_CLASS: [found_masks[stem] for stem in no_class],
         NO_MASK: [found_images[key] for key in no_mask],
         NO_IMAGE: [part.path for key in no_image for part in parts[key]],
         TWICE: [part.path for key in twice for part in parts[key]],
     }
+    named = {
+        f"masks name no class of {class_file} (expected CLASS/frame.png or frame_CLASS.png)": no_class,
+        "images without a mask of any class": no_mask,
+        "names of masks without an image": no_image,
+        "images with two masks of one class": twice,
+    }
+    problems = [f"{len(keys)} {text}: {some(keys)}" for text, keys in named.items() if keys]
+    if no_class:
+        guess = no_class[0].rsplit("_", 1)[-1] if "/" not in no_class[0] else no_class[0].split("/")[0]
+        problems[0] += f" (nearest: {', '.join(nearest(guess, names, 3))})"
+    both = sorted(found_images.keys() & parts.keys())
     if problems and not (both and record_missing(unpaired)):
         raise SegtailorError(f"{where}: {'; '.join(problems)}; add, rename or remove files in {images} and {masks}")
     if not parts:
         raise SegtailorError(f"no images in {images} and no masks in {masks} ({where}); check data.root and the layout")
-    reader = BinaryMasks(parts, uncovered_class(classes))
+    reader = BinaryMasks(parts, classes.index(BACKGROUND) if BACKGROUND in classes else VOID)
     pairs = (Pair(found_images[key], reader.parts[key][0].path, key) for key in both)
     return tuple(pairs), reader
 

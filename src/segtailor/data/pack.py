@@ -20,7 +20,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from segtailor.config import DataConfig, Strict
+from segtailor.config import DataConfig
 from segtailor.data import create_dataset
 from segtailor.data.base import Count, SegmentationDataset
 from segtailor.data.image_io import read_image
@@ -43,17 +43,6 @@ from segtailor.files import VOID, Color, write_atomically
 CHUNK_MB = 256
 
 
-class Plan(Strict):
-    """The settings of an unfinished pack; a call with other settings cannot continue it."""
-
-    data: dict[str, Any]
-    encoding: Encoding
-    quality: int | None
-    shards: int | None
-    shard_mb: int
-    samples: dict[str, int]
-
-
 def pack(
     config: DataConfig,
     out: Path,
@@ -74,7 +63,13 @@ def pack(
     Raises ``SegtailorError`` for contradictory settings, a folder with other files, too small a disk, and samples that
     cannot be read.
     """
-    kind = _check_settings(encoding, quality, shards, shard_mb)
+    kind = next((known for known in ENCODINGS if known == encoding), None)
+    if kind is None:
+        raise unknown("--format", encoding, ENCODINGS)
+    if not 1 <= quality <= 100:
+        raise SegtailorError(f"--quality is 1 to 100, not {quality}")
+    if (shards is not None and shards < 1) or shard_mb < 1:
+        raise SegtailorError("--shards and --shard-size are at least 1")
     import_litdata()
     # a recipe that reads the pack chooses its samples then
     config = config.model_copy(update={"limit": None, "unlabelled": None})
@@ -87,10 +82,11 @@ def pack(
     first = sources[names[0]]
     for source in sources.values():
         _check_source(source, first, config, kind)
-    plan = Plan(
-        data=config.model_dump(mode="json", exclude={"workers"}), encoding=kind, shards=shards, shard_mb=shard_mb,
-        quality=quality if kind == "jpeg" else None, samples={name: len(source) for name, source in sources.items()},
-    )  # fmt: skip
+    stated_quality = quality if kind == "jpeg" else None
+    plan = {
+        "data": config.model_dump(mode="json", exclude={"workers"}), "encoding": kind, "quality": stated_quality,
+        "shards": shards, "shard_mb": shard_mb, "samples": {name: len(source) for name, source in sources.items()},
+    }  # fmt: skip
     encoders = {name: Encoder(source, kind, quality) for name, source in sources.items()}
     _begin(out, plan)
     _require_space(out, encoders)
@@ -101,7 +97,7 @@ def pack(
         packed[name] = _describe(out / folders[name], encoder.source, resized[name])
     manifest = Manifest(
         source=first.name, classes=list(first.classes), palette=list(first.palette), mean_color=first.mean_color,
-        license=first.license, encoding=kind, quality=plan.quality, size=config.size, splits=packed,
+        license=first.license, encoding=kind, quality=stated_quality, size=config.size, splits=packed,
     )  # fmt: skip
     write_atomically(out / MANIFEST, lambda file: file.write(manifest.model_dump_json(indent=1).encode()))
     (out / UNFINISHED).unlink()
@@ -118,7 +114,6 @@ class Encoder(Dataset[Any]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any] | SegtailorError:
-        """Return sample ``index``, or why it cannot be read."""
         try:
             return self.encode(index)
         except SegtailorError as error:
@@ -207,38 +202,23 @@ def _start_worker(_: int) -> None:
 def _describe(folder: Path, source: SegmentationDataset, resized: bool) -> PackedSplit:
     """Read a written split once and return its entry in the manifest."""
     chunks = import_litdata().StreamingDataset(str(folder))
-    losses = torch.stack([chunks[index]["loss"].double() for index in range(len(source))])
-    files = None
+    # values, squared, absolute and largest error of each sample
+    rows = torch.stack([chunks[index]["loss"].double() for index in range(len(source))])
+    values, squared, absolute, _ = rows.sum(0).tolist()
+    loss = files = None
+    if squared:  # some pixels changed
+        loss = Loss(
+            psnr=round(10 * math.log10(255**2 / (squared / values)), 2),
+            worst_psnr=round(10 * math.log10(255**2 / (rows[:, 1] / rows[:, 0]).max().item()), 2),
+            mean_abs_error=round(absolute / values, 4),
+            largest_error=int(rows[:, 3].max()),
+        )
     if isinstance(source, FileDataset):
         files = sum(path.stat().st_size for pair in source.pairs for path in {pair.image, pair.mask} if path.is_file())
     return PackedSplit(
-        folder=folder.name, samples=len(source), resized_targets=resized, loss=_loss(losses), source_bytes=files,
+        folder=folder.name, samples=len(source), resized_targets=resized, loss=loss, source_bytes=files,
         files={path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()},
     )  # fmt: skip
-
-
-def _loss(rows: Tensor) -> Loss | None:
-    """Sum up rows of (values, squared, absolute, largest error); None when no pixel changed."""
-    values, squared, absolute, _ = rows.sum(0).tolist()
-    if not squared:
-        return None
-    return Loss(
-        psnr=round(10 * math.log10(255**2 / (squared / values)), 2),
-        worst_psnr=round(10 * math.log10(255**2 / (rows[:, 1] / rows[:, 0]).max().item()), 2),
-        mean_abs_error=round(absolute / values, 4),
-        largest_error=int(rows[:, 3].max()),
-    )
-
-
-def _check_settings(encoding: str, quality: int, shards: int | None, shard_mb: int) -> Encoding:
-    kind = next((known for known in ENCODINGS if known == encoding), None)
-    if kind is None:
-        raise unknown("--format", encoding, ENCODINGS)
-    if not 1 <= quality <= 100:
-        raise SegtailorError(f"--quality is 1 to 100, not {quality}")
-    if (shards is not None and shards < 1) or shard_mb < 1:
-        raise SegtailorError("--shards and --shard-size are at least 1")
-    return kind
 
 
 def _check_source(source: SegmentationDataset, first: SegmentationDataset, config: DataConfig, kind: Encoding) -> None:
@@ -257,13 +237,14 @@ def _check_source(source: SegmentationDataset, first: SegmentationDataset, confi
         )
 
 
-def _begin(out: Path, plan: Plan) -> None:
+def _begin(out: Path, plan: dict[str, Any]) -> None:
+    """Prepare ``out`` for ``plan``: the settings of the pack, with which alone an unfinished one is continued."""
     if (out / MANIFEST).exists():
         raise SegtailorError(f"{out} is a complete pack already; give another --out, or remove it first")
     if (out / UNFINISHED).exists():
         try:
             begun = json.loads((out / UNFINISHED).read_text(encoding="utf-8"))
-            other = [name for name, value in plan.model_dump(mode="json").items() if begun.get(name) != value]
+            other = [name for name, value in plan.items() if begun.get(name) != value]
         except (ValueError, AttributeError):
             other = ["unreadable"]
         if other:
@@ -274,7 +255,7 @@ def _begin(out: Path, plan: Plan) -> None:
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SegtailorError(f"{out} holds other files; give --out a folder that is new or empty")
-    write_atomically(out / UNFINISHED, lambda file: file.write(plan.model_dump_json().encode()))
+    write_atomically(out / UNFINISHED, lambda file: file.write(json.dumps(plan).encode()))
 
 
 def _require_space(out: Path, encoders: dict[str, Encoder]) -> None:
@@ -282,7 +263,8 @@ def _require_space(out: Path, encoders: dict[str, Encoder]) -> None:
     need = 0
     for encoder in encoders.values():
         first = encoder.encode(0)
-        need += len(encoder.source) * sum(_bytes(first[key]) for key in ("image", "target"))
+        parts = (first["image"], first["target"])
+        need += len(encoder) * sum(len(part) if isinstance(part, bytes) else part.numel() for part in parts)
     need -= sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     free = shutil.disk_usage(out).free
     if need > free:
@@ -290,7 +272,3 @@ def _require_space(out: Path, encoders: dict[str, Encoder]) -> None:
             f"the pack takes about {need / 1e9:.1f} GB, and {out} has {free / 1e9:.1f} GB free; free some space, "
             "choose another --out, a smaller data.size or --format jpeg"
         )
-
-
-def _bytes(part: Tensor | bytes) -> int:
-    return len(part) if isinstance(part, bytes) else part.numel()

@@ -138,7 +138,6 @@ class PackedDataset(MaskDataset):
         return Raw(pixels, mask, name, where, where)
 
     def __getitem__(self, index: int, /) -> Sample:
-        """Return sample ``index``; raises ``SegtailorError`` when its chunk is damaged."""
         image, target, name, *_ = self.read(index)
         return self.resized(image, target, name)
 
@@ -179,6 +178,7 @@ def is_remote(address: str) -> bool:
 
 def read_manifest(address: str) -> Manifest:
     """Return the manifest of the pack at ``address``; raises ``SegtailorError`` for a missing or damaged one."""
+    root, name = Path(address), f"{address}/{MANIFEST}"
     if is_remote(address):
         import_litdata()
         from litdata.streaming.downloader import get_downloader
@@ -186,41 +186,37 @@ def read_manifest(address: str) -> Manifest:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / MANIFEST
             try:
-                get_downloader(address, folder, [], {}).download_file(f"{address}/{MANIFEST}", str(path))
+                get_downloader(address, folder, [], {}).download_file(name, str(path))
+                content = path.read_bytes()
             except Exception as error:  # every store has other errors
-                raise SegtailorError(f"cannot read {address}/{MANIFEST}: {reason(error)}; check data.root") from error
-            return _parsed(path, f"{address}/{MANIFEST}")
-    root = Path(address)
-    if (root / MANIFEST).exists():
-        return _parsed(root / MANIFEST, str(root / MANIFEST))
-    if (root / UNFINISHED).exists():
+                raise SegtailorError(f"cannot read {name}: {reason(error)}; check data.root") from error
+    elif (root / MANIFEST).exists():
+        content = (root / MANIFEST).read_bytes()
+    elif (root / UNFINISHED).exists():
         raise SegtailorError(
             f"the pack in {root} is unfinished; give the same `segtailor data pack` command again to continue it"
         )
-    if not root.is_dir():
+    elif not root.is_dir():
         raise SegtailorError(f"no such folder: {root}; set data.root to what `segtailor data pack` wrote")
-    raise SegtailorError(f"no pack in {root}: {MANIFEST} is missing; `segtailor data pack` writes it")
-
-
-def _parsed(path: Path, name: str) -> Manifest:
+    else:
+        raise SegtailorError(f"no pack in {root}: {MANIFEST} is missing; `segtailor data pack` writes it")
     try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except (ValidationError, OSError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
         if first["loc"] == ("version",):
             raise SegtailorError(f"{name} is of another version of segtailor; pack again") from None
-        where = ".".join(str(part) for part in first["loc"])
-        problem = f"{where}: {first['msg']}" if where else first["msg"]
-        raise SegtailorError(f"{name} is damaged ({problem}); {AGAIN}") from None
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise SegtailorError(f"{name} is damaged ({where}{first['msg']}); {AGAIN}") from None
 
 
 def _require_whole(folder: Path, split: str, packed: PackedSplit) -> None:
-    wrong = []
-    for file, expected in packed.files.items():
-        path = folder / file
-        length = path.stat().st_size if path.is_file() else None
-        if length != expected:
-            wrong.append(f"{file} ({'missing' if length is None else f'{length} of {expected} bytes'})")
+    found = {file: (folder / file).stat().st_size for file in packed.files if (folder / file).is_file()}
+    wrong = [
+        f"{file} ({f'{found[file]} of {expected} bytes' if file in found else 'missing'})"
+        for file, expected in packed.files.items()
+        if found.get(file) != expected
+    ]
     if wrong:
         count = f"{len(wrong)} of {len(packed.files)} files"
         raise SegtailorError(

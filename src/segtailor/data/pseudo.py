@@ -12,8 +12,7 @@ import torch
 from segtailor.config import UnlabelledConfig
 from segtailor.data.base import Count, Sample, SegmentationDataset, some
 from segtailor.data.image_io import IMAGE_SUFFIXES, UnreadableFile, list_files, read_image, resize_image, unreadable
-from segtailor.data.paired import FileDataset
-from segtailor.data.subset import evenly
+from segtailor.data.paired import FileDataset, evenly
 from segtailor.errors import SegtailorError
 from segtailor.files import Color, Size
 
@@ -34,7 +33,6 @@ class UnlabelledImages:
         return len(self.paths)
 
     def __getitem__(self, index: int, /) -> Sample:
-        """Return image ``index``; raises ``SegtailorError`` when its file is unreadable."""
         path = self.paths[index]
         try:
             image = read_image(path)

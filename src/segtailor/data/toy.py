@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation
 
 from segtailor.config import DataConfig
 from segtailor.data.base import Sample, SegmentationDataset
@@ -286,9 +287,7 @@ class Scene:
 
     def _void_rim(self, mask: Mask) -> None:
         """Leave about half of the pixels around a thing unlabelled, as annotators do."""
-        wide = np.pad(mask, 1)
-        rim = wide[:-2, 1:-1] | wide[2:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:]
-        self.target[rim & (self.noise(3, 3) > 0)] = VOID
+        self.target[binary_dilation(mask) & (self.noise(3, 3) > 0)] = VOID
 
     def draw_void(self) -> None:
         """Draw unlabelled things: patches that imitate other classes, an object, the car's hood."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from segtailor.config import DataConfig
-from segtailor.data.base import SegmentationDataset
+from segtailor.data.base import SegmentationDataset, spans
 from segtailor.data.check.report import Finding, Location, Severity, found
 from segtailor.data.check.scan import SampleStats
 from segtailor.data.classes_file import distinct_colors
@@ -132,24 +132,6 @@ def encoding_of(dataset: SegmentationDataset, config: DataConfig) -> Encoding | 
     )
 
 
-def spans(values: Iterable[int]) -> str:
-    """Return sorted ``values`` with runs joined.
-
-    >>> spans([1, 2, 3, 7, 255])
-    '1 to 3, 7, 255'
-    """
-    runs: list[list[int]] = []
-    for value in sorted(values):
-        if runs and value == runs[-1][1] + 1:
-            runs[-1][1] = value
-        else:
-            runs.append([value, value])
-    texts = []
-    for first, last in runs:
-        texts += [f"{first} to {last}"] if last > first + 1 else [str(value) for value in sorted({first, last})]
-    return ", ".join(texts)
-
-
 def with_values(masks: Iterable[SampleStats]) -> list[Location]:
     """Return the locations of ``masks`` with the values that they hold."""
     return [Location(mask.mask, f"values {spans(mask.values)}") for mask in masks]
@@ -162,16 +144,17 @@ class Reading(NamedTuple):
     void: frozenset[int]
 
 
-class LabelOffset(NamedTuple):
-    """The findings, the masks that they explain (by ``id``), and the recipe that would reduce the zero label."""
-
-    findings: list[Finding]
-    explained: set[int]
-    zero_recipe: Mapping[str, Any]
+def take(masks: list[SampleStats], taken: Iterable[SampleStats]) -> None:
+    """Remove from ``masks`` those that are ``taken``."""
+    ids = {id(mask) for mask in taken}
+    masks[:] = [mask for mask in masks if id(mask) not in ids]
 
 
-def find_label_offset(encoding: Encoding, masks: Sequence[SampleStats]) -> LabelOffset:
-    """Return whether all ``masks``, or some of them, have shifted labels; their values fit into a byte."""
+def find_label_offset(encoding: Encoding, masks: list[SampleStats]) -> tuple[list[Finding], dict[str, Any]]:
+    """Take the masks, all or some, whose labels are shifted; values fit into a byte.
+
+    Returned are the findings, and the recipe that would reduce the zero label where that is a mere possibility.
+    """
     seen = {value for mask in masks for value in mask.values} - {VOID}
     unknown = seen - encoding.declared
     zero_recipe: dict[str, Any] = {}
@@ -192,9 +175,10 @@ def find_label_offset(encoding: Encoding, masks: Sequence[SampleStats]) -> Label
     else:
         whole = _reduced_twice(encoding, masks, seen)
     if whole is not None:
-        return LabelOffset(_of_all(encoding, masks, *whole), {id(mask) for mask in masks}, {})
-    findings, explained = _of_some(encoding, masks)
-    return LabelOffset(findings, explained, zero_recipe)
+        findings = _of_all(encoding, masks, *whole)
+        masks.clear()
+        return findings, {}
+    return _of_some(encoding, masks), zero_recipe
 
 
 def _shifted(encoding: Encoding, seen: Iterable[int], by: int) -> Reading | None:
@@ -250,7 +234,7 @@ def _of_all(
     return found(kind, [Location(mask.mask) for mask in masks], recipe, "; ".join(advice), severity, **words)
 
 
-def _of_some(encoding: Encoding, masks: Sequence[SampleStats]) -> tuple[list[Finding], set[int]]:
+def _of_some(encoding: Encoding, masks: list[SampleStats]) -> list[Finding]:
     usual = usual_shares(encoding, masks)
     groups: defaultdict[str, list[SampleStats]] = defaultdict(list)
     for mask in masks:
@@ -262,7 +246,8 @@ def _of_some(encoding: Encoding, masks: Sequence[SampleStats]) -> tuple[list[Fin
         them = "it" if len(wrong) == 1 else "them"
         advice = f"rewrite {them} like the others, whose classes have {spans(encoding.values)}"
         findings += found(f"{kind}/some", with_values(wrong), advice=advice)
-    return findings, {id(mask) for wrong in groups.values() for mask in wrong}
+        take(masks, wrong)
+    return findings
 
 
 def _suspicion(encoding: Encoding, mask: SampleStats) -> str | None:

@@ -10,7 +10,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -150,6 +150,11 @@ class CheckReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the whole report, every file included."""
+
+        def files(locations: Sequence[Location]) -> dict[str, Any]:
+            paths = [{"path": at.path, **({"detail": at.detail} if at.detail else {})} for at in locations]
+            return {"count": len(paths), "files": paths}
+
         return {
             "data": self.config.model_dump(mode="json", exclude_unset=True),
             "name": self.name,
@@ -157,18 +162,11 @@ class CheckReport:
             "seconds": round(self.seconds, 2),
             **{f"{severity}s": int(self.number(severity)) for severity in SEVERITIES},
             "findings": [
-                {
-                    "kind": finding.kind,
-                    "severity": finding.severity,
-                    "text": finding.text,
-                    "count": len(finding.locations),
-                    "files": _locations_json(finding.locations),
-                    "recipe": dict(finding.recipe),
-                    "advice": finding.advice,
-                }
+                {key: value for key, value in finding._asdict().items() if key != "locations"}
+                | files(finding.locations)
                 for finding in self.findings
             ],
-            "unreadable": {"count": len(self.unreadable), "files": _locations_json(self.unreadable)},
+            "unreadable": files(self.unreadable),
             "classes": list(self.classes),
             "splits": {
                 tally.split: {
@@ -195,10 +193,6 @@ class CheckReport:
             raise SegtailorError(f"cannot write the report into {self.folder}: {error.strerror}") from error
 
 
-def _locations_json(locations: Sequence[Location]) -> list[dict[str, str]]:
-    return [{"path": at.path, **({"detail": at.detail} if at.detail else {})} for at in locations]
-
-
 # The smallest share that the logarithmic scale shows.
 LEAST = 1e-5
 BAR, GAP, MARGIN, SWATCH = 14, 10, 24, 14
@@ -217,72 +211,59 @@ def draw_histogram(
 
     The scale is logarithmic, so that rare classes show. Each bar is followed by the share and the number of masks.
     """
-    body, head = _font(13), _font(18)
+    small, body, head = (ImageFont.load_default(size) for size in (11, 13, 18))
     names = [text if len(text) <= MOST_NAME else text[: MOST_NAME - 1] + "…" for text in classes]
     left = MARGIN + SWATCH + 8 + max((math.ceil(body.getlength(text)) for text in names), default=0) + 12
     top = 102
     block = BAR * max(1, len(tallies)) + GAP
     width = left + AXIS_WIDTH + NUMBERS_WIDTH + MARGIN
-    height = top + block * len(names) + 44
-    picture = Image.new("RGB", (width, height), (255, 255, 255))
+    bottom = top + block * len(names)
+    picture = Image.new("RGB", (width, bottom + 44), (255, 255, 255))
     draw = ImageDraw.Draw(picture)
     draw.text((MARGIN, 16), f"{name}: classes", INK, head)
-    _draw_legend(draw, tallies, body)
-    _draw_axis(draw, left, top, height - 44, body)
+    place = MARGIN
+    for tally, color in zip(tallies, cycle(SPLITS), strict=False):
+        whole = tally.labelled + tally.void + tally.unknown
+        void = f", {100 * tally.void / whole:.1f} % void" if whole else ""
+        text = f"{tally.split}: {Count(tally.samples):image}{void}"
+        draw.rectangle([place, 52, place + SWATCH, 52 + SWATCH], color)
+        draw.text((place + SWATCH + 6, 52 + SWATCH // 2), text, INK, body, anchor="lm")
+        place += SWATCH + 6 + math.ceil(body.getlength(text)) + 28
+    for power in range(round(math.log10(LEAST)), 1):
+        at = left + _length(10.0**power)
+        draw.line([at, top - 4, at, bottom], GRID)
+        draw.text((at, top - 8), f"{100 * 10.0**power:g} %", FAINT, small, anchor="ms")
+    draw.text((left, bottom + 14), "share of the split's labelled pixels, logarithmic", FAINT, body)
     for row, text in enumerate(names):
         upper = top + row * block + GAP // 2
         middle = upper + (block - GAP) // 2
-        color = tuple(palette[row])
         swatch = [MARGIN, middle - SWATCH // 2, MARGIN + SWATCH, middle + SWATCH // 2]
-        draw.rectangle(swatch, color, outline=FAINT)
+        draw.rectangle(swatch, tuple(palette[row]), outline=FAINT)
         draw.text((left - 12, middle), text, INK, body, anchor="rm")
-        for place, tally in enumerate(tallies):
-            _draw_bar(draw, left, upper + place * BAR, tally, row, SPLITS[place % len(SPLITS)])
+        for tally, color in zip(tallies, cycle(SPLITS), strict=False):
+            _draw_bar(draw, left, upper, tally, row, color, small)
+            upper += BAR
     picture.save(path, optimize=True)
 
 
-def _draw_bar(draw: ImageDraw.ImageDraw, left: int, upper: int, tally: Tally, index: int, color: Color) -> None:
-    small = _font(11)
+def _draw_bar(
+    draw: ImageDraw.ImageDraw, left: int, upper: int, tally: Tally, index: int, color: Color, font: Any
+) -> None:
     share = int(tally.pixels[index]) / tally.labelled if tally.labelled else 0.0
     middle = upper + BAR // 2
     if not share:
         text = f"not in {tally.split}" if tally.labelled or tally.void else f"no mask of {tally.split} was counted"
-        draw.text((left + 6, middle), text, ABSENT, small, anchor="lm")
+        draw.text((left + 6, middle), text, ABSENT, font, anchor="lm")
         return
-    end = left + max(2, round(AXIS_WIDTH * _scale(share)))
+    end = left + max(2, _length(share))
     draw.rectangle([left, upper + 1, end, upper + BAR - 2], color)
     percent = f"{100 * share:.1f}" if share >= 0.01 else f"{100 * share:.2g}"
     label = f"{percent} %  in {Count(tally.masks[index]):mask}"
     place = (end + 6, middle)
-    draw.rectangle(draw.textbbox(place, label, small, anchor="lm"), (255, 255, 255))  # over the grid
-    draw.text(place, label, FAINT, small, anchor="lm")
+    draw.rectangle(draw.textbbox(place, label, font, anchor="lm"), (255, 255, 255))  # over the grid
+    draw.text(place, label, FAINT, font, anchor="lm")
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, tallies: Sequence[Tally], font: Any) -> None:
-    left = MARGIN
-    for place, tally in enumerate(tallies):
-        whole = tally.labelled + tally.void + tally.unknown
-        void = f", {100 * tally.void / whole:.1f} % void" if whole else ""
-        text = f"{tally.split}: {Count(tally.samples):image}{void}"
-        draw.rectangle([left, 52, left + SWATCH, 52 + SWATCH], SPLITS[place % len(SPLITS)])
-        draw.text((left + SWATCH + 6, 52 + SWATCH // 2), text, INK, font, anchor="lm")
-        left += SWATCH + 6 + math.ceil(font.getlength(text)) + 28
-
-
-def _draw_axis(draw: ImageDraw.ImageDraw, left: int, top: int, bottom: int, font: Any) -> None:
-    small = _font(11)
-    for power in range(round(math.log10(LEAST)), 1):
-        at = left + round(AXIS_WIDTH * _scale(10.0**power))
-        draw.line([at, top - 4, at, bottom], GRID)
-        draw.text((at, top - 8), f"{100 * 10.0**power:g} %", FAINT, small, anchor="ms")
-    draw.text((left, bottom + 14), "share of the split's labelled pixels, logarithmic", FAINT, font)
-
-
-def _scale(share: float) -> float:
-    """Return the position of ``share`` on the axis, 0 to 1."""
-    return 1 - math.log10(max(share, LEAST)) / math.log10(LEAST)
-
-
-@lru_cache
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size)
+def _length(share: float) -> int:
+    """Return the pixels from the start of the axis to ``share``."""
+    return round(AXIS_WIDTH * (1 - math.log10(max(share, LEAST)) / math.log10(LEAST)))

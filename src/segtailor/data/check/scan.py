@@ -189,12 +189,8 @@ def sample_stats(
         stats = SampleStats(split, str(dataset.paths[index]))
         _read_image(stats, dataset.paths[index], pictures)
         return stats
-    if isinstance(dataset, FileDataset):
-        return _pair_stats(dataset, split, index, pictures)
-    return _row_stats(dataset, split, index)
-
-
-def _pair_stats(dataset: FileDataset, split: str, index: int, pictures: bool) -> SampleStats:
+    if not isinstance(dataset, FileDataset):
+        return _row_stats(dataset, split, index)
     pair = dataset.pairs[index]
     # masks that share one file are named by their image
     in_image_file = pair.mask.suffix.lower() in (".json", "")
@@ -207,7 +203,11 @@ def _pair_stats(dataset: FileDataset, split: str, index: int, pictures: bool) ->
     except UnreadableFile as error:
         stats.mask_problem = str(error)
         if stats.mode in COLOR_MODES:
-            stats.stored_colors = _stored_colors(pair.mask)
+            with suppress(*DECODE_ERRORS), Image.open(pair.mask, formats=FORMATS) as file:
+                pixels = np.array(file.convert("RGB")).astype(np.int32)
+                # one number a color: sorting these is many times as fast as sorting rows
+                numbers, _ = _most_common(pixels @ np.array([1 << 16, 1 << 8, 1], np.int32))
+                stats.stored_colors = [(number >> 16, number >> 8 & 255, number & 255) for number in numbers]
         return stats
     _count_values(stats, mask)
     if image is not None:
@@ -265,13 +265,16 @@ def _count_values(stats: SampleStats, mask: NDArray[Any]) -> None:
     if mask.dtype == np.uint8:
         counts = np.array(Image.fromarray(np.ascontiguousarray(mask)).histogram())
         values = np.flatnonzero(counts)
-        counts = counts[values]
+        stats.values = dict(zip(values.tolist(), counts[values].tolist(), strict=True))
     else:
-        values, counts = np.unique(mask, return_counts=True)
-        kept = np.sort(np.argsort(-counts, kind="stable")[:MOST_VALUES])
-        values, counts = values[kept], counts[kept]
-    stats.values = dict(zip(values.tolist(), counts.tolist(), strict=True))
+        stats.values = dict(sorted(zip(*_most_common(mask), strict=True)))
     stats.colors = {value: stats.colors[value] for value in stats.values if value in stats.colors}
+
+
+def _most_common(numbers: NDArray[Any]) -> tuple[list[int], list[int]]:
+    values, counts = np.unique(numbers, return_counts=True)
+    common = np.argsort(-counts, kind="stable")[:MOST_VALUES]
+    return values[common].tolist(), counts[common].tolist()
 
 
 def _read_header(stats: SampleStats, path: Path) -> None:
@@ -280,18 +283,6 @@ def _read_header(stats: SampleStats, path: Path) -> None:
         stats.mode = file.mode
         palette = (file.getpalette("RGB") if file.mode == "P" else None) or []
         stats.colors = {at // 3: (palette[at], palette[at + 1], palette[at + 2]) for at in range(0, len(palette), 3)}
-
-
-def _stored_colors(path: Path) -> list[Color]:
-    try:
-        with Image.open(path, formats=FORMATS) as file:
-            pixels = np.array(file.convert("RGB")).astype(np.int32)
-    except DECODE_ERRORS:
-        return []
-    # one number a color: sorting these is many times as fast as sorting rows
-    numbers, counts = np.unique(pixels @ np.array([1 << 16, 1 << 8, 1], np.int32), return_counts=True)
-    common = numbers[np.argsort(-counts, kind="stable")[:MOST_VALUES]].tolist()
-    return [(number >> 16, number >> 8 & 255, number & 255) for number in common]
 
 
 @dataclass

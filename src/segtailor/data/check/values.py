@@ -7,13 +7,13 @@ defect of a few of them is not.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from segtailor.data.base import Count, some
-from segtailor.data.check.offset import Encoding, LabelOffset, find_label_offset, spans, with_values
+from segtailor.data.base import Count, some, spans
+from segtailor.data.check.offset import Encoding, find_label_offset, take, with_values
 from segtailor.data.check.report import Finding, Location, as_yaml, found
 from segtailor.data.check.scan import SampleStats, Tally
 from segtailor.data.masks import UNKNOWN_COLOR
@@ -40,20 +40,14 @@ def find_values(encoding: Encoding, masks: Sequence[SampleStats]) -> list[Findin
     # each removes the masks that it explains from the rest
     for find in (_find_wide, find_binary, _find_grey):
         findings += find(encoding, rest)
-    offset = find_label_offset(encoding, rest)
-    rest = [mask for mask in rest if id(mask) not in offset.explained]
-    return [*findings, *offset.findings, *_find_unknown(encoding, rest, offset), *_find_undeclared(encoding, rest)]
-
-
-def _take(masks: list[SampleStats], taken: Iterable[SampleStats]) -> None:
-    ids = {id(mask) for mask in taken}
-    masks[:] = [mask for mask in masks if id(mask) not in ids]
+    shifted, zero_recipe = find_label_offset(encoding, rest)
+    return [*findings, *shifted, *_find_unknown(encoding, rest, zero_recipe), *_find_undeclared(encoding, rest)]
 
 
 def _find_wide(encoding: Encoding, masks: list[SampleStats]) -> list[Finding]:
     """Return masks of 16 or 32 bits, and take those whose values do not fit into a byte."""
     large = [mask for mask in masks if encoding.stored and (min(mask.values) < 0 or max(mask.values) > VOID)]
-    _take(masks, large)
+    take(masks, large)
     stored = [mask for mask in masks if mask.mode in WIDE_MODES]
     origin, advice = "", None
     known = encoding.declared | {0, VOID}
@@ -84,7 +78,7 @@ def find_binary(encoding: Encoding, masks: list[SampleStats]) -> list[Finding]:
         elif encoding.settable:
             values, void = ((0, VOID), encoding.void) if classes == 2 else ((VOID,), {0})
             recipe, advice = encoding.recipe(values, void), ""
-    _take(masks, only)
+    take(masks, only)
     return found("binary-mask", [Location(mask.mask) for mask in only], recipe, advice)
 
 
@@ -112,7 +106,7 @@ def _find_grey(encoding: Encoding, masks: list[SampleStats]) -> list[Finding]:
     # one value may be a class's grey by chance
     if not any(len(mask.values.keys() - {0, VOID}) > 1 for mask in grey):
         return []
-    _take(masks, grey)
+    take(masks, grey)
     recipe, advice = {}, None
     values = _grey_values(encoding.palette, grey)
     if values and all(mask.values.keys() <= {0, VOID} for mask in masks):
@@ -160,7 +154,7 @@ def count_unknown(masks: Iterable[SampleStats], means: Callable[[int], bool]) ->
     return counts
 
 
-def _find_unknown(encoding: Encoding, masks: Sequence[SampleStats], offset: LabelOffset) -> list[Finding]:
+def _find_unknown(encoding: Encoding, masks: Sequence[SampleStats], zero_recipe: Mapping[str, Any]) -> list[Finding]:
     known = encoding.declared | {VOID}
     wrong, pixels, files, _ = count_unknown(masks, lambda value: value in known)
     recipe, advice = {}, None
@@ -168,8 +162,8 @@ def _find_unknown(encoding: Encoding, masks: Sequence[SampleStats], offset: Labe
         recipe = encoding.recipe(encoding.values, encoding.void | set(pixels))
         where = "in classes.yaml" if encoding.own else "in your own classes.yaml (data.name: folder)"
         advice = f"that ignores them; if they are classes, name them {where}" if recipe else "correct these masks"
-        if offset.zero_recipe and recipe:
-            line = ", ".join(f"{key}: {as_yaml(value)}" for key, value in offset.zero_recipe.items())
+        if zero_recipe and recipe:
+            line = ", ".join(f"{key}: {as_yaml(value)}" for key, value in zero_recipe.items())
             advice += f"; if 0 means unlabelled and 1 is the first class, {line} instead"
     described = [
         f"{encoding.meaning.describe(value)} ({Count(number):pixel} in {Count(files[value]):file})"

@@ -24,9 +24,7 @@ Track = Callable[[Sequence[Path], str], Iterable[Path]]
 def convert_stuff(root: Path, track: Track) -> str:
     """Write ``annotations/*.png`` of COCO-Stuff 10k from the MATLAB files in ``SCRATCH/annotations``."""
     files = sorted((root / SCRATCH / "annotations").glob("*.mat"))
-    (root / "annotations").mkdir(exist_ok=True)
-    for path in track(files, "writing annotations"):
-        save(_read(path, read_labels), root / "annotations" / f"{path.stem}.png")
+    _rewrite(files, read_labels, root / "annotations", track)
     return f"annotations: {len(files)} masks"
 
 
@@ -37,13 +35,12 @@ def merge_boundaries(root: Path, track: Track) -> str:
     keep VOC's masks, with their void borders. The list holds all images of both but VOC's validation images:
     10,582.
     """
-    lists, out = root / "ImageSets" / "Segmentation", root / "SegmentationClassAug"
+    lists = root / "ImageSets" / "Segmentation"
     train, val = (set((lists / f"{name}.txt").read_text(encoding="utf-8").split()) for name in ("train", "val"))
     masks = {path.stem: path for path in (root / SCRATCH / "cls").glob("*.mat")}
     masks |= {name: root / "SegmentationClass" / f"{name}.png" for name in train | val}
-    out.mkdir(exist_ok=True)
-    for path in track([masks[name] for name in sorted(masks)], "writing SegmentationClassAug"):
-        save(_read(path, read_boundaries_mask), out / f"{path.stem}.png")
+    files = [masks[name] for name in sorted(masks)]
+    _rewrite(files, read_boundaries_mask, root / "SegmentationClassAug", track)
     names = sorted(set(masks) - val)
     (lists / "trainaug.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     return f"SegmentationClassAug: {len(masks)} masks; trainaug.txt: {len(names)} images"
@@ -54,15 +51,14 @@ def read_boundaries_mask(pair: Pair) -> NDArray[Any]:
     return read_mat(pair.mask, "GTcls", "Segmentation") if pair.mask.suffix == ".mat" else read_index_mask(pair)
 
 
-def _read(path: Path, read: Callable[[Pair], NDArray[Any]]) -> NDArray[np.uint8]:
-    try:
-        return read(Pair(path, path, path.stem)).astype(np.uint8)
-    except UnreadableFile as error:
-        raise unreadable(path, error) from error
-
-
-def save(mask: NDArray[np.uint8], path: Path) -> None:
-    """Write ``mask`` (H,W) as a grey PNG of its values: whole, or not at all."""
-    part = path.with_name(path.name + ".part")
-    Image.fromarray(mask).save(part, "PNG")
-    part.replace(path)
+def _rewrite(files: Sequence[Path], read: Callable[[Pair], NDArray[Any]], folder: Path, track: Track) -> None:
+    """Write the mask that each of ``files`` holds into ``folder`` as a grey PNG of its values: whole, or not at all."""
+    folder.mkdir(exist_ok=True)
+    for path in track(files, f"writing {folder.name}"):
+        try:
+            mask = read(Pair(path, path, path.stem)).astype(np.uint8)
+        except UnreadableFile as error:
+            raise unreadable(path, error) from error
+        part = folder / f"{path.stem}.png.part"
+        Image.fromarray(mask).save(part, "PNG")
+        part.replace(part.with_suffix(""))

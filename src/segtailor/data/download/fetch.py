@@ -147,6 +147,9 @@ def _members(path: Path) -> Iterator[Member]:
         for entry in tar:
             if not entry.isdir():
                 yield Member(entry.name, entry.isreg(), partial(tar.extractfile, entry))
+        # a compressed stream is checked where it ends, behind the last member
+        while tar.fileobj and tar.fileobj.read(2**20):
+            pass
 
 
 def _inner_path(name: str, path: Path) -> str:
@@ -159,17 +162,9 @@ def _inner_path(name: str, path: Path) -> str:
 def _damage(path: Path) -> str | None:
     """Read everything in an archive once; return what is damaged, by the CRC of each file or of the stream."""
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as content:
-                first = content.testzip()
-            return f"{first} in it is damaged" if first else None
-        with tarfile.open(path) as content:
-            for member in content:
-                file = content.extractfile(member) if member.isreg() else None
-                while file and file.read(2**20):
-                    pass
-            # a compressed stream is checked where it ends, behind the last member
-            while content.fileobj and content.fileobj.read(2**20):
+        for member in _members(path):
+            file = member.open() if member.plain else None
+            while file and file.read(2**20):
                 pass
     except DAMAGED as error:
         return f"it is no whole zip or tar file ({' '.join(str(error).split()) or type(error).__name__})"
