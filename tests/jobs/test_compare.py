@@ -49,7 +49,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 def test_an_arm_among_others_equals_the_arm_alone_bit_for_bit(
     tmp_path: Path, teacher_run: Path, micro_batch: int | None
 ) -> None:
-    steps = 16 if micro_batch is None else 6
+    steps = 8 if micro_batch is None else 6
     made = recipe(tmp_path, teacher_run, DROPOUT_ARMS, steps=steps, micro_batch=micro_batch)
     made["evaluate"]["every"] = steps
     result = segtailor.compare(made)

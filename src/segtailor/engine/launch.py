@@ -39,7 +39,8 @@ def launch(config: TrainConfig, find_unused_parameters: bool = False) -> Any:
         raise SegtailorError("train.precision fp16 needs a GPU; on a CPU use bf16 or fp32")
     devices: Any = config.devices
     if devices == "auto":
-        devices = world_from_environment() or ("auto" if accelerator == "cuda" else 1)
+        started = int(os.environ.get("LOCAL_WORLD_SIZE") or 0)  # by torchrun, on this node
+        devices = started or ("auto" if accelerator == "cuda" else 1)
     strategy: Any = "auto"
     if config.nodes > 1 or (devices not in (1, "auto")) or (devices == "auto" and torch.cuda.device_count() > 1):
         backend = "gloo" if accelerator == "cpu" else "nccl"
@@ -62,12 +63,6 @@ def launch(config: TrainConfig, find_unused_parameters: bool = False) -> Any:
         ) from error
     fabric.launch()
     return fabric
-
-
-def world_from_environment() -> int | None:
-    """Return the processes per node that ``torchrun`` started, if it did."""
-    value = os.environ.get("LOCAL_WORLD_SIZE")
-    return int(value) if value else None
 
 
 def on_first_process(fabric: Any, action: Callable[[], T]) -> T:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -266,9 +267,9 @@ class ConsoleProgress:
         now = time.monotonic()
         if now - self._printed < self.interval and step != self.steps:
             return
-        left = (now - self._began) / max(step - self.start, 1) * (self.steps - step)
+        left = timedelta(seconds=round((now - self._began) / max(step - self.start, 1) * (self.steps - step)))
         status = "  ".join([parts[0], *shown, *parts[1:]])
-        self._print(f"{self.label} {step}/{self.steps}  {status}  {_clock(left)} left")
+        self._print(f"{self.label} {step}/{self.steps}  {status}  {left} left")
 
     def evaluated(self, step: int, miou: float) -> None:
         """Show the score at ``step``."""
@@ -305,9 +306,3 @@ def fitting(parts: list[str], room: int) -> str:
             break
         line = longer
     return line
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,18 +40,15 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
     return torch.optim.AdamW(listed, lr=config.lr, betas=config.betas)
 
 
-M = TypeVar("M", bound=nn.Module)
-
-
-class AveragedWeights(Generic[M]):
+class AveragedWeights:
     """An exponential moving average of a model's weights and buffers.
 
     The decay is warmed up as ``min(decay, (1 + n) / (10 + n))``, so that a short run is not held back by its start.
     """
 
-    def __init__(self, model: M, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.model: M = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:

@@ -37,11 +37,6 @@ class RunFolder:
     path: Path
     finished: bool = False
 
-    @property
-    def results(self) -> Path:
-        """The results file of a finished run."""
-        return self.path / "results.json"
-
 
 def open_run(config: RunConfig, name: str, recipe: dict[str, Any]) -> RunFolder:
     """Make, resume or replace the folder of a run and write ``recipe.yaml`` into it.
@@ -70,17 +65,12 @@ def open_run(config: RunConfig, name: str, recipe: dict[str, Any]) -> RunFolder:
     return RunFolder(path)
 
 
-def computing_settings(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a plain recipe that change a run's results, by dotted key."""
-    return {key: value for key, value in _flatten(recipe).items() if not _free(key)}
-
-
 def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    old, new = computing_settings(_completed(before)), computing_settings(now)
+    old, new, free = _flatten(_completed(before)), _flatten(now), tuple(f"{key}." for key in FREE_TO_CHANGE)
     changed = [
         f"{key} {old.get(key)} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
+        if old.get(key) != new.get(key) and not f"{key}.".startswith(free)
     ]
     if changed:
         listed = "; ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
@@ -99,10 +89,6 @@ def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
         return kind.model_validate(recipe).model_dump(mode="json")
     except ValidationError:
         return recipe
-
-
-def _free(key: str) -> bool:
-    return any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
