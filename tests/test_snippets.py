@@ -49,6 +49,11 @@ def test_snippets_are_found_with_the_reason_why_one_is_not_run() -> None:
     assert snippets(text) == [("a = 1\n", ""), ("b = 2\n", "needs a GPU")]
 
 
+def test_no_page_holds_the_marks_of_a_merge() -> None:
+    marked = [str(path) for path in PAGES if re.search(r"^(<{7}|={7}$|>{7})", path.read_text(encoding="utf-8"), re.M)]
+    assert not marked
+
+
 PAGES_WITH_CODE = [path for path in PAGES if snippets(path.read_text(encoding="utf-8"))]
 
 

@@ -82,3 +82,9 @@ def test_padding_is_mean_color_and_void_at_bottom_and_right():
 def test_a_crop_that_is_void_throughout_is_allowed():
     sample = make((20, 20))._replace(target=torch.full((20, 20), VOID, dtype=torch.uint8))
     assert (augment(sample, np.random.default_rng(0), (16, 16)).target == VOID).all()
+
+
+def test_a_window_of_one_column_is_flipped():
+    """NumPy takes one column for contiguous at any stride, and torch refuses a negative one."""
+    column = augment(make((8, 6)), np.random.default_rng(0), (4, 1), scale=(1, 1), flip=1, mean_color=MEAN)
+    assert column.image.shape == (3, 4, 1)

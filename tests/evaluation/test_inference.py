@@ -76,7 +76,7 @@ def test_sliding_needs_a_window_and_no_gaps():
     with pytest.raises(SegtailorError, match="needs its size"):
         predict_logits(TinyModel(), _images(8, 8), (8, 8), mode="slide")
     with pytest.raises(SegtailorError, match="would leave gaps"):
-        predict_logits(TinyModel(), _images(8, 8), (8, 8), mode="slide", window=(4, 4), stride=(6, 4))
+        inference_settings(EvaluateConfig(mode="slide", stride=(6, 4)), DataConfig(crop=(4, 4)))
 
 
 def test_settings_fall_back_on_the_training_window():

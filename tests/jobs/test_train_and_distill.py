@@ -131,6 +131,14 @@ def test_a_teacher_near_chance_stops_the_run(tmp_path: Path, teacher_run: Path) 
     assert not (tmp_path / "student").exists()
 
 
+def test_a_window_with_gaps_is_refused_before_training(tmp_path: Path) -> None:
+    recipe = tiny_train(tmp_path, "gaps")
+    recipe["evaluate"] |= {"mode": "slide", "window": [16, 16], "stride": [16, 17]}
+    with pytest.raises(SegtailorError, match="would leave gaps"):
+        segtailor.train(recipe)
+    assert not (tmp_path / "gaps").exists()
+
+
 def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
     from segtailor.models import create_model, save_model
 

@@ -69,8 +69,8 @@ def cut_window(
     rows, columns = (nearest(*span) for span in spans)
     inner_target = target[rows].take(columns, axis=1)
     inner_image = image[:, rows].take(columns, axis=2) if window.frame == size else _bilinear(image, spans)
-    if window.flip:
-        inner_image, inner_target = inner_image[:, :, ::-1], inner_target[:, ::-1]
+    if window.flip:  # copies: torch takes no negative stride, which NumPy leaves on a window of one column
+        inner_image, inner_target = inner_image[:, :, ::-1].copy(), inner_target[:, ::-1].copy()
     if (counts[0], counts[1]) == crop:
         return np.ascontiguousarray(inner_image), np.ascontiguousarray(inner_target)
     # padding is at the bottom and the right before the flip, so at the left after it

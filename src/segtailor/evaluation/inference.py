@@ -32,12 +32,17 @@ class InferenceSettings(TypedDict):
 def inference_settings(evaluate: EvaluateConfig, data: DataConfig) -> InferenceSettings:
     """Return the recipe's mode, window and stride; the window defaults to ``data.crop``, then ``data.size``.
 
-    Raises SegtailorError when ``slide`` has no window to use.
+    Raises SegtailorError when ``slide`` has no window to use, or a stride that leaves gaps.
     """
     window = evaluate.window or data.crop or data.size
+    stride = evaluate.stride
     if evaluate.mode == "slide" and window is None:
         raise SegtailorError("evaluate.mode slide needs a window: set evaluate.window or data.crop to [height, width]")
-    return {"mode": evaluate.mode, "window": window, "stride": evaluate.stride}
+    if evaluate.mode == "slide" and window and stride and (stride[0] > window[0] or stride[1] > window[1]):
+        raise SegtailorError(
+            f"evaluate.stride {list(stride)} is larger than the window {list(window)} and would leave gaps"
+        )
+    return {"mode": evaluate.mode, "window": window, "stride": stride}
 
 
 @contextmanager
@@ -64,7 +69,7 @@ def predict_logits(
     when smaller) and logits are cropped after upsampling. Sliding averages the logits of overlapping windows; the last
     window of a row or column ends at the image's edge. ``stride`` defaults to two thirds of ``window``. ``target``
     (B,H,W) is given to a label-assisted teacher (``sees_target``) alone, at the images' size, padded with void.
-    Raises SegtailorError for a sliding window without a size, or with a stride that leaves gaps.
+    Raises SegtailorError for a sliding window without a size.
     """
     height, width = images.shape[-2:]
     target = target if getattr(model, "sees_target", False) else None
@@ -75,8 +80,6 @@ def predict_logits(
     if window is None:
         raise SegtailorError("a sliding window needs its size: give window as [height, width]")
     stride = stride or (math.ceil(window[0] * 2 / 3), math.ceil(window[1] * 2 / 3))
-    if stride[0] > window[0] or stride[1] > window[1]:
-        raise SegtailorError(f"stride {list(stride)} is larger than the window {list(window)} and would leave gaps")
     logits = _slide(model, images, window, stride, fill, target)
     return logits if size == (height, width) else _upsample(model, logits, size)
 

@@ -154,10 +154,11 @@ class Arm:
 def open_context(fabric: Any, recipe: TrainRecipe | DistillRecipe | CompareRecipe, objects: Objects) -> Context:
     """Open the data and the teacher; every file is opened once first, so that a run fails early.
 
-    Raises ``SegtailorError`` for unreadable data, a teacher of other classes without a class map, a teacher near
-    chance, and weights whose license the recipe refuses.
+    Raises ``SegtailorError`` for a sliding window with gaps, unreadable data, a teacher of other classes without a
+    class map, a teacher near chance, and weights whose license the recipe refuses.
     """
     config = recipe.data
+    inference_settings(recipe.evaluate, config)
     if isinstance(recipe, TrainRecipe) and config.unlabelled is not None:
         raise SegtailorError(
             "data.unlabelled needs a teacher, and `segtailor train` has none; remove it, or use `segtailor distill`"
