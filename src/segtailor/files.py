@@ -42,3 +42,8 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
             kept = "; the previous file is whole" if path.exists() else ""
             raise SegtailorError(f"cannot write {path}: {reason}{kept}; free space or choose another folder") from error
         raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` to ``path`` in UTF-8 as :func:`write_atomically` does."""
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))

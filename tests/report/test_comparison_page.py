@@ -236,11 +236,11 @@ def test_curves_are_means_over_finished_seeds_with_a_band_from_lowest_to_highest
     assert found.points[-1][1] == pytest.approx(100 * source.board["kt-clean"].last.mean)
     assert arm_series(source, FAILED[0], scores).seeds == (0, 1)
     curves = score_curves(source)
-    assert curves.together.front == ("kt-clean", "none")
-    assert [plot.title for plot in curves.each] == [result.arm for result in source.rivals]
-    assert curves.columns[0] == "kt-clean"
-    assert len(curves.rows) == STEPS // 100
-    assert {curve.label for curve in curves.together.lines} >= {"skd (seeds 0, 1)", "kd"}
+    assert curves["together"].front == ("kt-clean", "none")
+    assert [plot.title for plot in curves["each"]] == [result.arm for result in source.rivals]
+    assert curves["table"]["columns"][0] == "kt-clean"
+    assert len(curves["table"]["rows"]) == STEPS // 100
+    assert {curve.label for curve in curves["together"].lines} >= {"skd (seeds 0, 1)", "kd"}
 
 
 def test_an_arm_without_a_finished_run_is_shown_by_the_run_that_came_furthest(three):
@@ -255,7 +255,7 @@ def test_an_arm_without_a_finished_run_is_shown_by_the_run_that_came_furthest(th
     found = arm_series(source, "kd", scores)
     assert (found.seeds, found.points[-1][0]) == ((1,), 1200)
     curves = score_curves(source)
-    assert "kd (seed 1, not finished)" in {curve.label for curve in curves.together.lines}
+    assert "kd (seed 1, not finished)" in {curve.label for curve in curves["together"].lines}
     html = write_report(three).read_text()
     last = _rows(html, "leaderboard")[-2]
     assert last[0].text == "kd"
@@ -267,32 +267,32 @@ def test_ranks_are_those_of_the_leaderboard(written):
     folder, _ = written
     source = read_source(folder)
     plot = rank_plot(source)
-    assert plot.seeds == list(source.board.rank_seeds)
-    assert [float(row.mean) for row in plot.rows] == sorted(float(row.mean) for row in plot.rows)
-    for row in plot.rows:
-        own = [float(rank) for rank in row.each.split(", ")]
-        assert np.mean(own) == pytest.approx(source.board[row.arm].rank)
-        assert [at for at, _ in row.places] == pytest.approx([100 * (rank - 1) / 11 for rank in own])
-        assert len(set(row.places)) == len(own)  # none hides another
+    assert plot["seeds"] == list(source.board.rank_seeds)
+    assert [float(row["mean"]) for row in plot["rows"]] == sorted(float(row["mean"]) for row in plot["rows"])
+    for row in plot["rows"]:
+        own = [float(rank) for rank in row["each"].split(", ")]
+        assert np.mean(own) == pytest.approx(source.board[row["arm"]].rank)
+        assert [at for at, _ in row["places"]] == pytest.approx([100 * (rank - 1) / 11 for rank in own])
+        assert len(set(row["places"])) == len(own)  # none hides another
 
 
 def test_scatter_plots_put_cost_to_the_right_and_gain_upwards(three):
     source = read_source(three)
     plots = cost_plots(source)
-    assert [plot.axis for plot in plots] == ["minutes", "GiB"]
+    assert [plot["axis"] for plot in plots] == ["minutes", "GiB"]
     for plot, cost in zip(plots, ("seconds_alone", "peak_bytes"), strict=True):
-        costs = [getattr(source.board[dot.name], cost) for dot in plot.dots]
-        gains = [source.board[dot.name].difference.mean if dot.name != "none" else 0.0 for dot in plot.dots]
-        assert np.corrcoef(costs, [dot.x for dot in plot.dots])[0, 1] == pytest.approx(1)
-        assert np.corrcoef(gains, [dot.y for dot in plot.dots])[0, 1] == pytest.approx(1)
-        assert all(0 <= dot.low <= dot.y <= dot.high <= 100 and 0 <= dot.x <= 100 for dot in plot.dots)
-        assert next(dot.y for dot in plot.dots if dot.name == "none") == pytest.approx(plot.zero)
+        costs = [getattr(source.board[dot.name], cost) for dot in plot["dots"]]
+        gains = [source.board[dot.name].difference.mean if dot.name != "none" else 0.0 for dot in plot["dots"]]
+        assert np.corrcoef(costs, [dot.x for dot in plot["dots"]])[0, 1] == pytest.approx(1)
+        assert np.corrcoef(gains, [dot.y for dot in plot["dots"]])[0, 1] == pytest.approx(1)
+        assert all(0 <= dot.low <= dot.y <= dot.high <= 100 and 0 <= dot.x <= 100 for dot in plot["dots"])
+        assert next(dot.y for dot in plot["dots"] if dot.name == "none") == pytest.approx(plot["zero"])
 
 
 def test_memory_that_was_not_measured_has_neither_column_nor_plot(three):
     for path in three.glob("arms/*/*/outcome.json"):
         path.write_text(json.dumps({**json.loads(path.read_text()), "peak_bytes": None}))
-    assert [plot.axis for plot in cost_plots(read_source(three))] == ["minutes"]
+    assert [plot["axis"] for plot in cost_plots(read_source(three))] == ["minutes"]
     html = write_report(three).read_text()
     assert "Memory" not in [cell.text for cell in _rows(html, "leaderboard")[0]]
     assert "memory" not in _text(html).lower()

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from segtailor.results.statistics import (
-    average_ranks,
     gap_closed,
     holm,
     paired_differences,
@@ -105,13 +104,13 @@ def test_holm_stays_below_one_and_keeps_a_single_value() -> None:
 
 
 def test_ranks_share_ties() -> None:
-    assert ranks([0.7, 0.9, 0.7, 0.7, 0.1]) == [3.0, 1.0, 3.0, 3.0, 5.0]
-    assert ranks([0.2]) == [1.0]
+    assert ranks([[0.7, 0.9, 0.7, 0.7, 0.1]]).tolist() == [[3.0, 1.0, 3.0, 3.0, 5.0]]
+    assert ranks([[0.2]]).tolist() == [[1.0]]
 
 
 def test_average_ranks_over_seeds() -> None:
     seeds = [[0.3, 0.2, 0.1], [0.1, 0.2, 0.3], [0.3, 0.3, 0.1]]
-    assert average_ranks(seeds) == pytest.approx([5.5 / 3, 5.5 / 3, 7 / 3])
+    assert ranks(seeds).mean(0) == pytest.approx([5.5 / 3, 5.5 / 3, 7 / 3])
 
 
 def test_gap_closed_is_a_ratio_of_means_over_paired_seeds() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segtailor.files import write_atomically
+from segtailor._version import __version__
+from segtailor.files import write_text
 from segtailor.report import comparison_page, run_page
 from segtailor.report.read import read_run, read_source
 
@@ -31,6 +32,6 @@ def write_report(folder: str | Path) -> Path:
         loader=PackageLoader("segtailor", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    text = environment.get_template(template).render(values)
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+    text = environment.get_template(template).render(values, version=__version__)
+    write_text(path, text)
     return path

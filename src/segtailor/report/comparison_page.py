@@ -6,7 +6,6 @@ from typing import Any
 
 import yaml
 
-from segtailor._version import __version__
 from segtailor.report.comparison_plots import arm_terms, boundary_gains, cost_plots, rank_plot, score_curves
 from segtailor.report.comparison_tables import class_gains, leaderboard
 from segtailor.report.pictures import sample_grid, tailored_images
@@ -47,19 +46,13 @@ def page(source: Source) -> dict[str, Any]:
     }
     sections = [(key, name) for key, name in SECTIONS.items() if parts[key]]
     return {
+        **dict(comparison),
         **parts,
         "sections": [*sections, ("problems", "Problems"), ("reading", "How to read"), ("again", "Recipe")],
-        "version": __version__,
-        "name": comparison.name,
         "baseline": source.baseline or "none",
         "tested": source.tested,
-        "data": comparison.data,
-        "size": comparison.size,
         "student": comparison.recipe.get("student", {}).get("model", ""),
         "description": str(comparison.recipe.get("description") or "").strip(),
-        "arms": comparison.arms,
-        "seeds": comparison.seeds,
-        "class_map": comparison.class_map,
         "progress": _progress(source),
         "headline": _headline(source),
         "cards": _cards(source),
@@ -67,7 +60,6 @@ def page(source: Source) -> dict[str, Any]:
         "problems": [*remarks(source.board), *source.problems],
         "reading": [*header(source.board), *READING],
         "recipe": _recipe(source),
-        "environment": comparison.environment,
     }
 
 
@@ -89,42 +81,36 @@ def _headline(source: Source) -> list[str]:
     top = rivals[0]
     if not any(result.differences for result in rivals):
         why = "has no result yet" if source.baseline else "is not among the arms"
-        return [f"The student alone {why}, so the gains of the methods are unknown.", _highest(top, rivals)]
-    lines = _tested(source) if source.tested else [_untested(source)]
-    alone = source.board[source.baseline] if source.baseline else None
-    if alone is not None and alone.last is not None and top.last is not None and top.last.mean <= alone.last.mean:
-        lines.append(f"No arm has a higher mean than the student alone ({percent(alone.last.mean)} % mIoU).")
-        return lines
-    if top.difference is not None:
+        return [f"The student alone {why}, so the gains of the methods are unknown.", f"{_highest(top, rivals)}."]
+    if source.tested:
+        lines = _tested(source)
+    else:
+        seeds = count(max(len(result.differences) for result in rivals), "seed")
+        lines = [
+            f"With {seeds} nothing is tested: the figures below are points, and a place in the table is no finding. "
+            f"A test needs {MIN_SEEDS} seeds."
+        ]
+    alone = source.board[source.baseline].miou if source.baseline else None
+    if alone is not None and (top.miou or 0.0) <= alone:
+        return [*lines, f"No arm has a higher mean than the student alone ({percent(alone)} % mIoU)."]
+    if top.differences:
         each = ", ".join(points(gain) for gain in top.differences.values())
         by_seed = f" (by seed: {each})" if 1 < len(top.differences) < MIN_SEEDS else ""
-        against = f"{points(top.difference.mean)} points against the student alone{by_seed}."
-        lines.append(f"{_highest(top, rivals)} {against}")
+        against = f"{points(top.gain)} points against the student alone{by_seed}."
+        lines.append(f"{_highest(top, rivals)}, {against}")
     if len(rivals) > 1:
         lines.append(f"As the highest of {len(rivals)} arms, picked on the images reported here, it reads high.")
     return lines
 
 
-def _untested(source: Source) -> str:
-    seeds = count(max(len(result.differences) for result in source.rivals), "seed")
-    return (
-        f"With {seeds} nothing is tested: the figures below are points, and a place in the table is no finding. "
-        f"A test needs {MIN_SEEDS} seeds."
-    )
-
-
 def _tested(source: Source) -> list[str]:
     """Return which arms differ, which do not, and which have too few seeds."""
-    differ = [(result.arm, result.difference.mean) for result in source.rivals
-              if result.verdict == "differs" and result.difference is not None]  # fmt: skip
-    above = [f"{arm} ({points(gain)} points)" for arm, gain in differ if gain > 0]
-    below = [f"{arm} ({points(gain)} points)" for arm, gain in differ if gain <= 0]
+    differ = [result for result in source.rivals if result.verdict == "differs"]
     rule = "p < 0.05 after Holm's correction, on these images"
     lines = []
-    if above:
-        lines.append(f"Above the student alone ({rule}): {', '.join(above)}.")
-    if below:
-        lines.append(f"Below the student alone ({rule}): {', '.join(below)}.")
+    for side, is_above in (("Above", True), ("Below", False)):
+        named = [f"{arm.arm} ({points(arm.gain)} points)" for arm in differ if ((arm.gain or 0.0) > 0) == is_above]
+        lines += [f"{side} the student alone ({rule}): {', '.join(named)}."] if named else []
     shown = sum(result.verdict == "no difference shown" for result in source.rivals)
     few = [result.arm for result in source.rivals if result.verdict == "too few seeds" and result.scores]
     if shown:
@@ -136,22 +122,20 @@ def _tested(source: Source) -> list[str]:
 
 def _highest(top: ArmResult, rivals: list[ArmResult]) -> str:
     start = f"The highest mean is that of {top.arm}:" if len(rivals) > 1 else f"The mean of {top.arm} is"
-    return f"{start} {percent(top.last.mean if top.last else None)} % mIoU,"
+    return f"{start} {percent(top.miou)} % mIoU"
 
 
 def _cards(source: Source) -> list[Card]:
     """Return the headline's numbers."""
-    found = []
-    alone = source.board[source.baseline] if source.baseline else None
-    if alone is not None and alone.last is not None:
-        found.append(Card("Student alone", percent(alone.last.mean), "%", _spread(alone.last), "alone"))
-    top = next((result for result in source.rivals if result.last is not None), None)
-    if top is not None and top.last is not None:
-        found.append(Card(f"Highest mean: {top.arm}", percent(top.last.mean), "%", _spread(top.last), "distilled"))
+    top = next((result for result in source.rivals if result.last), None)
+    shown = [("Student alone", result, "alone") for result in source.board.arms if result.arm == source.baseline]
+    shown += [(f"Highest mean: {top.arm}", top, "distilled")] if top else []
+    found = [Card(label, percent(result.miou), "%", _spread(result.last), tone) for label, result, tone in shown
+             if result.last]  # fmt: skip
     teacher = source.comparison.teacher_miou
     if teacher is not None:
         found.append(Card("Teacher", percent(teacher), "%", "one network", "teacher"))
-    if top is not None and top.gap_closed is not None:
+    if top and top.gap_closed is not None:
         closed = percent(top.gap_closed, 0)
         found.append(Card(f"Gap closed by {top.arm}", closed, "%", "alone 0 %, teacher 100 %"))
     least = min((len(result.scores) for result in source.board.arms if result.scores), default=0)

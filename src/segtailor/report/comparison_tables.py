@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from segtailor.report.read import Source, class_colors
 from segtailor.report.svg import nice_ticks, share
@@ -13,6 +14,7 @@ from segtailor.results.formatting import (
     duration,
     interval,
     mean_and_std,
+    numbered,
     p_value,
     percent,
     points,
@@ -29,88 +31,93 @@ Units = tuple[tuple[float, str], tuple[float, str]]
 
 
 @dataclass
-class Figure:
-    """One cell: the figure, the number to sort by (empty: always last), and small lines below."""
+class Cell:
+    """One cell: ``value`` is what sorts it (None: always last), ``small`` are lines below, ``tone`` is its color.
 
-    text: str
-    sort: str = ""
-    small: list[str] = field(default_factory=list)
-    tone: str = ""
-
-
-@dataclass
-class ArmRow:
-    """One arm; ``dots`` are its seeds' places on the strip in percent, ``at`` that of their mean.
-
-    ``marks`` are (status, text) of the runs that are not in the means.
+    ``strength`` is the size of a gain, from 0 to 1 of the table's scale.
     """
 
-    arm: str
-    method: str
-    role: str
-    seeds: str
-    marks: list[tuple[str, str]]
-    dots: list[float]
-    at: float | None
-    each: str
-    cells: dict[str, Figure]
+    text: str
+    value: float | None = None
+    small: Sequence[str] = ()
+    tone: str = ""
+    strength: float = 0.0
+
+    @property
+    def sort(self) -> str:
+        """The number to sort by as text."""
+        return "" if self.value is None else f"{self.value:.9g}"
 
 
-@dataclass
-class Table:
-    """All rows, highest mean first; columns without any figure are not in ``columns``."""
+def leaderboard(source: Source) -> dict[str, Any]:
+    """Return a row an arm, highest mean first, the columns with any figure, and the teacher where it was scored.
 
-    rows: list[ArmRow]
-    columns: list[str]
-    low: str
-    high: str
-    teacher: dict[str, str] | None
-
-
-def leaderboard(source: Source) -> Table:
-    """Return the table, and the teacher's row where it has been scored."""
+    A row's ``dots`` are its seeds' places on the strip in percent, ``at`` that of their mean.
+    """
     arms, teacher = source.board.arms, source.comparison.teacher
     everything = [score for result in arms for score in result.scores.values()]
-    low, high = (min(everything), max(everything)) if everything else (0.0, 1.0)
+    strip = (min(everything), max(everything)) if everything else (0.0, 1.0)
     models: list[ArmResult | Row] = [*arms, *([teacher] if teacher else [])]
     units = unit_of(model.parameters for model in models), unit_of(model.multiply_adds for model in models)
-    rows = [_row(source, result, (low, high), units) for result in arms]
-    columns = [name for name in rows[0].cells if {row.cells[name].text for row in rows} - {MISSING, "baseline"}]
-    shown = None
-    if teacher is not None:
-        own = _size(teacher, units)
-        shown = {"model": teacher.model, "miou": percent(teacher.miou), "parameters": own.text,
-                 "multiply_adds": " ".join(own.small)}  # fmt: skip
-    return Table(rows, columns, percent(low, 1), percent(high, 1), shown)
-
-
-def _row(source: Source, result: ArmResult, strip: tuple[float, float], units: Units) -> ArmRow:
     planned = len(source.comparison.seeds)
-    return ArmRow(
-        arm=result.arm,
-        method=source.method(result.arm),
-        role=source.role(result.arm),
-        seeds="" if len(result.scores) == planned else f"{finished_seeds(source.board, result)} seeds",
-        marks=_marks(source, result),
-        dots=[100 * share(score, strip) for score in result.scores.values()],
-        at=100 * share(result.last.mean, strip) if result.last else None,
-        each=", ".join(f"seed {seed}: {percent(score)}" for seed, score in result.scores.items()),
-        cells={
-            "miou": Figure(mean_and_std(result.last), _number(result.last.mean if result.last else None)),
-            "best": _best(result),
-            "gain": _gain(result),
-            "p": _p(result),
-            "rank": Figure(MISSING if result.rank is None else f"{result.rank:.1f}", _number(result.rank)),
-            "closed": Figure(percent(result.gap_closed, 0), _number(result.gap_closed)),
-            "time": _time(source, result),
-            "memory": Figure(scaled(result.peak_bytes, 2.0**30), _number(result.peak_bytes)),
-            "parameters": _size(result, units),
-        },
-    )
+    rows: list[dict[str, Any]] = [
+        {
+            "arm": result.arm,
+            "method": source.method(result.arm),
+            "role": source.role(result.arm),
+            "seeds": "" if len(result.scores) == planned else f"{finished_seeds(source.board, result)} seeds",
+            "marks": _marks(source, result),
+            "dots": [100 * share(score, strip) for score in result.scores.values()],
+            "at": None if result.miou is None else 100 * share(result.miou, strip),
+            "each": ", ".join(f"seed {seed}: {percent(score)}" for seed, score in result.scores.items()),
+            "cells": _cells(result, units),
+        }
+        for result in arms
+    ]
+    columns = [name for name in rows[0]["cells"] if {row["cells"][name].text for row in rows} - {MISSING, "baseline"}]
+    return {
+        "rows": rows,
+        "columns": columns,
+        "low": percent(strip[0], 1),
+        "high": percent(strip[1], 1),
+        "teacher": teacher and {"model": teacher.model, "miou": percent(teacher.miou), "size": _size(teacher, units)},
+    }
+
+
+def _cells(result: ArmResult, units: Units) -> dict[str, Cell]:
+    """Return the arm's cells by column; of its time the whole alone, and below it its parts and that when shared."""
+    best, gain = result.best.mean if result.best else None, points(result.gain)
+    intervals = {"seeds": result.over_seeds, "images": result.over_images}
+    parts = {"own": result.seconds, "stages": result.stage_seconds or None}
+    if result.seconds_shared != result.seconds_alone:
+        parts["shared"] = result.seconds_shared
+    telling = result.p_holm is not None or result.verdict in ("too few seeds", "seeds change nothing")
+    return {
+        "miou": Cell(mean_and_std(result.last), result.miou),
+        "best": Cell(percent(best), best,
+                     [f"± {percent(result.best.std)}"] if result.best and result.best.std is not None else []),
+        "gain": Cell("baseline", 0.0) if result.verdict == "baseline" else Cell(
+            gain, result.gain, [f"{name} {interval(found, 1)}" for name, found in intervals.items() if found],
+            tone(gain)),
+        "p": Cell(p_value(result.p_holm), result.p_holm, [result.verdict] if telling else [],
+                  "strong" if result.verdict == "differs" else ""),
+        "rank": Cell(MISSING if result.rank is None else f"{result.rank:.1f}", result.rank),
+        "closed": Cell(percent(result.gap_closed, 0), result.gap_closed),
+        "time": Cell(duration(result.seconds_alone), result.seconds_alone,
+                     [f"{name} {duration(part)}" for name, part in parts.items() if part is not None]),
+        "memory": Cell(scaled(result.peak_bytes, 2.0**30), result.peak_bytes),
+        "parameters": _size(result, units),
+    }  # fmt: skip
+
+
+def _size(model: ArmResult | Row, units: Units) -> Cell:
+    """Return parameters, and below them multiply-adds, each in its unit."""
+    lines = [] if model.multiply_adds is None else [scaled(model.multiply_adds, *units[1])]
+    return Cell(scaled(model.parameters, *units[0]), model.parameters, lines)
 
 
 def _marks(source: Source, result: ArmResult) -> list[tuple[str, str]]:
-    """Return what became of the arm's seeds that are not in the means."""
+    """Return the status and a text for each of the arm's seeds that are not in the means."""
     found = []
     for seed, reason in result.failed.items():
         found.append(("failed", f"seed {seed} failed{': ' + _short(reason) if reason else ''}"))
@@ -120,119 +127,58 @@ def _marks(source: Source, result: ArmResult) -> list[tuple[str, str]]:
         records = source.records[result.arm].get(run.seed)
         step = f", step {records[-1]['step']:,}" if records else ""
         found.append(("running", f"seed {run.seed} running{step}"))
-    waiting = [str(run.seed) for run in source.comparison.with_status(result.arm, "missing")]
-    if waiting:
-        found.append(("missing", f"{'seeds' if len(waiting) > 1 else 'seed'} {', '.join(waiting)} not there yet"))
-    return found
+    waiting = [run.seed for run in source.comparison.with_status(result.arm, "missing")]
+    return found + ([("missing", f"{numbered('seed', waiting)} not there yet")] if waiting else [])
 
 
 def _short(reason: str) -> str:
     return reason if len(reason) <= LONGEST_REASON else reason[:LONGEST_REASON].rstrip() + " …"
 
 
-def _best(result: ArmResult) -> Figure:
-    found = result.best
-    if found is None:
-        return Figure(MISSING)
-    return Figure(percent(found.mean), _number(found.mean), [] if found.std is None else [f"± {percent(found.std)}"])
-
-
-def _gain(result: ArmResult) -> Figure:
-    if result.difference is None:
-        return Figure("baseline", "0") if result.verdict == "baseline" else Figure(MISSING)
-    mean = result.difference.mean
-    intervals = {"seeds": result.over_seeds, "images": result.over_images}
-    lines = [f"{name} {interval(found, 1)}" for name, found in intervals.items() if found is not None]
-    return Figure(points(mean), _number(mean), lines, tone(points(mean)))
-
-
-def _p(result: ArmResult) -> Figure:
-    if result.p_holm is None:
-        why = [result.verdict] if result.verdict in ("too few seeds", "seeds change nothing") else []
-        return Figure(MISSING, small=why)
-    strong = "strong" if result.verdict == "differs" else ""
-    return Figure(p_value(result.p_holm), _number(result.p_holm), [result.verdict], strong)
-
-
-def _time(source: Source, result: ArmResult) -> Figure:
-    """Return what the arm alone takes, and of that its own training and stages; then its time in this comparison."""
-    own = [run.seconds for run in source.comparison.finished(result.arm).values() if run.seconds is not None]
-    lines = [f"own {duration(sum(own) / len(own))}"] if own else []
-    lines += [f"stages {duration(result.stage_seconds)}"] if result.stage_seconds else []
-    if result.seconds_shared is not None and result.seconds_shared != result.seconds_alone:
-        lines.append(f"shared {duration(result.seconds_shared)}")
-    return Figure(duration(result.seconds_alone), _number(result.seconds_alone), lines)
-
-
-def _size(model: ArmResult | Row, units: Units) -> Figure:
-    """Return parameters, and below them multiply-adds, each in its unit."""
-    lines = [] if model.multiply_adds is None else [scaled(model.multiply_adds, *units[1])]
-    return Figure(scaled(model.parameters, *units[0]), _number(model.parameters), lines)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.9g}"
-
-
-@dataclass
-class Cell:
-    """One gain: ``text`` in points, ``tone`` gain, loss or empty, ``strength`` from 0 to 1 of the scale."""
-
-    text: str
-    tone: str = ""
-    strength: float = 0.0
-    sort: str = ""
-
-
 @dataclass
 class Heat:
-    """Cells by row and column; ``most`` is the scale's end in points."""
+    """Colored cells by row and column; ``most`` is the scale's end in points."""
 
     rows: list[list[Cell]]
     most: float
 
 
-@dataclass
-class ClassGains:
-    """Colored cells with a row a class and a column an arm; ``alone`` is the student alone's IoU, and what sorts it."""
+def class_gains(source: Source) -> dict[str, Any] | None:
+    """Return gains of IoU over the student alone, a row a class and a column an arm; None without seeds of both.
 
-    classes: list[tuple[str, str]]
-    alone: list[tuple[str, str]]
-    arms: list[str]
-    heat: Heat
-
-
-def class_gains(source: Source) -> ClassGains | None:
-    """Return gains of IoU over the student alone, means over the seeds of both; None without such seeds."""
-    arms = [result for result in source.rivals if result.differences]
+    ``alone`` is the student alone's IoU.
+    """
+    arms = [result.arm for result in source.rivals if result.differences]
     if source.baseline is None or not arms:
         return None
     comparison = source.comparison
-    alone = comparison.finished(source.baseline)
-    runs = {result.arm: comparison.finished(result.arm) for result in arms}
-    gains, levels = [], []
+    runs = [comparison.finished(arm) for arm in (source.baseline, *arms)]
+    levels, gains = [], []
     for place in range(len(comparison.classes)):
-        gains.append([
-            mean_gain({seed: runs[result.arm][seed].iou[place] for seed in result.differences},
-                      {seed: run.iou[place] for seed, run in alone.items()})
-            for result in arms
-        ])  # fmt: skip
-        level = mean_gain({seed: run.iou[place] for seed, run in alone.items()}, dict.fromkeys(alone, 0.0))
-        levels.append((percent(level, 1), _number(level)))
+        alone, *own = ({seed: run.iou[place] for seed, run in finished.items()} for finished in runs)
+        level = average(alone.values())
+        levels.append(Cell(percent(level, 1), level))
+        gains.append([average(seed_gains(one, alone)) for one in own])
     classes = class_colors(comparison.classes, comparison.palette)
-    return ClassGains(classes, levels, [result.arm for result in arms], heat(gains))
+    return {"classes": classes, "alone": levels, "arms": arms, "heat": heat(gains)}
 
 
 def heat(gains: Sequence[Sequence[float | None]]) -> Heat:
     """Color fractions by their size; the scale ends at the 98th percentile, so that one cell does not pale the rest.
 
     >>> heat([[0.02, -0.01, None]]).rows[0][1]
-    Cell(text='−1.0', tone='loss', strength=0.5, sort='-0.01')
+    Cell(text='−1.0', value=-0.01, small=(), tone='loss', strength=0.5)
     """
     sizes = sorted(100 * abs(gain) for row in gains for gain in row if gain is not None)
     top = sizes[math.ceil(0.98 * len(sizes)) - 1] if sizes else 0.0
     most = nice_ticks(0.0, top or 1.0, 4)[-1]
-    return Heat([[_cell(gain, most) for gain in row] for row in gains], most)
+    return Heat([[_gain_cell(gain, most) for gain in row] for row in gains], most)
+
+
+def _gain_cell(gain: float | None, most: float) -> Cell:
+    text = points(gain, 1)
+    strength = min(1.0, 100 * abs(gain) / most) if gain is not None and tone(text) else 0.0
+    return Cell(text, gain, tone=tone(text), strength=round(strength, 3))
 
 
 def seed_gains(arm: Mapping[int, float | None], alone: Mapping[int, float | None]) -> list[float]:
@@ -245,14 +191,7 @@ def seed_gains(arm: Mapping[int, float | None], alone: Mapping[int, float | None
     return [mine - other for mine, other in pairs if mine is not None and other is not None]
 
 
-def mean_gain(arm: Mapping[int, float | None], alone: Mapping[int, float | None]) -> float | None:
-    """Return the mean of :func:`seed_gains`; None where there are none."""
-    gains = seed_gains(arm, alone)
-    return sum(gains) / len(gains) if gains else None
-
-
-def _cell(gain: float | None, most: float) -> Cell:
-    text = points(gain, 1)
-    color = tone(text)
-    strength = min(1.0, 100 * abs(gain) / most) if gain is not None and color else 0.0
-    return Cell(text, color, round(strength, 3), "" if gain is None else f"{gain:.6g}")
+def average(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the known values; None where there are none."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

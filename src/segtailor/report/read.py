@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,7 @@ class Run:
     @property
     def rows(self) -> dict[str, Row]:
         """The rows of the results by role, in reading order."""
-        rows = {row.role: row for row in self.results.rows}
-        return {role: rows[role] for role in sorted(rows, key=_order)}
+        return {row.role: row for row in sorted(self.results.rows, key=lambda row: _order(row.role))}
 
     @property
     def main(self) -> str:
@@ -74,11 +74,6 @@ class Run:
         return self.results.name or self.folder.resolve().name
 
     @property
-    def classes(self) -> list[str]:
-        """The classes' names; empty until the run has finished."""
-        return list(self.results.classes)
-
-    @property
     def data(self) -> str:
         """The data set's name."""
         return str(self.results.data or self.recipe.get("data", {}).get("name") or "")
@@ -94,7 +89,8 @@ def read_run(folder: Path) -> Run:
         run.finished, run.results = True, read_results(folder)
     if recipe_path.exists():
         run.recipe_text = recipe_path.read_text(encoding="utf-8")
-        run.recipe = _yaml_mapping(run.recipe_text)
+        with suppress(yaml.YAMLError):
+            run.recipe = _mapping(yaml.safe_load(run.recipe_text))
     paths = run.results.curves or {run.main: "metrics.jsonl", "alone": "baseline/metrics.jsonl"}
     for role in sorted(paths, key=_order):
         records = read_metrics(folder / paths[role])  # an absolute path stays what it is
@@ -171,13 +167,6 @@ def class_colors(classes: Sequence[str], palette: Sequence[Color]) -> list[tuple
     """Return each class with its color in CSS; where the palette has too few, distinct colors."""
     colors = palette if len(palette) >= len(classes) else distinct_colors(len(classes))
     return list(zip(classes, map(css_color, colors), strict=False))
-
-
-def _yaml_mapping(text: str) -> dict[str, Any]:
-    try:
-        return _mapping(yaml.safe_load(text))
-    except yaml.YAMLError:
-        return {}
 
 
 def _mapping(value: object) -> dict[str, Any]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from segtailor._version import __version__
 from segtailor.report.pictures import sample_rows
 from segtailor.report.read import Records, Run, class_colors, logged
-from segtailor.report.svg import Line, Plot, draw, thinned
+from segtailor.report.svg import Line, Plot, draw, score_table, share, thinned
 from segtailor.results.formatting import MISSING, duration, percent, points, ratio, scaled, tone, unit_of
 from segtailor.results.model import Row
 
@@ -36,31 +35,27 @@ class Card:
 def page(run: Run) -> dict[str, Any]:
     """Return everything that the template needs."""
     rows, results = run.rows, run.results
-    classes = class_colors(run.classes, results.palette)
+    classes, scores = class_colors(results.classes, results.palette), score_chart(run)
     samples, left_out = sample_rows(run)
     return {
-        "version": __version__,
+        **dict(results),
         "name": run.name,
         "method": run.method,
-        "variant": results.variant,
         "data": run.data,
-        "size": results.size,
         "description": str(run.recipe.get("description") or "").strip(),
         "going": None if run.finished else _progress(run),
         "cards": _cards(run),
         "scale": _scale(run),
         "models": _model_table(run),
         "classes": _class_table(run, classes),
-        "class_map": results.class_map,
-        "scores": score_chart(run),
-        "score_table": _score_table(run),
+        "scores": scores,
+        "score_table": score_table({line.label: line.points for line in scores.lines}) if scores else None,
         "losses": loss_charts(run),
         "samples": samples,
         "samples_left_out": left_out,
         "legend": classes,
         "recipe": run.recipe_text,
-        "environment": results.environment,
-        "notes": _notes(run),
+        "reading": _notes(run),
         "compared": "teacher" in rows and len(rows) > 1,
     }
 
@@ -69,17 +64,17 @@ def score_chart(run: Run) -> Plot | None:
     """Return validation mIoU against the step, with the teacher's final score as a level."""
     lines = []
     for role, records in run.curves.items():
-        evaluated = [record for record in records if record.get("kind") == "evaluate"]
-        weights = sorted({record.get("weights", "student") for record in evaluated})
-        for kind in weights:
-            found = _line(
-                "" if kind == "ema" or len(weights) == 1 else " faint", run, role,
-                [record for record in evaluated if record.get("weights", "student") == kind], "miou", 100.0,
-            )  # fmt: skip
-            if found is not None:
-                if len(weights) > 1:
-                    found.label += ", averaged weights" if kind == "ema" else ", raw weights"
-                lines.append(found)
+        by_weights: dict[str, Records] = {}
+        for record in records:
+            if record.get("kind") == "evaluate":
+                by_weights.setdefault(record.get("weights", "student"), []).append(record)
+        for kind, evaluated in sorted(by_weights.items()):
+            line = _line(run, role, evaluated, "miou", 100.0)
+            if line is not None:
+                if len(by_weights) > 1:
+                    line.label += ", averaged weights" if kind == "ema" else ", raw weights"
+                    line.role += "" if kind == "ema" else " faint"
+                lines.append(line)
     if not lines:
         return None
     teacher = run.rows.get("teacher")
@@ -95,7 +90,7 @@ def loss_charts(run: Run) -> list[Plot]:
     names = dict.fromkeys(name for records in trained.values() for line in records for name in line.get("terms", {}))
     charts = []
     for name in ["", *(names if len(names) > 1 else [])]:
-        found = [_line("", run, role, records, name or "loss") for role, records in trained.items()]
+        found = [_line(run, role, records, name or "loss") for role, records in trained.items()]
         lines = [line for line in found if line is not None]
         if lines:
             ends = "; ".join(f"{line.label} ends at {line.points[-1][1]:.3g}" for line in lines)
@@ -104,13 +99,13 @@ def loss_charts(run: Run) -> list[Plot]:
     return charts
 
 
-def _line(tone: str, run: Run, role: str, records: Records, key: str, scale: float = 1.0) -> Line | None:
+def _line(run: Run, role: str, records: Records, key: str, scale: float = 1.0) -> Line | None:
     """Return the line of a figure or a term; None where it was not logged."""
     values = logged(records, lambda record: record.get(key, (record.get("terms") or {}).get(key)))
     if not values:
         return None
     line = thinned([(float(step), scale * value, scale * value, scale * value) for step, value in values])
-    return Line(role, run.label(role), role + tone, line)
+    return Line(role, run.label(role), role, line)
 
 
 def _last_step(run: Run) -> float:
@@ -152,15 +147,12 @@ def _cards(run: Run) -> list[Card]:
 
 def _scale(run: Run) -> list[dict[str, Any]]:
     """Return the three scores as places on one line from the lowest to the highest, in percent."""
-    rows = run.rows
-    if not {"teacher", "alone", "distilled"} <= set(rows):
-        return []
-    scores = {role: rows[role].miou for role in ("alone", "distilled", "teacher")}
-    low, high = min(scores.values()), max(scores.values())
-    if high - low < 1e-6:
+    scores = {role: row.miou for role, row in run.rows.items() if role in ("teacher", "alone", "distilled")}
+    span = min(scores.values(), default=0.0), max(scores.values(), default=0.0)
+    if len(scores) < 3 or span[1] - span[0] < 1e-6:
         return []
     return [
-        {"role": role, "label": run.label(role), "value": percent(score), "at": 100 * (score - low) / (high - low)}
+        {"role": role, "label": run.label(role), "value": percent(score), "at": 100 * share(score, span)}
         for role, score in sorted(scores.items(), key=lambda item: item[1])
     ]
 
@@ -222,20 +214,6 @@ def _class_table(run: Run, classes: list[tuple[str, str]]) -> dict[str, Any]:
     return {"rows": body, "roles": [(role, run.label(role)) for role in rows], "compared": compared}
 
 
-def _score_table(run: Run) -> dict[str, Any]:
-    """Return the validation scores by step, one column a curve: the chart as text."""
-    found: dict[int, dict[str, float]] = {}
-    columns: dict[str, None] = {}
-    for role, records in run.curves.items():
-        for record in records:
-            if record.get("kind") == "evaluate" and record.get("miou") is not None:
-                label = run.label(role) + (" (averaged weights)" if record.get("weights") == "ema" else "")
-                found.setdefault(int(record["step"]), {})[label] = record["miou"]
-                columns[label] = None
-    body = [(f"{step:,}", [percent(values.get(label)) for label in columns]) for step, values in sorted(found.items())]
-    return {"columns": list(columns), "rows": body}
-
-
 def _notes(run: Run) -> list[str]:
     """Return the sentences that keep a reader from concluding too much."""
     rows, results = run.rows, run.results
@@ -277,7 +255,7 @@ def _notes(run: Run) -> list[str]:
     absent = sum(value is None for value in (rows[run.main].iou if run.main in rows else []))
     if absent:
         lines.append(
-            f"{absent} of the {len(run.classes)} classes {'is' if absent == 1 else 'are'} absent from the targets and "
-            f"from what the student predicted: no IoU, shown as {MISSING}."
+            f"{absent} of the {len(results.classes)} classes {'is' if absent == 1 else 'are'} absent from the targets "
+            f"and from what the student predicted: no IoU, shown as {MISSING}."
         )
     return lines

@@ -27,9 +27,7 @@ def html_board(board: Leaderboard, report: Path) -> str:
     """Return a comparison's leaderboard as HTML, with a link to ``report``."""
     lines = [("arm", "seeds", "mIoU", "difference", "verdict")]
     for arm in board.arms:
-        mean = percent(arm.last.mean if arm.last else None)
-        gain = points(arm.difference.mean if arm.difference else None)
-        lines.append((arm.arm, str(len(arm.scores)), mean, gain, arm.verdict))
+        lines.append((arm.arm, str(len(arm.scores)), percent(arm.miou), points(arm.gain), arm.verdict))
     baseline = board.comparison.baseline
     notes = [] if baseline is None else [f"difference to {baseline}, in points"]
     return html_table(board.comparison.name, lines, notes, str(report))

@@ -9,8 +9,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
 
-from segtailor.results.formatting import compact
+from segtailor.results.formatting import compact, percent
 
 SPAN = 1000.0  # the drawing's own width and height; the page stretches it
 SMOOTHED = 10  # curves of more points than this are smoothed where smoothing is asked for
@@ -69,11 +71,6 @@ class Plot:
         lines = [{"label": line.label, "points": [[x, *_rounded(ys)] for x, *ys in line.points]} for line in self.lines]
         names = {f"{x:g}": name for x, name in self.names.items()}
         return json.dumps({"x": self.x_range, "lines": lines, **({"names": names} if names else {})})
-
-    @property
-    def front_data(self) -> str:
-        """The names of the lines in front as JSON."""
-        return json.dumps(self.front)
 
 
 def draw(
@@ -134,20 +131,21 @@ class Dot:
 # the size in pixels for which labels are placed: names on a wide page, numbers on a narrow one
 WIDE, NARROW = (470.0, 320.0), (270.0, 250.0)
 LETTER, HEIGHT, RADIUS = 7.2, 15.0, 7.0
+AROUND = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1))
 
 
 def label_dots(dots: Sequence[Dot]) -> None:
     """Place each dot's name and number where they cover least."""
-    for width, height in (WIDE, NARROW):
-        wide = (width, height) == WIDE
-        sizes = [(LETTER * len(dot.name if wide else str(dot.number)) + 3, HEIGHT) for dot in dots]
+    for which, (width, height) in (("wide", WIDE), ("narrow", NARROW)):
+        names = [dot.name if which == "wide" else str(dot.number) for dot in dots]
+        sizes = [(LETTER * len(name) + 3, HEIGHT) for name in names]
         spots = [(dot.x / 100 * width, (1 - dot.y / 100) * height) for dot in dots]
         lines = [
             (x - 2, (1 - dot.high / 100) * height, x + 2, (1 - dot.low / 100) * height)
             for dot, (x, _) in zip(dots, spots, strict=True)
         ]
         for dot, offset in zip(dots, place_labels(spots, sizes, width, height, lines), strict=True):
-            dot.wide, dot.narrow = (offset, dot.narrow) if wide else (dot.wide, offset)
+            setattr(dot, which, offset)
 
 
 def place_labels(
@@ -161,24 +159,20 @@ def place_labels(
     >>> place_labels([(50.0, 50.0), (60.0, 50.0)], [(20.0, 10.0)] * 2, 100.0, 100.0)
     [(-17.0, 0.0), (17.0, 0.0)]
     """
-    around = [(1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1)]
     taken: list[Box] = [(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in dots]
     moves: list[Range] = []
     for (x, y), (wide, high) in zip(dots, sizes, strict=True):
-        best: tuple[float, Range, Box] | None = None
-        for gap in (RADIUS, RADIUS + 10, RADIUS + 20):
-            for right, down in around:
-                move = (right * (gap + wide / 2), down * (gap + high / 2))
-                left, top = x + move[0] - wide / 2, y + move[1] - high / 2
-                box = (left, top, left + wide, top + high)
-                outside = wide * high - _common(box, (0.0, 0.0, width, height))
-                cost = 3 * outside + 5 * sum(_common(box, each) for each in taken) + gap
-                cost += sum(_common(box, each) for each in others)
-                if best is None or cost < best[0]:
-                    best = (cost, move, box)
-        assert best is not None
-        moves.append(best[1])
-        taken.append(best[2])
+        places = []
+        for gap, (right, down) in product((RADIUS, RADIUS + 10, RADIUS + 20), AROUND):
+            move = (right * (gap + wide / 2), down * (gap + high / 2))
+            left, top = x + move[0] - wide / 2, y + move[1] - high / 2
+            box = (left, top, left + wide, top + high)
+            outside = wide * high - _common(box, (0.0, 0.0, width, height))
+            cost = 3 * outside + 5 * sum(_common(box, each) for each in taken) + gap
+            places.append((cost + sum(_common(box, each) for each in others), move, box))
+        _, move, box = min(places, key=lambda place: place[0])
+        moves.append(move)
+        taken.append(box)
     return moves
 
 
@@ -254,6 +248,16 @@ def over_seeds(curves: Mapping[int, Sequence[Range]]) -> list[Point]:
     common = sorted(set(by_step[0]).intersection(*by_step[1:]))
     columns = [(step, [curve[step] for curve in by_step]) for step in common]
     return [(step, sum(values) / len(values), min(values), max(values)) for step, values in columns]
+
+
+def score_table(curves: Mapping[str, Sequence[Point]]) -> dict[str, Any]:
+    """Return scores in percent by step, one column a curve: a chart as text."""
+    columns = [{step: mean for step, mean, *_ in points} for points in curves.values()]
+    rows = [
+        (f"{step:,.0f}", [percent(column[step] / 100 if step in column else None) for column in columns])
+        for step in sorted(set().union(*columns))
+    ]
+    return {"columns": list(curves), "rows": rows}
 
 
 def _mean(x: float, points: Sequence[Point]) -> Point:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from segtailor.files import Color
 from segtailor.results.statistics import ImageBootstrap, Interval, Spread
@@ -126,6 +126,15 @@ def compact(value: float) -> str:
     if abs(value) >= 10000 and value % 1000 == 0:
         return f"{value / 1000:g}k"
     return f"{value:.6g}".replace("-", "−")
+
+
+def numbered(noun: str, numbers: Sequence[int]) -> str:
+    """Return numbers behind their noun.
+
+    >>> numbered("seed", [1]), numbered("seed", [0, 2])
+    ('seed 1', 'seeds 0, 2')
+    """
+    return f"{noun}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def count(number: int, noun: str) -> str:

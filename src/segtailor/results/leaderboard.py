@@ -13,11 +13,11 @@ from segtailor.results.statistics import (
     ImageBootstrap,
     Interval,
     Spread,
-    average_ranks,
     bootstrap_difference,
     gap_closed,
     holm,
     paired_differences,
+    ranks,
     spread,
     t_interval,
     t_test,
@@ -54,12 +54,29 @@ class ArmResult:
     gap_closed: float | None = None
     best_other: str | None = None
     to_best_other: dict[int, float] = field(default_factory=dict)
+    seconds: float | None = None
     seconds_shared: float | None = None
     seconds_alone: float | None = None
     stage_seconds: float | None = None
     peak_bytes: int | None = None
     parameters: int | None = None
     multiply_adds: int | None = None
+
+    @property
+    def miou(self) -> float | None:
+        """The mean of the last checkpoints' scores."""
+        return self.last.mean if self.last else None
+
+    @property
+    def gain(self) -> float | None:
+        """The mean of the differences to the baseline."""
+        return self.difference.mean if self.difference else None
+
+    @property
+    def lead(self) -> float | None:
+        """The mean of the differences to the best other arm."""
+        values = self.to_best_other.values()
+        return sum(values) / len(values) if values else None
 
 
 @dataclass(frozen=True)
@@ -89,10 +106,10 @@ def summarise(comparison: Comparison, resamples: int = RESAMPLES, seed: int = 0)
     ranked = [arm for arm in comparison.arms if runs[arm]]
     rank_seeds = tuple(seed for seed in comparison.seeds if ranked and all(seed in runs[arm] for arm in ranked))
     if rank_seeds:
-        places = average_ranks([[runs[arm][seed].miou for arm in ranked] for seed in rank_seeds])
+        places = ranks([[runs[arm][seed].miou for arm in ranked] for seed in rank_seeds]).mean(0)
         for arm, place in zip(ranked, places, strict=True):
-            results[arm] = replace(results[arm], rank=place)
-    ordered = sorted(results.values(), key=lambda result: -result.last.mean if result.last else 1.0)
+            results[arm] = replace(results[arm], rank=float(place))
+    ordered = sorted(results.values(), key=lambda result: 1.0 if result.miou is None else -result.miou)
     return Leaderboard(comparison, tuple(ordered), len(p_values), rank_seeds)
 
 
@@ -102,12 +119,7 @@ def _arm(comparison: Comparison, arm: str, runs: dict[str, dict[int, Outcome]], 
     alone = runs[baseline] if baseline is not None and arm != baseline and own else {}
     differences = paired_differences(scores, _scores(alone))
     values, teacher = list(differences.values()), comparison.teacher_miou
-    if not own:
-        outcome = "no result"
-    elif baseline is None:
-        outcome = "no baseline"
-    else:
-        outcome = "baseline" if arm == baseline else verdict(len(values), None)
+    outcome = "baseline" if arm == baseline else "no baseline" if baseline is None else verdict(len(values), None)
     return ArmResult(
         arm=arm,
         scores=scores,
@@ -121,10 +133,11 @@ def _arm(comparison: Comparison, arm: str, runs: dict[str, dict[int, Outcome]], 
         over_seeds=t_interval(values),
         over_images=_over_images(runs[arm], alone, resamples, seed),
         p=t_test(values) if len(values) >= MIN_SEEDS else None,
-        verdict=outcome,
+        verdict=outcome if own else "no result",
         gap_closed=gap_closed(scores, _scores(alone), teacher) if teacher is not None else None,
         best_other=best_other,
         to_best_other=paired_differences(scores, _scores(runs[best_other])) if best_other is not None else {},
+        seconds=_mean([run.seconds for run in own]),
         seconds_shared=_mean([run.seconds_shared for run in own]),
         seconds_alone=_mean([run.seconds_alone for run in own]),
         stage_seconds=_mean([run.stage_seconds for run in own]),
@@ -143,8 +156,8 @@ def _best_other(arm: str, runs: dict[str, dict[int, Outcome]]) -> str | None:
     most = max(shared.values(), default=0)
     if most == 0:
         return None
-    others = [other for other, count in shared.items() if count == most]
-    return max(others, key=lambda other: float(np.mean(list(_scores(runs[other]).values()))))
+    means = {other: np.mean(list(_scores(runs[other]).values())) for other, count in shared.items() if count == most}
+    return max(means, key=means.__getitem__)
 
 
 def _over_images(
@@ -152,9 +165,7 @@ def _over_images(
 ) -> ImageBootstrap | None:
     """Bootstrap over all paired seeds; None when a run has no counts of each image, or only one image."""
     seeds = sorted(arm.keys() & alone.keys())
-    ours, theirs = (
-        [run.images for run in map(runs.__getitem__, seeds) if run.images is not None] for runs in (arm, alone)
-    )
+    ours, theirs = ([images for seed in seeds if (images := runs[seed].images)] for runs in (arm, alone))
     if not seeds or len(ours) < len(seeds) or len(theirs) < len(seeds) or ours[0].images < 2:
         return None
     return bootstrap_difference(ours, theirs, resamples, seed)

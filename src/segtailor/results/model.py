@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segtailor.errors import SegtailorError, reason
-from segtailor.files import Color, Size, write_atomically
+from segtailor.files import Color, Size, write_text
+from segtailor.results.formatting import numbered
 from segtailor.results.statistics import Counts, ImageCounts
 
 VERSION = 1
@@ -53,8 +54,7 @@ class Record(BaseModel):
 
     def write(self, path: Path) -> None:
         """Write the record as JSON to ``path``, atomically."""
-        text = self.model_dump_json(indent=1, by_alias=True) + "\n"
-        write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+        write_text(path, self.model_dump_json(indent=1, by_alias=True) + "\n")
 
 
 class Row(Record):
@@ -277,10 +277,8 @@ def read_comparison(folder: str | Path) -> Comparison:
             run, trouble = _read_run(comparison, arm, seed)
             comparison.runs[arm, seed] = run
             comparison.problems += [f"{_place(arm, seed)}: {line}" for line in trouble]
-        unread = [str(run.seed) for run in comparison.with_status(arm, "missing")]
-        if unread:
-            plural = "seeds" if len(unread) > 1 else "seed"
-            comparison.problems.append(f"arms/{arm}: no outcome.json for {plural} {', '.join(unread)}")
+        unread = [run.seed for run in comparison.with_status(arm, "missing")]
+        comparison.problems += [f"arms/{arm}: no outcome.json for {numbered('seed', unread)}"] if unread else []
     _leave_out_other_images(comparison)
     planned = {_place(arm, seed) for arm, seed in comparison.runs}
     for path in sorted(comparison.folder.glob("arms/*/seed*")):

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from segtailor.config import CompareRecipe
 from segtailor.engine.runs import FREE_TO_CHANGE
 from segtailor.errors import SegtailorError, reason, unknown
-from segtailor.files import write_atomically
+from segtailor.files import write_atomically, write_text
 from segtailor.results.model import (
     ArmRun,
     Comparison,
@@ -190,8 +190,8 @@ def _save_record(out: str | Path, plan: Mapping[str, Any], rows: Mapping[Key, Ro
             ),
         )  # fmt: skip
     lines = "".join(json.dumps(rows[key]) + "\n" for key in keys if key in rows)
-    write_atomically(rows_path, lambda file: file.write(lines.encode()))
-    write_atomically(plan_path, lambda file: file.write((json.dumps(plan, indent=1) + "\n").encode()))
+    write_text(rows_path, lines)
+    write_text(plan_path, json.dumps(plan, indent=1) + "\n")
 
 
 def _plan(found: Comparison, name: str) -> dict[str, Any]:

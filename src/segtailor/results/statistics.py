@@ -22,6 +22,7 @@ Floats = NDArray[np.float64]
 MIN_SEEDS = 5
 ALPHA = 0.05
 LEVEL = 0.95
+"""The confidence of every interval."""
 RESAMPLES = 2000
 
 _NO_SPREAD = 1e-9
@@ -107,33 +108,23 @@ def holm(p_values: Sequence[float]) -> list[float]:
     >>> holm([0.25, 0.01, 0.02])
     [0.25, 0.03, 0.04]
     """
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    corrected = [1.0] * len(p_values)
-    largest = 0.0
-    for place, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - place) * p_values[index]))
-        corrected[index] = largest
-    return corrected
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(order), 0, -1)
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(factors * np.asarray(p_values)[order]))
+    return [float(p) for p in corrected]
 
 
-def ranks(scores: Sequence[float]) -> list[float]:
-    """Return each score's rank, 1 for the highest; equal scores share the mean of their ranks.
+def ranks(scores: Sequence[Sequence[float]]) -> Floats:
+    """Return each arm's rank (S,A) in each seed's ``scores`` (S,A), 1 for the highest; equal scores share their mean.
 
-    >>> ranks([0.5, 0.75, 0.5, 0.25])
-    [2.5, 1.0, 2.5, 4.0]
+    >>> ranks([[0.5, 0.75, 0.5, 0.25]]).tolist()
+    [[2.5, 1.0, 2.5, 4.0]]
     """
     from scipy import stats
 
-    return [float(rank) for rank in stats.rankdata(-np.asarray(scores, np.float64))]
-
-
-def average_ranks(scores: Sequence[Sequence[float]]) -> list[float]:
-    """Return each arm's mean rank over seeds; ``scores`` holds one list a seed, one value an arm.
-
-    >>> average_ranks([[0.5, 0.75], [0.5, 0.5]])
-    [1.75, 1.25]
-    """
-    return [float(rank) for rank in np.mean([ranks(row) for row in scores], axis=0)]
+    found: Floats = stats.rankdata(-np.asarray(scores, np.float64), axis=1)
+    return found
 
 
 def gap_closed(arm: Mapping[int, float], alone: Mapping[int, float], teacher: float) -> float | None:

@@ -6,18 +6,17 @@ import csv
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from segtailor.evaluation.confusion import MIOU_RULE
-from segtailor.files import write_atomically
+from segtailor.files import write_text
 from segtailor.results.formatting import (
     MISSING,
     count,
     duration,
     interval,
     mean_and_std,
+    numbered,
     p_value,
     percent,
     points,
@@ -52,12 +51,8 @@ def write_tables(comparison: Comparison, folder: str | Path) -> Leaderboard:
     board = summarise(comparison)
     texts = {"table.md": markdown_table(board), "table.csv": csv_table(board), "table.tex": latex_table(board)}
     for name, text in texts.items():
-        write_atomically(Path(folder) / name, partial(_write, text))
+        write_text(Path(folder) / name, text)
     return board
-
-
-def _write(text: str, file: BinaryIO) -> None:
-    file.write(text.encode("utf-8"))
 
 
 def markdown_table(board: Leaderboard) -> str:
@@ -138,24 +133,22 @@ def csv_table(board: Leaderboard) -> str:
     are no comment lines, so the column names are self-explanatory.
     """
     comparison = board.comparison
-    rows = [{"role": "arm", **_row(result)} for result in board.arms]
-    for row in rows:
-        if row["arm"] == comparison.baseline:
-            row["role"] = "baseline"
+    rows = [
+        {"role": "baseline" if result.arm == comparison.baseline else "arm", **_row(result)} for result in board.arms
+    ]
     if comparison.teacher_miou is not None:
         rows.insert(0, {"role": "teacher", "arm": "teacher", "miou_last_mean": comparison.teacher_miou})
     text = io.StringIO()
     heads = ["role", *_row(board.arms[0])]
     writer = csv.DictWriter(text, heads, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows([{head: _text(row.get(head)) for head in heads} for row in rows])
+    for row in rows:
+        writer.writerow({key: f"{cell:.8g}" if isinstance(cell, float) else cell for key, cell in row.items()})
     return text.getvalue()
 
 
 def _row(result: ArmResult) -> dict[str, Cell]:
-    last, best, difference = result.last, result.best, result.difference
     seeds, images = result.over_seeds, result.over_images
-    other = list(result.to_best_other.values())
     return {
         "arm": result.arm,
         "verdict": result.verdict,
@@ -164,13 +157,13 @@ def _row(result: ArmResult) -> dict[str, Cell]:
         "seeds_unfinished": len(result.unfinished),
         "seeds_damaged": len(result.damaged),
         "seeds_paired": len(result.differences),
-        "miou_last_mean": _figure(last, "mean"),
-        "miou_last_std_over_seeds": _figure(last, "std"),
+        "miou_last_mean": result.miou,
+        "miou_last_std_over_seeds": _figure(result.last, "std"),
         "miou_last_by_seed": _by_seed(result.scores),
-        "miou_best_mean_picked_on_reported_images": _figure(best, "mean"),
-        "miou_best_std_over_seeds": _figure(best, "std"),
-        "difference_mean": _figure(difference, "mean"),
-        "difference_std_over_seeds": _figure(difference, "std"),
+        "miou_best_mean_picked_on_reported_images": _figure(result.best, "mean"),
+        "miou_best_std_over_seeds": _figure(result.best, "std"),
+        "difference_mean": result.gain,
+        "difference_std_over_seeds": _figure(result.difference, "std"),
         "difference_by_seed": _by_seed(result.differences),
         "t95_over_seeds_low": _figure(seeds, "low"),
         "t95_over_seeds_high": _figure(seeds, "high"),
@@ -182,7 +175,7 @@ def _row(result: ArmResult) -> dict[str, Cell]:
         "rank_mean": result.rank,
         "gap_closed_mean": result.gap_closed,
         "best_other": result.best_other,
-        "difference_to_best_other_mean": sum(other) / len(other) if other else None,
+        "difference_to_best_other_mean": result.lead,
         "seconds_teacher_shared": result.seconds_shared,
         "seconds_alone": result.seconds_alone,
         "stage_seconds": result.stage_seconds,
@@ -199,12 +192,6 @@ def _figure(found: Spread | Interval | ImageBootstrap | None, name: str) -> floa
 
 def _by_seed(values: Mapping[int, float]) -> str:
     return " ".join(f"{seed}:{value:.6f}" for seed, value in values.items())
-
-
-def _text(cell: Cell) -> str:
-    if cell is None:
-        return ""
-    return f"{cell:.8g}" if isinstance(cell, float) else str(cell)
 
 
 def header(board: Leaderboard) -> list[str]:
@@ -267,9 +254,8 @@ def remarks(board: Leaderboard) -> list[str]:
         for seed, reason in result.failed.items():
             lines.append(f"{result.arm}, seed {seed}: failed{': ' + reason if reason else ''}; not in the means")
     for result in board.arms:
-        going = [str(run.seed) for run in board.comparison.with_status(result.arm, "running")]
-        if going:
-            lines.append(f"{result.arm}: not finished yet: {'seeds' if len(going) > 1 else 'seed'} {', '.join(going)}")
+        going = [run.seed for run in board.comparison.with_status(result.arm, "running")]
+        lines += [f"{result.arm}: not finished yet: {numbered('seed', going)}"] if going else []
     return lines + board.comparison.problems
 
 
@@ -290,10 +276,14 @@ def score_rows(board: Leaderboard, detail: bool = True) -> Rows:
         "seeds": lambda result: finished_seeds(board, result),
         "mIoU, last": lambda result: mean_and_std(result.last),
         "mIoU, best": lambda result: mean_and_std(result.best),
-        f"difference to {baseline}": lambda result: points(result.difference.mean if result.difference else None),
+        f"difference to {baseline}": lambda result: points(result.gain),
     }
     if detail:
-        columns["each seed"] = lambda result: _each_seed(board.comparison.seeds, result)
+        columns["each seed"] = lambda result: (
+            ", ".join(points(result.differences.get(seed)) for seed in board.comparison.seeds)
+            if result.differences
+            else MISSING
+        )
     columns |= {
         "95 % over seeds": lambda result: interval(result.over_seeds),
         "95 % over images": lambda result: interval(result.over_images),
@@ -303,7 +293,9 @@ def score_rows(board: Leaderboard, detail: bool = True) -> Rows:
         "gap closed": lambda result: MISSING if result.gap_closed is None else f"{percent(result.gap_closed, 0)} %",
     }
     if detail:
-        columns["to best other"] = _best_other
+        columns["to best other"] = lambda result: (
+            MISSING if result.lead is None else f"{points(result.lead)} ({result.best_other})"
+        )
     rows = _filled(columns, board)
     if board.comparison.teacher_miou is not None:
         teacher = ["teacher", "1", percent(board.comparison.teacher_miou)]
@@ -345,16 +337,3 @@ def _filled(columns: dict[str, Callable[[ArmResult], str]], board: Leaderboard) 
     body = [[cell(result) for cell in columns.values()] for result in board.arms]
     kept = [place for place in range(len(columns)) if place < 3 or any(row[place] != MISSING for row in body)]
     return [[row[place] for place in kept] for row in [list(columns), *body]]
-
-
-def _each_seed(seeds: Sequence[int], result: ArmResult) -> str:
-    """Return the differences in the comparison's order of seeds, a dash where there is no pair."""
-    cells = [points(result.differences.get(seed)) for seed in seeds]
-    return ", ".join(cells) if result.differences else MISSING
-
-
-def _best_other(result: ArmResult) -> str:
-    if result.best_other is None or not result.to_best_other:
-        return MISSING
-    values = result.to_best_other.values()
-    return f"{points(sum(values) / len(values))} ({result.best_other})"
