@@ -15,12 +15,12 @@ import json
 import platform
 import statistics
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from bench import CLASSES, RESULTS, save, scene, seconds_of
+from segtailor.data import Sample, SegmentationDataset
 from segtailor.evaluation import BoundarySettings, EvaluationResult, Metrics, evaluate_model
 from segtailor.models import create_model
 
@@ -34,27 +34,20 @@ ASKED: dict[str, dict[str, Any]] = {
 }
 
 
-class Item(NamedTuple):
-    image: Tensor
-    target: Tensor
-    name: str
-
-
-class Scenes:
+class Scenes(SegmentationDataset):
     """A data set in memory, so that no reading is in the times."""
 
     classes = tuple(f"class {index}" for index in range(CLASSES))
-    mean_color = (124, 116, 104)
 
     def __init__(self, count: int, size: tuple[int, int]) -> None:
         images, targets = scene(count, size)
         pairs = zip(images, targets, strict=True)
-        self.items = [Item(image, target, str(index)) for index, (image, target) in enumerate(pairs)]
+        self.items = [Sample(image, target, str(index)) for index, (image, target) in enumerate(pairs)]
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int, /) -> Sample:
         return self.items[index]
 
 
@@ -99,7 +92,7 @@ def own_seconds(name: str, arguments: argparse.Namespace) -> list[float]:
     prediction = logits.argmax(1)
     metrics = Metrics(CLASSES, arguments.device, **ASKED[name])
     with torch.inference_mode():
-        times = seconds_of(lambda: metrics.update(logits, target, prediction=prediction), arguments.repeats + 1)[1:]
+        times = seconds_of(lambda: metrics.update(logits, prediction, target), arguments.repeats + 1)[1:]
     return [round(value / arguments.batch, 4) for value in times]
 
 

@@ -10,79 +10,57 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from segtailor._version import __version__
+from segtailor._version import __version__ as __version__
 
 # Imported on first use: PyTorch takes seconds to load, and `segtailor --help` must not wait for it.
 _HOMES = {
-    "create_model": "segtailor.models",
-    "load_model": "segtailor.models",
-    "list_models": "segtailor.models",
-    "adapt": "segtailor.models.adapters.python_module",
-    "create_method": "segtailor.methods",
-    "Method": "segtailor.methods",
-    "MethodOptions": "segtailor.methods",
-    "Step": "segtailor.losses",
-    "list_methods": "segtailor.methods",
-    "train": "segtailor.jobs.train",
-    "distill": "segtailor.jobs.distill",
-    "compare": "segtailor.jobs.compare",
-    "evaluate": "segtailor.jobs.evaluate",
-    "predict": "segtailor.jobs.predict",
-    "publish": "segtailor.jobs.publish",
-    "SegOutput": "segtailor.models.network",
-    "Sample": "segtailor.data",
-    "SegmentationDataset": "segtailor.data",
-    "TorchDataset": "segtailor.data",
-    "SegtailorError": "segtailor.errors",
+    "segtailor.data": ("Sample", "SegmentationDataset", "TorchDataset"),
+    "segtailor.errors": ("SegtailorError",),
+    "segtailor.jobs.compare": ("compare",),
+    "segtailor.jobs.distill": ("distill",),
+    "segtailor.jobs.evaluate": ("evaluate",),
+    "segtailor.jobs.predict": ("predict",),
+    "segtailor.jobs.publish": ("publish",),
+    "segtailor.jobs.train": ("train",),
+    "segtailor.losses": ("Step",),
+    "segtailor.methods": ("Method", "MethodOptions", "create_method", "list_methods"),
+    "segtailor.models": ("create_model", "list_models", "load_model"),
+    "segtailor.models.adapters.python_module": ("adapt",),
+    "segtailor.models.network": ("SegOutput",),
 }
-
-__all__ = [
-    "Method",
-    "MethodOptions",
-    "Sample",
-    "SegOutput",
-    "SegmentationDataset",
-    "SegtailorError",
-    "Step",
-    "TorchDataset",
-    "__version__",
-    "adapt",
-    "compare",
-    "create_method",
-    "create_model",
-    "distill",
-    "evaluate",
-    "list_methods",
-    "list_models",
-    "load_model",
-    "predict",
-    "publish",
-    "train",
-]
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = sorted(["__version__", *_HOME])
 
 if TYPE_CHECKING:
-    from segtailor.data import Sample, SegmentationDataset, TorchDataset
-    from segtailor.errors import SegtailorError
-    from segtailor.jobs.compare import compare
-    from segtailor.jobs.distill import distill
-    from segtailor.jobs.evaluate import evaluate
-    from segtailor.jobs.predict import predict
-    from segtailor.jobs.publish import publish
-    from segtailor.jobs.train import train
-    from segtailor.losses import Step
-    from segtailor.methods import Method, MethodOptions, create_method, list_methods
-    from segtailor.models import create_model, list_models, load_model
-    from segtailor.models.adapters.python_module import adapt
-    from segtailor.models.network import SegOutput
+    from segtailor.data import Sample as Sample
+    from segtailor.data import SegmentationDataset as SegmentationDataset
+    from segtailor.data import TorchDataset as TorchDataset
+    from segtailor.errors import SegtailorError as SegtailorError
+    from segtailor.jobs.compare import compare as compare
+    from segtailor.jobs.distill import distill as distill
+    from segtailor.jobs.evaluate import evaluate as evaluate
+    from segtailor.jobs.predict import predict as predict
+    from segtailor.jobs.publish import publish as publish
+    from segtailor.jobs.train import train as train
+    from segtailor.losses import Step as Step
+    from segtailor.methods import Method as Method
+    from segtailor.methods import MethodOptions as MethodOptions
+    from segtailor.methods import create_method as create_method
+    from segtailor.methods import list_methods as list_methods
+    from segtailor.models import create_model as create_model
+    from segtailor.models import list_models as list_models
+    from segtailor.models import load_model as load_model
+    from segtailor.models.adapters.python_module import adapt as adapt
+    from segtailor.models.network import SegOutput as SegOutput
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'segtailor' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_HOME])

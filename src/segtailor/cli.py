@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import shlex
 import sys
+from collections.abc import Iterable
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+import segtailor
 from segtailor.cli_data import PLAIN, data_app
 from segtailor.errors import SegtailorError
 
@@ -36,10 +38,7 @@ ModelName = Annotated[
 @app.command(context_settings=FREE, epilog="Example: segtailor train toy-teacher --train.steps 300 --run.name teacher")
 def train(context: typer.Context, recipe: RecipeName) -> None:
     """Train one model, such as a teacher; any field of the recipe can be set: --section.key VALUE."""
-    from segtailor.jobs.train import train as job
-    from segtailor.recipes import parse_overrides
-
-    print(_stoppable("train", job, recipe, parse_overrides(context.args)))
+    print(_stoppable("train", recipe, context.args))
 
 
 @app.command(context_settings=FREE, epilog="Example: segtailor distill toy-kt --method.variant published")
@@ -49,10 +48,7 @@ def distill(
     arm: Annotated[str | None, typer.Option(help="of a recipe with arms: the one to distill")] = None,
 ) -> None:
     """Distill a teacher into a student; any field of the recipe can be set: --section.key VALUE."""
-    from segtailor.jobs.distill import distill as job
-    from segtailor.recipes import parse_overrides
-
-    print(_stoppable("distill", job, recipe, parse_overrides(context.args), arm=arm))
+    print(_stoppable("distill", recipe, context.args, arm=arm))
 
 
 @app.command(context_settings=FREE, epilog="Example: segtailor evaluate runs/toy-kt --split val --json scores.json")
@@ -69,15 +65,13 @@ def evaluate(
 ) -> None:
     """Score a model: mIoU, per-class IoU, accuracy, Dice; --data.KEY VALUE and --model.KEY VALUE set how it is read."""
     from segtailor.jobs.evaluate import data_of, model_choices
-    from segtailor.jobs.evaluate import evaluate as job
     from segtailor.recipes import parse_overrides
 
     overrides = parse_overrides(context.args)
     data, settings = data_of(model, overrides)
-    split = split or data.val_split
-    result = job(
-        model, data, split, config=settings, json_path=json, boundary=boundary, calibration=calibration,
-        class_map=class_map, choices=model_choices(overrides),
+    result = segtailor.evaluate(
+        model, data, split, settings, json, boundary=boundary, calibration=calibration, class_map=class_map,
+        choices=model_choices(overrides),
     )  # fmt: skip
     print(result)
 
@@ -85,10 +79,7 @@ def evaluate(
 @app.command(context_settings=FREE, epilog="Example: segtailor compare camvid-cpu-compare --seeds '[0, 1]'")
 def compare(context: typer.Context, recipe: RecipeName) -> None:
     """Train several methods side by side on the same batches, over seeds, and compare them in one table and report."""
-    from segtailor.jobs.compare import compare as job
-    from segtailor.recipes import parse_overrides
-
-    print(_stoppable("compare", job, recipe, parse_overrides(context.args)))
+    print(_stoppable("compare", recipe, context.args))
 
 
 @app.command(
@@ -131,10 +122,9 @@ def predict(
     window: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of a sliding window; default: whole image")] = None,
 ) -> None:
     """Segment images: writes index masks, colored masks and overlays under --out."""
-    from segtailor.jobs.predict import predict as job
-
     slide = _size(window, "--window")
-    written = job(model, path, out, size=_size(size, "--size"), mode="slide" if slide else "whole", window=slide)
+    mode: Any = "slide" if slide else "whole"
+    written = segtailor.predict(model, path, out, size=_size(size, "--size"), mode=mode, window=slide)
     print(f"{len(written)} images segmented; masks, colors and overlays are in {out}")
 
 
@@ -146,17 +136,13 @@ def publish(
     license: Annotated[str | None, typer.Option(help="license id that the repository states")] = None,  # noqa: A002
 ) -> None:
     """Write a run's model as a Hugging Face repository: weights, card with metrics and licenses, recipe."""
-    from segtailor.jobs.publish import publish as job
-
-    print(job(run, to, private, license))
+    print(segtailor.publish(run, to, private, license))
 
 
 @app.command()
 def models() -> None:
     """List the networks that can be teacher or student."""
-    from segtailor.models import list_models
-
-    print("\n".join(list_models()))
+    print("\n".join(segtailor.list_models()))
 
 
 @app.command()
@@ -164,15 +150,9 @@ def methods(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="show this method's page")] = None,
 ) -> None:
     """List the distillation methods, or show one: what it computes, its options and their defaults."""
-    from segtailor.methods import list_methods
     from segtailor.methods.describe import describe
 
-    if name is None:
-        rows = list_methods()
-        width = max(len(row[0]) for row in rows)
-        print("\n".join(f"{row[0]:<{width}}  {row[1]}" for row in rows))
-    else:
-        print(describe(name))
+    print(_columns(segtailor.list_methods()) if name is None else describe(name))
 
 
 @app.command(epilog="Example: segtailor inspect deeplabv3-resnet18 --height 512 --width 1024")
@@ -196,9 +176,7 @@ def recipes_ls() -> None:
     """List the shipped recipes."""
     from segtailor.recipes import list_recipes
 
-    rows = list_recipes()
-    width = max(map(len, rows))
-    print("\n".join(f"{name:<{width}}  {text}" for name, text in rows.items()))
+    print(_columns(list_recipes().items()))
 
 
 @recipes_app.command("show")
@@ -235,6 +213,12 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="the folder o
     print(write_report(run))
 
 
+def _columns(rows: Iterable[tuple[str, str]]) -> str:
+    rows = list(rows)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
 def _size(text: str | None, option: str) -> tuple[int, int] | None:
     """Read HEIGHTxWIDTH."""
     if text is None:
@@ -245,12 +229,13 @@ def _size(text: str | None, option: str) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def _stoppable(command: str, job: Any, recipe: str, overrides: dict[str, Any], **options: Any) -> Any:
-    """Run a job; after Ctrl-C or SIGTERM print the command that continues it."""
+def _stoppable(command: str, recipe: str, arguments: list[str], **options: Any) -> Any:
+    """Run the job called like ``command``; after Ctrl-C or SIGTERM print the command that continues it."""
     from segtailor.engine.runs import RunStopped
+    from segtailor.recipes import parse_overrides
 
     try:
-        return job(recipe, overrides, **options)
+        return getattr(segtailor, command)(recipe, parse_overrides(arguments), **options)
     except RunStopped as stop:
         where = shlex.quote(str(stop.folder / "recipe.yaml" if stop.folder else recipe))
         print(f"{stop}; continue with: segtailor {command} {where} --run.exists resume", file=sys.stderr)

@@ -67,9 +67,8 @@ def data_check(
     from segtailor.data.check import check_data
     from segtailor.recipes import load_data_section
 
-    report = check_data(
-        load_data_section(context.args), splits=split.split(",") if split else None, out=out, progress=True
-    )
+    splits = split.split(",") if split else None
+    report = check_data(load_data_section(context.args), splits=splits, out=out, progress=True)
     print(report.text())
     if report.errors:
         raise typer.Exit(1)
@@ -99,15 +98,6 @@ def data_pack(
     from segtailor.data.pack import format_pack, pack
     from segtailor.recipes import load_data_section
 
-    chosen = splits.split(",") if splits else None
-    manifest = pack(
-        load_data_section(context.args),
-        out,
-        splits=chosen,
-        encoding=format,
-        quality=quality,
-        shards=shards,
-        shard_mb=shard_size,
-        progress=True,
-    )
-    print(format_pack(manifest, out))
+    data, chosen = load_data_section(context.args), splits.split(",") if splits else None
+    sizes: dict[str, Any] = {"quality": quality, "shards": shards, "shard_mb": shard_size}
+    print(format_pack(pack(data, out, splits=chosen, encoding=format, **sizes, progress=True), out))

@@ -175,10 +175,6 @@ class PreprocessConfig(Strict):
     size_multiple: PositiveInt | None = Field(None, description="height and width must be a multiple of this")
     size: PositiveSize | None = Field(None, description="[height, width] to which every input is resized")
 
-    def options(self) -> dict[str, Any]:
-        """Return what was set."""
-        return self.model_dump(exclude_none=True)
-
 
 class ModelConfig(Strict):
     """A network, and where its weights come from."""
@@ -200,10 +196,8 @@ class ModelConfig(Strict):
 
     def options(self) -> dict[str, Any]:
         """Return the construction options that were set."""
-        names = ("output_stride", "head_width", "classifier", "taps")
-        values = {name: getattr(self, name) for name in names}
-        values["preprocess"] = self.preprocess.options() if self.preprocess is not None else None
-        return {key: value for key, value in values.items() if value is not None}
+        names = {"output_stride", "head_width", "classifier", "taps", "preprocess"}
+        return self.model_dump(include=names, exclude_none=True)
 
 
 class TeacherConfig(ModelConfig):

@@ -27,9 +27,7 @@ def nearest(name: str, choices: Iterable[str], count: int = 5) -> list[str]:
     >>> nearest("deeplabv3-resnet81", ["pspnet-resnet18", "deeplabv3-resnet18", "toy"], 1)
     ['deeplabv3-resnet18']
     """
-    pool = sorted(set(choices))
-    found = difflib.get_close_matches(name, pool, n=count, cutoff=0.0)
-    return found[:count]
+    return difflib.get_close_matches(name, sorted(set(choices)), n=count, cutoff=0.0)
 
 
 def unknown(kind: str, name: str, choices: Iterable[str], hint: str = "") -> SegtailorError:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,29 +26,19 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
     SegtailorError for an OSError.
     """
     path = Path(path)
-    temporary: Path | None = None
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except BaseException as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         if isinstance(error, OSError):
             reason = error.strerror or str(error)
             kept = "; the previous file is whole" if path.exists() else ""
             raise SegtailorError(f"cannot write {path}: {reason}{kept}; free space or choose another folder") from error
         raise
-
-
-def _umask() -> int:
-    """Return the process's umask; mkstemp ignores it and makes files private."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -14,24 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 from segtailor.files import VOID
 
-__all__ = [
-    "Step",
-    "channel_divergence",
-    "channel_kl",
-    "class_counts",
-    "class_kl",
-    "cross_entropy",
-    "full_precision",
-    "nearest_labels",
-    "pixel_kl",
-    "pixel_mean",
-    "recomputed",
-    "standardize",
-    "to_grid",
-    "valid_counts",
-    "valid_pixels",
-]
-
 
 class Step:
     """The training step of a loss: its progress through the run, and the counts that means divide by.

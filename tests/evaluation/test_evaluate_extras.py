@@ -26,7 +26,7 @@ def _by_hand(model, teacher, data):
             logits, teachers = (
                 predict_logits(network, sample.image[None], size, fill=data.mean_color) for network in (model, teacher)
             )
-        metrics.update(logits, sample.target[None], teachers.argmax(1))
+        metrics.update(logits, logits.argmax(1), sample.target[None], teachers.argmax(1))
     return metrics.result()
 
 
@@ -82,16 +82,15 @@ def test_a_teacher_of_another_class_count_is_an_error():
         evaluate_model(TinyModel(), TinyData(SIZES), teacher=TinyModel(num_classes=5))
 
 
-def test_update_takes_a_prediction_where_that_is_enough():
-    prediction = torch.tensor([[[0, 0, 1, 1]]])
+def test_measures_need_no_process_group_and_name_a_missing_teacher():
+    logits = torch.tensor([[[[1.0, 1.0, 0.0, 0.0]], [[0.0, 0.0, 1.0, 1.0]]]])
+    prediction = logits.argmax(1)
     metrics = Metrics(2, boundary=BoundarySettings(), agreement=True)
-    metrics.update(prediction, prediction, prediction)
+    metrics.update(logits, prediction, prediction, prediction)
     metrics.all_reduce()  # without a process group there is nobody to ask
     assert metrics.result()["boundary"]["miou"] == metrics.result()["agreement"]["agreement"] == 1.0
-    with pytest.raises(ValueError, match="needs logits"):
-        Metrics(2, calibration=True).update(prediction, prediction)
     with pytest.raises(ValueError, match="teacher's prediction"):
-        metrics.update(prediction, prediction)
+        metrics.update(logits, prediction, prediction)
 
 
 def _counts(result):

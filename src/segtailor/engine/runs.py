@@ -37,11 +37,6 @@ class RunFolder:
     path: Path
     finished: bool = False
 
-    @property
-    def results(self) -> Path:
-        """The results file of a finished run."""
-        return self.path / "results.json"
-
 
 def open_run(config: RunConfig, name: str, recipe: dict[str, Any]) -> RunFolder:
     """Make, resume or replace the folder of a run and write ``recipe.yaml`` into it.

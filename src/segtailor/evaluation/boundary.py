@@ -229,14 +229,11 @@ class BoundaryMetrics:
 
     def result(self) -> dict[str, Any]:
         """Return all figures as plain numbers; None for a class, or a band, that holds nothing."""
-        return {**self._iou(), "f1": self._contour_scores(), **self._bands(), "rule": BOUNDARY_RULE}
-
-    def _iou(self) -> dict[str, Any]:
         pixels = self._pixels[:-1].view(-1, 2, 2, self.num_classes, self.num_classes).sum(0).cpu()
         hits = pixels[1, 1].diagonal()
-        union = pixels[1].sum((0, 1)) + pixels[:, 1].sum((0, 2)) - hits
-        iou = ratios(hits, union)
-        return {"ratio": self.settings.ratio, "miou": mean_present(iou), "iou": iou}
+        iou = ratios(hits, pixels[1].sum((0, 1)) + pixels[:, 1].sum((0, 2)) - hits)
+        regions = {"ratio": self.settings.ratio, "miou": mean_present(iou), "iou": iou}
+        return {**regions, "f1": self._contour_scores(), **self._bands(), "rule": BOUNDARY_RULE}
 
     def _contour_scores(self) -> list[dict[str, Any]]:
         counts = self._contours.view(2, self.num_classes, -1).cpu()
@@ -252,17 +249,9 @@ class BoundaryMetrics:
                 None if p is None and r is None else 2 * p * r / (p + r) if p and r else 0.0
                 for p, r in zip(precision, recall, strict=True)
             ]
-            rows.append(
-                {
-                    "tolerance": tolerance,
-                    "mean_f1": mean_present(f1),
-                    "mean_f1_per_image": mean_present(per_image),
-                    "f1": f1,
-                    "precision": precision,
-                    "recall": recall,
-                    "f1_per_image": per_image,
-                }
-            )
+            means = {"mean_f1": mean_present(f1), "mean_f1_per_image": mean_present(per_image)}
+            classes = {"f1": f1, "precision": precision, "recall": recall, "f1_per_image": per_image}
+            rows.append({"tolerance": tolerance, **means, **classes})
         return rows
 
     def _bands(self) -> dict[str, Any]:
@@ -297,11 +286,6 @@ def _f1(counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scores(confusion: Tensor) -> dict[str, Any]:
-    result = EvaluationResult(confusion, ())
-    pixels = int(confusion.sum())
-    return {
-        "pixels": pixels,
-        "miou": result.miou if pixels else None,
-        "pixel_accuracy": result.pixel_accuracy if pixels else None,
-        "iou": result.iou,
-    }
+    result, pixels = EvaluationResult(confusion, ()), int(confusion.sum())
+    means = {"miou": result.miou, "pixel_accuracy": result.pixel_accuracy} if pixels else {}
+    return {"pixels": pixels, "miou": None, "pixel_accuracy": None, **means, "iou": result.iou}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,8 +35,12 @@ class Calibration:
     def update(self, logits: Tensor, target: Tensor, prediction: Tensor | None = None) -> None:
         """Add images: ``logits`` (B,K,H,W), ``target`` (B,H,W), void from K up, ``prediction`` (B,H,W) if known."""
         prediction = logits.argmax(1) if prediction is None else prediction
-        for image, rows in _chunks(logits):
-            self._add(logits[image, :, rows], target[image, rows], prediction[image, rows])
+        images, classes, height, width = logits.shape
+        rows = max(1, CHUNK // (classes * width))
+        for image in range(images):
+            for top in range(0, height, rows):
+                here = slice(top, top + rows)
+                self._add(logits[image, :, here], target[image, here], prediction[image, here])
 
     def _add(self, logits: Tensor, target: Tensor, prediction: Tensor) -> None:
         void = target >= self.num_classes
@@ -98,12 +101,3 @@ class Agreement:
             "student_right_where_teacher_is_wrong": counts[3] / mistakes if mistakes else None,
             "pixels": total,
         }
-
-
-def _chunks(logits: Tensor) -> Iterator[tuple[int, slice]]:
-    """Yield an image and some of its rows, of about CHUNK logits."""
-    images, classes, height, width = logits.shape
-    rows = max(1, CHUNK // (classes * width))
-    for image in range(images):
-        for top in range(0, height, rows):
-            yield image, slice(top, top + rows)

@@ -7,25 +7,28 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from segtailor.data.base import Sample, SegmentationDataset
 from segtailor.errors import SegtailorError
 from segtailor.evaluation.boundary import BoundaryMetrics, BoundarySettings
 from segtailor.evaluation.calibration import Agreement, Calibration
 from segtailor.evaluation.confusion import EvaluationResult, check_counts, count_images
 from segtailor.evaluation.inference import Mode, evaluating, predict_logits
-from segtailor.files import VOID, Color, Size
+from segtailor.files import VOID, Size
 
 
 class Metrics:
     """The measures that were asked for; their sums stay on ``device`` until :meth:`result`.
 
     >>> metrics = Metrics(2, boundary=BoundarySettings())
-    >>> metrics.update(torch.tensor([[[0, 0, 1, 1]]]), torch.tensor([[[0, 0, 1, 1]]]))
+    >>> labels = torch.tensor([[[0, 0, 1, 1]]])
+    >>> metrics.update(torch.zeros(1, 2, 1, 4), labels, labels)
     >>> metrics.result()["boundary"]["miou"]
     1.0
     """
@@ -39,41 +42,29 @@ class Metrics:
         calibration: bool = False,
         agreement: bool = False,
     ) -> None:
-        self._boundary = BoundaryMetrics(num_classes, boundary, device) if boundary else None
-        self._calibration = Calibration(num_classes, device) if calibration else None
-        self._agreement = Agreement(num_classes, device) if agreement else None
+        self._parts: dict[str, BoundaryMetrics | Calibration | Agreement] = {}
+        if boundary:
+            self._parts["boundary"] = BoundaryMetrics(num_classes, boundary, device)
+        if calibration:
+            self._parts["calibration"] = Calibration(num_classes, device)
+        if agreement:
+            self._parts["agreement"] = Agreement(num_classes, device)
 
-    @property
-    def _parts(self) -> dict[str, BoundaryMetrics | Calibration | Agreement]:
-        parts = {"boundary": self._boundary, "calibration": self._calibration, "agreement": self._agreement}
-        return {name: part for name, part in parts.items() if part is not None}
+    def update(self, logits: Tensor, prediction: Tensor, target: Tensor, teacher: Tensor | None = None) -> None:
+        """Add images of one size: ``logits`` (B,K,H,W), their ``prediction``, ``target`` and the teacher's prediction.
 
-    def update(
-        self,
-        output: Tensor,
-        target: Tensor,
-        teacher_prediction: Tensor | None = None,
-        *,
-        prediction: Tensor | None = None,
-    ) -> None:
-        """Add images of one size.
-
-        ``output`` is logits (B,K,H,W), or a prediction (B,H,W) where calibration is not asked for; ``prediction``
-        spares an argmax of logits where it is known. ``target`` and ``teacher_prediction`` (B,H,W) are class indices;
-        whatever is no class in ``target`` is void. Raises ValueError for an ``output`` or a teacher that is missing.
+        The last three are (B,H,W), class indices; whatever is no class in ``target`` is void. Raises ValueError where
+        agreement was asked for and ``teacher`` is missing.
         """
-        if prediction is None:
-            prediction = output.argmax(1) if output.ndim == 4 else output
-        if self._boundary:
-            self._boundary.update(prediction, target)
-        if self._calibration:
-            if output.ndim != 4:
-                raise ValueError("calibration needs logits (B,K,H,W), not a prediction")
-            self._calibration.update(output, target, prediction)
-        if self._agreement:
-            if teacher_prediction is None:
+        for part in self._parts.values():
+            if isinstance(part, BoundaryMetrics):
+                part.update(prediction, target)
+            elif isinstance(part, Calibration):
+                part.update(logits, target, prediction)
+            elif teacher is None:
                 raise ValueError("agreement needs the teacher's prediction")
-            self._agreement.update(prediction, target, teacher_prediction)
+            else:
+                part.update(prediction, target, teacher)
 
     def all_reduce(self) -> None:
         """Add up the sums of all processes, once; nothing without a process group."""
@@ -90,35 +81,13 @@ class Metrics:
         return {name: part.result() for name, part in self._parts.items()}
 
 
-class LabelledImage(Protocol):
-    """One image (3,H,W) uint8 RGB, its target (H,W) and its name; ``data.Sample`` is one."""
-
-    @property
-    def image(self) -> Tensor: ...  # noqa: D102
-    @property
-    def target(self) -> Tensor: ...  # noqa: D102
-    @property
-    def name(self) -> str: ...  # noqa: D102
-
-
-class LabelledImages(Protocol):
-    """What evaluation asks of a data set; every ``data.SegmentationDataset`` is one."""
-
-    @property
-    def classes(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def mean_color(self) -> Color: ...  # noqa: D102
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> LabelledImage: ...
-
-
-Numbered = tuple[int, LabelledImage]
+Numbered = tuple[int, Sample]
 """A sample and its place in the data set."""
 
 
 def evaluate_model(
     model: nn.Module,
-    dataset: LabelledImages,
+    dataset: SegmentationDataset,
     *,
     device: str | torch.device = "cpu",
     batch: int = 4,
@@ -163,18 +132,7 @@ def evaluate_model(
     own = torch.zeros(len(scored), cells, dtype=torch.int32) if per_image else None
     metrics = Metrics(num_classes, device, boundary=boundary, calibration=calibration, agreement=teacher is not None)
 
-    def logits_of(network: nn.Module, images: Tensor, target: Tensor) -> Tensor:
-        return predict_logits(
-            network,
-            images,
-            (target.shape[-2], target.shape[-1]),
-            mode=mode,
-            window=window,
-            stride=stride,
-            fill=dataset.mean_color,
-            target=target,
-        )
-
+    infer = partial(predict_logits, mode=mode, window=window, stride=stride, fill=dataset.mean_color)
     with ExitStack() as stack:
         for network in networks:
             stack.enter_context(evaluating(network.to(device)))
@@ -184,29 +142,33 @@ def evaluate_model(
             numbers, samples = [number for number, _ in group], [sample for _, sample in group]
             images = torch.stack([sample.image for sample in samples]).to(device)
             target = torch.stack([sample.target for sample in samples]).to(device)
-            teacher_prediction = None if teacher is None else logits_of(teacher, images, target).argmax(1)
-            logits = logits_of(model, images, target)
+            size = target.shape[-2], target.shape[-1]
+            guide = None if teacher is None else infer(teacher, images, size, target=target).argmax(1)
+            logits = infer(model, images, size, target=target)
             prediction = logits.argmax(1)
             each = count_images(prediction, target, num_classes)
             if own is not None:
                 own[numbers] = each[:, :cells].int().cpu()
             found = each.sum(0)
             if world == 1:  # with several processes the check waits for the sum, so that all of them stop together
-                check_counts(found, num_classes, _names(samples))
+                names = [sample.name for sample in samples]
+                check_counts(found, num_classes, names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}")
             counts += found
-            metrics.update(logits, target, teacher_prediction, prediction=prediction)
+            metrics.update(logits, prediction, target, guide)
     if world > 1:
         dist.all_reduce(counts)
         check_counts(counts, num_classes, "the evaluated split")
         metrics.all_reduce()
-        own = None if own is None else _gather(own, device)
+        if own is not None:  # the rows of images that others scored are zero, so a sum fills them
+            own = own.to(device)
+            dist.all_reduce(own)
     counts = counts.cpu()
     return EvaluationResult(
         confusion=counts[:cells].view(num_classes, num_classes),
         classes=tuple(dataset.classes),
         images=len(scored),
         void_pixels=int(counts[cells + VOID]),
-        per_image=None if own is None else own.view(-1, num_classes, num_classes),
+        per_image=None if own is None else own.cpu().view(-1, num_classes, num_classes),
         **metrics.result(),
         seconds=time.perf_counter() - began,
     )
@@ -222,13 +184,13 @@ def check_classes(model: nn.Module, num_classes: int) -> None:
         )
 
 
-def _read(dataset: LabelledImages, indices: Sequence[int], workers: int) -> Iterator[LabelledImage]:
+def _read(dataset: SegmentationDataset, indices: Sequence[int], workers: int) -> Iterator[Sample]:
     """Yield the samples in order; threads, because decoding releases the GIL and an error keeps its one line."""
     if workers == 0:
         yield from (dataset[index] for index in indices)
         return
     with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
-        ahead: deque[Future[LabelledImage]] = deque()
+        ahead: deque[Future[Sample]] = deque()
         for index in indices:
             ahead.append(pool.submit(dataset.__getitem__, index))
             if len(ahead) > 2 * workers:
@@ -248,15 +210,3 @@ def _equal_sizes(numbered: Iterator[Numbered], batch: int) -> Iterator[list[Numb
         elif sum(map(len, waiting.values())) >= 8 * batch:  # many sizes: let the group that waited longest go
             yield waiting.pop(next(iter(waiting)))
     yield from waiting.values()
-
-
-def _gather(own: Tensor, device: torch.device) -> Tensor:
-    """Fill each rank's rows of images that others scored; they are zero, so a sum does it."""
-    everyones = own.to(device)
-    dist.all_reduce(everyones)
-    return everyones.cpu()
-
-
-def _names(samples: Sequence[LabelledImage]) -> str:
-    names = [sample.name for sample in samples]
-    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, Protocol, TypedDict, cast
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,6 @@ from segtailor.models.taps import evaluated
 
 Mode = Literal["whole", "slide"]
 IMAGENET_COLOR: Color = (124, 116, 104)
-
-
-class Enlarges(Protocol):
-    """The part of a model that is needed beside its forward."""
-
-    def upsample(self, logits: Tensor, size: Size) -> Tensor:
-        """Enlarge ``logits`` (B,K,h,w) to ``size``."""
 
 
 class InferenceSettings(TypedDict):
@@ -92,7 +85,9 @@ def _whole(model: nn.Module, images: Tensor, size: Size, fill: Color, target: Te
     height, width = images.shape[-2:]
     multiple = int(getattr(getattr(model, "preprocess", None), "size_multiple", 1))
     padded = math.ceil(height / multiple) * multiple, math.ceil(width / multiple) * multiple
-    logits = _forward(model, _pad(images, padded, fill), None if target is None else _pad_void(target, padded))
+    images = _pad(images, padded, fill)
+    output: SegOutput = model(images) if target is None else model(images, _pad_void(target, padded))
+    logits = output.logits
     if padded == (height, width):
         return _upsample(model, logits, size)
     logits = _upsample(model, logits, padded)[..., :height, :width]
@@ -123,13 +118,9 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
-def _forward(model: nn.Module, images: Tensor, target: Tensor | None) -> Tensor:
-    output: SegOutput = model(images) if target is None else model(images, target)
-    return output.logits
-
-
-def _upsample(model: nn.Module, logits: Tensor, size: Size) -> Tensor:
-    return cast(Enlarges, model).upsample(logits.float(), size)  # float: half precision would make ties
+def _upsample(model: Any, logits: Tensor, size: Size) -> Tensor:
+    enlarged: Tensor = model.upsample(logits.float(), size)  # float: half precision would make ties
+    return enlarged
 
 
 def _pad(images: Tensor, size: Size, fill: Color) -> Tensor:

@@ -36,7 +36,14 @@ def align(
     needs what a network does not return, or when two grids cannot be aligned.
     """
     shapes = {} if shapes is None else shapes
-    own = _run_student(student, size, shapes)
+    try:
+        own, _ = shapes_of(student, size, shapes)
+    except Exception as error:  # networks of other libraries refuse a size in their own ways
+        better = student.preprocess.input_size(size)
+        hint = "choose another data.crop" if better == size else f"set data.crop [{better[0]}, {better[1]}]"
+        raise SegtailorError(
+            f"{student.name} does not run on training windows of {size[0]} x {size[1]} ({reason(error)[:160]}); {hint}"
+        ) from error
     lines = []
     for name, method in methods.items():
         guide = method.own_teacher or (teacher if method.teacher == "recipe" else None)
@@ -60,17 +67,6 @@ def shapes_of(model: Network, size: Size, known: Shapes) -> tuple[SegOutput, int
     if key not in known:
         known[key] = run_and_count(model, size, exact=True)
     return known[key]
-
-
-def _run_student(student: Network, size: Size, known: Shapes) -> SegOutput:
-    try:
-        return shapes_of(student, size, known)[0]
-    except Exception as error:  # networks of other libraries refuse a size in their own ways
-        better = student.preprocess.input_size(size)
-        hint = "choose another data.crop" if better == size else f"set data.crop [{better[0]}, {better[1]}]"
-        raise SegtailorError(
-            f"{student.name} does not run on training windows of {size[0]} x {size[1]} ({reason(error)[:160]}); {hint}"
-        ) from error
 
 
 def align_method(

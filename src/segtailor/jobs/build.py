@@ -204,7 +204,14 @@ def _open_teacher(context: Context, config: TeacherConfig | None) -> Teacher | N
     teacher.to(context.fabric.device)
     context.note(*(teacher.class_map.lines() if teacher.class_map is not None else []))
     if config.check:
-        _check_teacher(teacher, context)
+        data = context.val_data
+        result = evaluate_model(teacher, data, device=context.fabric.device, limit=SCORED_BEFORE_START)
+        if result.miou < 1.05 / data.num_classes:
+            raise SegtailorError(
+                f"the teacher is near chance: mIoU {100 * result.miou:.1f} on {result.images} validation images "
+                f"(guessing one class gives at most {100 / data.num_classes:.1f}); check teacher.weights, or set "
+                "teacher.check false"
+            )
     return teacher
 
 
@@ -217,18 +224,6 @@ def make_teacher(config: TeacherConfig, data: SegmentationDataset, objects: Obje
     network = own or load_teacher(config, data.num_classes)
     class_map = None if config.class_map is None else read_class_map(config.class_map, network, data.classes)
     return Teacher(network, class_map)
-
-
-def _check_teacher(teacher: Teacher, context: Context) -> None:
-    """Score the teacher on a few images; raises ``SegtailorError`` when it is near chance."""
-    data = context.val_data
-    result = evaluate_model(teacher, data, device=context.fabric.device, limit=SCORED_BEFORE_START)
-    if result.miou < 1.05 / data.num_classes:
-        raise SegtailorError(
-            f"the teacher is near chance: mIoU {100 * result.miou:.1f} on {result.images} validation images "
-            f"(guessing one class gives at most {100 / data.num_classes:.1f}); check teacher.weights, or set "
-            "teacher.check false"
-        )
 
 
 def class_map_rows(context: Context) -> list[dict[str, Any]]:
@@ -254,7 +249,15 @@ def build_arm(context: Context, recipe: TrainRecipe | DistillRecipe, label: str 
     window = recipe.data.crop or recipe.data.size or context.size
     alignment = align(student, teacher, methods, window, context.shapes)
     alignment += use_lines(recipe.data, methods)
-    card = model_card(data, recipe.model_dump(mode="json"), teacher)
+    licenses = {} if teacher is None else teacher.model.licenses
+    card = {
+        "licenses": {f"teacher's {part}": text for part, text in licenses.items()},
+        "classes": list(data.classes),
+        "palette": [list(color) for color in data.palette],
+        "mean_color": list(data.mean_color),
+        "data_license": data.license,
+        "recipe": recipe.model_dump(mode="json"),
+    }
     weights = {find_method(method.name).name: method.weight for method in listed}
     distiller = Distiller(student, methods, weights, recipe.train.aux_weight)
     if context.unlabelled is not None and (distiller.own_teachers or not distiller.uses_teacher):
@@ -367,19 +370,6 @@ def run_name(*parts: str) -> str:
     'toy-smp-Unet-resnet18-kt'
     """
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", "-".join(part.removeprefix(OBJECT) for part in parts))
-
-
-def model_card(data: SegmentationDataset, recipe: dict[str, Any], teacher: Teacher | None = None) -> dict[str, Any]:
-    """Return the card of a weights file: its data and origin, and the licenses of a ``teacher``'s weights."""
-    known = {} if teacher is None else teacher.model.licenses
-    return {
-        "licenses": {f"teacher's {part}": text for part, text in known.items()},
-        "classes": list(data.classes),
-        "palette": [list(color) for color in data.palette],
-        "mean_color": list(data.mean_color),
-        "data_license": data.license,
-        "recipe": recipe,
-    }
 
 
 def card_with_metrics(card: dict[str, Any], scores: EvaluationResult, step: int) -> dict[str, Any]:

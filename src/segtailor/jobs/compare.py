@@ -53,7 +53,7 @@ from segtailor.report import write_report
 from segtailor.report.samples import write_tailored
 from segtailor.report.summary import html_board
 from segtailor.results.leaderboard import Leaderboard
-from segtailor.results.model import Outcome, Plan, Row, State, arm_folder, arm_status, read_comparison
+from segtailor.results.model import Outcome, Plan, State, arm_folder, arm_status, read_comparison
 from segtailor.results.tables import text_table, write_tables
 
 ALONE = "none"
@@ -97,49 +97,33 @@ def compare(
     """
     objects = Objects(teacher, student, train_data, val_data, classes)
     checked = load_recipe(recipe, CompareRecipe, {**objects.overrides(), **(overrides or {})})
-    folder = train_seeds(checked, checked.seeds, objects=objects)
-    board = write_tables(read_comparison(folder), folder)
-    return ComparisonResult(folder, write_report(folder), board)
-
-
-def train_seeds(
-    recipe: CompareRecipe,
-    seeds: Sequence[int],
-    arms: Sequence[str] | None = None,
-    objects: Objects | None = None,
-) -> Path:
-    """Train all arms for ``seeds`` and return the comparison's folder; with several processes, their share of seeds.
-
-    ``arms`` are the only ones to be trained, where they are given.
-    """
-    sparse = [check_methods(arm.method) for arm in recipe.arms.values()]
-    train, rank, world, store = _this_process(recipe)
-    fabric = launch(train, find_unused_parameters=any(sparse))
-    context = open_context(fabric, recipe, objects or Objects())
-    name = recipe.run.name or run_name(context.data_name, "comparison")
-    run = recipe.run
+    sparse = [check_methods(arm.method) for arm in checked.arms.values()]
+    train, rank, world, store = _this_process(checked)
+    context = open_context(launch(train, find_unused_parameters=any(sparse)), checked, objects)
+    name = checked.run.name or run_name(context.data_name, "comparison")
+    run = checked.run
     if store is not None and rank > 0:
         store.wait([OPENED], WAIT)
         run = run.model_copy(update={"exists": "resume"})
-    folder = on_first_process(fabric, lambda: open_run(run, name, recipe.model_dump(mode="json")).path)
-    if context.first and rank == 0 and not (folder / "comparison.json").exists():
-        _plan(context, recipe, name).write(folder / "comparison.json")
+    folder = on_first_process(context.fabric, lambda: open_run(run, name, checked.model_dump(mode="json")).path)
+    if context.first and not (folder / "comparison.json").exists():
+        _plan(context, checked, name).write(folder / "comparison.json")
     if store is not None and rank == 0:
         store.set(OPENED, "")
-    names = [name for name in all_arms(recipe) if arms is None or name in arms]
+    names = list(all_arms(checked))
+    together = checked.arms_at_once or len(names)
     with resumable(folder):
-        for seed in list(seeds)[rank::world]:
+        for seed in checked.seeds[rank::world]:
             waiting = [name for name in names if arm_status(folder, name, seed) != "finished"]
-            together = recipe.arms_at_once or len(waiting)
-            while waiting:
-                _train_together(context, recipe, folder, waiting[:together], seed)
-                waiting = waiting[together:]
+            for first in range(0, len(waiting), together):
+                _train_together(context, checked, folder, waiting[first : first + together], seed)
             if context.first:
-                if seed == recipe.seeds[0] and (folder / "comparison.json").exists():
-                    _illustrate(context, recipe, folder, names)
+                if seed == checked.seeds[0]:
+                    _illustrate(context, checked, folder, names)
                 write_report(folder)
     context.fabric.barrier()  # the first process has written the last outcome
-    return folder
+    board = write_tables(read_comparison(folder), folder)
+    return ComparisonResult(folder, write_report(folder), board)
 
 
 def _train_together(context: Context, recipe: CompareRecipe, folder: Path, names: Sequence[str], seed: int) -> None:
@@ -156,21 +140,17 @@ def _train_together(context: Context, recipe: CompareRecipe, folder: Path, names
             continue
         _write(context, State(arm=name, seed=seed, status="running"), place)
         arms.append(arm)
-    if not arms:
-        return
-    for arm, trained in zip(arms, train_arms(context, arms, keep_going=True), strict=True):
-        if trained.problem is not None:
-            failed = State(arm=arm.label, seed=seed, status="failed", reason=trained.problem)
-            _write(context, failed, arm.folder)
-        else:
+    for arm, trained in zip(arms, train_arms(context, arms, keep_going=True) if arms else [], strict=True):
+        if trained.problem is None:
             _conclude(context, recipe, arm, trained, seed)
+        else:
+            _write(context, State(arm=arm.label, seed=seed, status="failed", reason=trained.problem), arm.folder)
 
 
 def _conclude(context: Context, recipe: CompareRecipe, arm: Arm, trained: Trained, seed: int) -> None:
     """Score a trained arm once more, with everything that the comparison keeps, and write its files."""
-    scored = context.score(
-        trained.student, per_image=True, teacher=context.teacher if recipe.boundary else None, **_measures(recipe)
-    )
+    guide = context.teacher if recipe.boundary else None
+    scored = context.score(trained.student, per_image=True, teacher=guide, **_measures(recipe))
     if not context.first:
         return
     assert scored.per_image is not None
@@ -206,20 +186,16 @@ def _measured(scored: Any) -> dict[str, Any]:
 
 
 def _plan(context: Context, recipe: CompareRecipe, name: str) -> Plan:
-    val = context.val_data
+    val, teacher = context.val_data, None
+    if context.teacher is not None:
+        scored = context.score(context.teacher, together=False, **_measures(recipe))
+        teacher = context.row("teacher", "Teacher", context.teacher.model, scored, **_measured(scored))
     return Plan(
         name=name, arms=tuple(all_arms(recipe)), baseline=baseline_of(recipe), seeds=tuple(recipe.seeds),
         classes=val.classes, palette=[list(color) for color in val.palette], data=context.data_name,
-        size=list(context.size), teacher=_teacher_row(context, recipe), recipe=recorded(recipe),
-        class_map=class_map_rows(context), environment=context.environment(recipe.train),
+        size=list(context.size), teacher=teacher, recipe=recorded(recipe), class_map=class_map_rows(context),
+        environment=context.environment(recipe.train),
     )  # fmt: skip
-
-
-def _teacher_row(context: Context, recipe: CompareRecipe) -> Row | None:
-    if context.teacher is None:
-        return None
-    scored = context.score(context.teacher, together=False, **_measures(recipe))
-    return context.row("teacher", "Teacher", context.teacher.model, scored, **_measured(scored))
 
 
 def _illustrate(context: Context, recipe: CompareRecipe, folder: Path, names: Sequence[str]) -> None:
@@ -232,13 +208,12 @@ def _illustrate(context: Context, recipe: CompareRecipe, folder: Path, names: Se
     samples = draw_samples(context, folder, models)
     tailoring = []
     if context.teacher is not None:
-        altered = [
-            (name, alter)
-            for name, arm in recipe.arms.items()
-            for method in arm.method
-            if (alter := find_method(method.name).altered_logits(check_options(method.name, method.options())))
-            is not None
+        methods = [(name, method) for name, arm in recipe.arms.items() for method in arm.method]
+        found = [
+            (name, find_method(method.name).altered_logits(check_options(method.name, method.options())))
+            for name, method in methods
         ]
+        altered = [(name, alter) for name, alter in found if alter is not None]
         tailoring = write_tailored(folder, context.val_data, context.teacher, altered, recipe.evaluate.samples)
     plan = Plan.model_validate_json(path.read_bytes())
     Plan.model_validate({**dict(plan), "samples": samples, "tailoring": tailoring}).write(path)
@@ -302,10 +277,8 @@ def is_alone(arm: ArmConfig) -> bool:
 def arm_recipe(recipe: CompareRecipe, name: str, seed: int) -> DistillRecipe:
     """Return the recipe that trains the arm ``name`` with ``seed`` alone, by `segtailor distill`."""
     arm = all_arms(recipe)[name]
-    changes: dict[str, Any] = {"seed": seed}
-    for key in ("optimizer", "schedule", "aux_weight", "clip"):
-        if (value := getattr(arm, key)) is not None:
-            changes[key] = value
+    settings = {key: getattr(arm, key) for key in ("optimizer", "schedule", "aux_weight", "clip")}
+    changes = {"seed": seed, **{key: value for key, value in settings.items() if value is not None}}
     return DistillRecipe(
         description=f"the arm {name} of a comparison, seed {seed}",
         data=recipe.data, teacher=recipe.teacher, student=_student(recipe, arm), method=arm.method,

@@ -15,7 +15,6 @@ from segtailor.errors import SegtailorError, unknown
 from segtailor.jobs.build import (
     Context,
     build_arm,
-    card_with_metrics,
     check_methods,
     class_map_rows,
     open_context,
@@ -26,12 +25,12 @@ from segtailor.jobs.build import (
 from segtailor.jobs.compare import all_arms, arm_recipe
 from segtailor.jobs.objects import Objects
 from segtailor.jobs.pretrain import pretrain
-from segtailor.jobs.train import RunResult, draw_samples, finished, header, train_alone, training_facts
-from segtailor.models import load_model, save_model
+from segtailor.jobs.train import RunResult, finished, train_alone, training_facts, write_run
+from segtailor.models import load_model
 from segtailor.models.network import Network
 from segtailor.recipes import load_recipe
 from segtailor.report import write_report
-from segtailor.results.model import Row, RunResults
+from segtailor.results.model import Row
 from segtailor.results.statistics import gap_closed
 
 
@@ -59,7 +58,8 @@ def distill(
     changes = {**objects.overrides(), **(overrides or {})}
     checked = load_recipe(recipe, DistillRecipe, changes) if arm is None else _one_arm(recipe, changes, arm)
     sparse = check_methods(checked.method)
-    _check_baseline(checked.baseline)
+    if checked.baseline not in ("none", "train") and not (Path(checked.baseline) / "results.json").exists():
+        raise SegtailorError(f"baseline: no finished run in {checked.baseline}; give a run folder, `train` or `none`")
     fabric = launch(checked.train, find_unused_parameters=sparse)
     context = open_context(fabric, checked, objects)
     built = build_arm(context, checked)
@@ -80,27 +80,18 @@ def distill(
     guides += [("assisted", f"Teacher of {name}, shown the labels", own) for name, own in own_teachers]
     rows = [context.row(role, text, guide.model, context.score(guide)) for role, text, guide in guides]
     if context.first:
-        card = card_with_metrics(built.card, trained.last, built.train.steps)
-        save_model(trained.student, run.path / "student.safetensors", card)
         rows += [alone_row] if alone_row is not None else []
         facts = training_facts(trained, built)
         rows.append(context.row("distilled", f"Student with {label}", trained.student, trained.last, **facts))
         shown = {"teacher": context.teacher, "alone": alone, "distilled": trained.student}
         first = next(iter(built.methods.values()))
-        RunResults(
-            **header(context, name, "distill"),
-            method=label,
-            variant=getattr(first.options, "variant", None),
-            rows=rows,
-            gap_closed=_gap_closed(rows),
-            class_map=class_map_rows(context),
-            alignment=built.alignment,
-            stages=built.stages,
-            **unlabelled_of(context, built),
+        write_run(
+            context, built, trained, rows, {role: item for role, item in shown.items() if item is not None},
+            name=name, kind="distill", method=label, variant=getattr(first.options, "variant", None),
+            gap_closed=_gap_closed(rows), class_map=class_map_rows(context), alignment=built.alignment,
+            stages=built.stages, **unlabelled_of(context, built),
             curves={"distilled": "metrics.jsonl", **_baseline_curve(checked, run.path)},
-            samples=draw_samples(context, run.path, {role: item for role, item in shown.items() if item is not None}),
-            environment=context.environment(built.train),
-        ).write(run.results)
+        )  # fmt: skip
         write_report(run.path)
     fabric.barrier()
     objects.receive(run.path)
@@ -120,16 +111,10 @@ def _one_arm(recipe: Any, changes: Mapping[str, Any], arm: str) -> DistillRecipe
 def _gap_closed(rows: list[Row]) -> float | None:
     """Return (distilled - alone) / (teacher - alone), or None without baseline, teacher or a positive gap."""
     miou = {row.role: row.miou for row in rows}
-    if not {"alone", "teacher"} <= miou.keys():
+    if "alone" not in miou or "teacher" not in miou:
         return None
     closed = gap_closed({0: miou["distilled"]}, {0: miou["alone"]}, miou["teacher"])
     return None if closed is None else round(closed, 6)
-
-
-def _check_baseline(baseline: str) -> None:
-    """Raise SegtailorError, before anything is made, where the student alone cannot be taken from ``baseline``."""
-    if baseline not in ("none", "train") and not (Path(baseline) / "results.json").exists():
-        raise SegtailorError(f"baseline: no finished run in {baseline}; give a run folder, `train` or `none`")
 
 
 def _baseline(context: Context, recipe: DistillRecipe, folder: Path) -> tuple[Network | None, Row | None]:
@@ -137,7 +122,11 @@ def _baseline(context: Context, recipe: DistillRecipe, folder: Path) -> tuple[Ne
     if recipe.baseline == "none":
         return None, None
     if recipe.baseline != "train":
-        return _baseline_from(context, Path(recipe.baseline))
+        model = load_model(recipe.baseline, num_classes=context.val_data.num_classes)
+        rows = {row.role: row for row in finished(Path(recipe.baseline)).results.rows}
+        before = rows.get("model") or rows.get("alone") or rows.get("distilled")
+        facts = {} if before is None else {key: before[key] for key in ("best_miou", "best_step", "steps", "seconds")}
+        return model, context.row("alone", "Student alone", model, context.score(model), **facts)
     same = TrainRecipe(
         description="the student alone, with the recipe of the run above it",
         data=recipe.data, model=recipe.student, train=recipe.train, evaluate=recipe.evaluate,
@@ -149,14 +138,6 @@ def _baseline(context: Context, recipe: DistillRecipe, folder: Path) -> tuple[Ne
         return context.objects.load(run.path, context.val_data.num_classes), finished(run.path).results.rows[0]
     arm.folder = run.path
     return train_alone(context, arm, "baseline", "alone")
-
-
-def _baseline_from(context: Context, folder: Path) -> tuple[Network, Row]:
-    model = load_model(folder, num_classes=context.val_data.num_classes)
-    rows = {row.role: row for row in finished(folder).results.rows}
-    before = rows.get("model") or rows.get("alone") or rows.get("distilled")
-    facts = {} if before is None else {key: before[key] for key in ("best_miou", "best_step", "steps", "seconds")}
-    return model, context.row("alone", "Student alone", model, context.score(model), **facts)
 
 
 def _baseline_curve(recipe: DistillRecipe, folder: Path) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from segtailor.evaluation import BoundarySettings, EvaluationResult, check_class
 from segtailor.files import write_atomically
 from segtailor.jobs.objects import Objects
 from segtailor.models import Network, Teacher
+from segtailor.models.adapters.python_module import OBJECT
 from segtailor.models.class_map import read_class_map
 from segtailor.models.store import choose_device, is_stored, load_teacher, open_card, resolve, trained_size
 from segtailor.recipes import set_value, validate
@@ -61,24 +62,22 @@ def evaluate(
     config = config or recorded
     settings = inference_settings(config, found)
     network = resolve(model) if not choices else _chosen(model, choices, class_map, dataset.num_classes)
-    mapped = None if class_map is None else _mapped(network, class_map, dataset.classes)
-    network = mapped or network
+    mapping = None
+    if class_map is not None:
+        if not isinstance(network, Network):
+            raise SegtailorError(f"a class map needs a network of segtailor's, not {type(network).__name__}")
+        mapping = read_class_map(class_map, network, dataset.classes)
+        network = Teacher(network, mapping)
     check_classes(network, dataset.num_classes)
     result = evaluate_model(
-        network,
-        dataset,
-        device=choose_device(device),
-        batch=config.batch,
-        workers=found.workers,
-        boundary=BoundarySettings() if boundary else None,
-        calibration=calibration,
-        **settings,
-    )
+        network, dataset, device=choose_device(device), batch=config.batch, workers=found.workers,
+        boundary=BoundarySettings() if boundary else None, calibration=calibration, **settings,
+    )  # fmt: skip
     if json_path is not None:
         named = str(model) if isinstance(model, str | Path) else getattr(model, "name", type(model).__name__)
         origin: dict[str, Any] = {"model": named, "data": found.name, "split": dataset.split, "mode": config.mode}
-        if mapped is not None and mapped.class_map is not None:
-            origin["class_map"] = mapped.class_map.rows()
+        if mapping is not None:
+            origin["class_map"] = mapping.rows()
         text = json.dumps({**origin, **result.to_dict()}, indent=1) + "\n"
         write_atomically(json_path, lambda file: file.write(text.encode()))
     return result
@@ -90,20 +89,17 @@ def _open_data(
     """Return the data section, the opened split, and how the model's own recipe evaluates."""
     stored = str(model) if isinstance(model, str | Path) else None
     own = EvaluateConfig.model_validate({})
-    if data is None or isinstance(data, Mapping):
-        if data is None and stored is None:
-            raise SegtailorError("say on what data to score: a recipe's data section, or a data set")
-        changes = {f"data.{key}": value for key, value in (data or {}).items()}
-        if stored is not None:
-            data, own = data_of(stored, changes)
-        else:
-            data = validate(DataConfig, dict(data or {}), "data")
+    if data is None and stored is None:
+        raise SegtailorError("say on what data to score: a recipe's data section, or a data set")
+    if stored is not None and (data is None or isinstance(data, Mapping)):
+        data, own = data_of(stored, {f"data.{key}": value for key, value in (data or {}).items()})
+    elif isinstance(data, Mapping):
+        data = validate(DataConfig, data, "data")
     if isinstance(data, DataConfig):
-        if data.name.startswith("object:"):
-            name = data.name.removeprefix("object:")
+        if data.name.startswith(OBJECT):
+            name = data.name.removeprefix(OBJECT)
             raise SegtailorError(f"{stored} was made on {name}, a Python object; give the data to score on")
-        split = split or data.val_split
-        return data, create_dataset(data, split, training=False), own
+        return data, create_dataset(data, split or data.val_split, training=False), own
     size = None if stored is None else trained_size(open_card(stored))
     config = DataConfig(name="object", size=size, workers=0)
     dataset = Objects(train_data=data, val_data=data, classes=classes).dataset(data, split or "val", config)
@@ -155,10 +151,3 @@ def _chosen(
     key = "weights" if is_stored(str(model)) else "model"
     values = {key: str(model), **choices, **({} if class_map is None else {"class_map": class_map})}
     return load_teacher(validate(TeacherConfig, values, "--model"), classes)
-
-
-def _mapped(network: nn.Module, class_map: Path | Mapping[Any, Any], classes: Sequence[str]) -> Teacher:
-    """Return ``network`` as a teacher whose logits are those of ``classes``."""
-    if not isinstance(network, Network):
-        raise SegtailorError(f"a class map needs a network of segtailor's, not {type(network).__name__}")
-    return Teacher(network, read_class_map(class_map, network, classes))

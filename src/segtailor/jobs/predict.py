@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 from typing_extensions import Unpack
 
+from segtailor.data.base import some
 from segtailor.data.classes_file import distinct_colors
 from segtailor.data.external import to_image
 from segtailor.data.image_io import IMAGE_SUFFIXES, UnreadableFile, list_files, read_image, resize_image
@@ -137,7 +138,7 @@ def _write_all(
     """Write the masks, colored masks and overlays of the images at ``path``; return the index masks."""
     images, others = find_images(path, out)
     if others:
-        settings.get("note", print)(f"skipped, not an image: {_listed(others)}")
+        settings.get("note", print)(f"skipped, not an image: {some(others)}")
     written: list[Path] = []
     unreadable: list[str] = []
     for file, name in images.items():
@@ -153,7 +154,7 @@ def _write_all(
         written.append(out / "index" / name)
     if unreadable:
         kept = f"; the other {len(written)} are in {out}" if written else ""
-        raise SegtailorError(f"{len(unreadable)} of {len(images)} images cannot be read: {_listed(unreadable)}{kept}")
+        raise SegtailorError(f"{len(unreadable)} of {len(images)} images cannot be read: {some(unreadable)}{kept}")
     return written
 
 
@@ -185,8 +186,3 @@ def _save(picture: NDArray[np.uint8], path: Path) -> None:
         Image.fromarray(picture).save(path)
     except OSError as error:
         raise SegtailorError(f"cannot write {path}: {reason(error)}") from error
-
-
-def _listed(names: Sequence[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

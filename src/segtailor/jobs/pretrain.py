@@ -45,7 +45,9 @@ def pretrain(context: Context, arm: Arm, recipe: DistillRecipe) -> None:
         fingerprint = None if teacher is None else teacher.fingerprint()
         reused, path = True, Path(training.file) if training.file is not None else None
         if path is None:
-            settings = _settings(training, recipe.train)
+            own = {"steps": training.steps, "optimizer": training.optimizer, "schedule": training.schedule}
+            changes = {key: value for key, value in own.items() if value is not None}
+            settings = recipe.train.model_copy(update={**changes, "seed": SEED, "ema": None})
             path = pretrained_path(training, recipe, settings, fingerprint)
             with _no_other(context.fabric, path):
                 reused = path.exists()
@@ -97,13 +99,6 @@ def _no_other(fabric: Any, path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _settings(training: Pretraining, train: TrainConfig) -> TrainConfig:
-    """Return the run's training settings, with those of the pre-training in their place."""
-    own = {"steps": training.steps, "optimizer": training.optimizer, "schedule": training.schedule}
-    changes = {key: value for key, value in own.items() if value is not None}
-    return train.model_copy(update={**changes, "seed": SEED, "ema": None})
 
 
 def _train(

@@ -72,8 +72,8 @@ def _write(folder: Path, run: Path, card: dict[str, Any], model: Network, licens
     card = portable(card)
     save_model(model, folder / WEIGHTS, {key: value for key, value in card.items() if key not in ("version", "model")})
     texts = {
-        CONFIG: _json(_config(card, model)),
-        "preprocessor_config.json": _json(_processor(model)),
+        CONFIG: json.dumps(_config(card, model), indent=1) + "\n",
+        "preprocessor_config.json": json.dumps(_processor(model), indent=1) + "\n",
         "README.md": model_card_text(card, model, results, license_id, uri, PICTURE if samples else None),
     }
     if card.get("recipe"):
@@ -84,10 +84,6 @@ def _write(folder: Path, run: Path, card: dict[str, Any], model: Network, licens
         RunResults.model_validate(portable(results.model_dump(mode="json"))).write(folder / "results.json")
     if samples:
         shutil.copyfile(samples[0], folder / PICTURE)
-
-
-def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=1) + "\n"
 
 
 def portable(value: Any) -> Any:
@@ -162,18 +158,35 @@ def model_card_text(
     ``card`` is the weights' own, ``results`` the run's, if there are any. Without ``license_id`` the license
     follows from the weights' and stays `other` where weights or data restrict use or say nothing.
     """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     recipe = card.get("recipe") or {}
-    data = str((recipe.get("data") or {}).get("name", "unknown"))
-    parts = [_front_matter(card, data, license_id), f"# {model.name} for {data}", ""]
-    parts.append(_summary(card, model, results, data))
-    if picture:
-        parts += ["", f"![A validation image, segmented]({picture})"]
-    parts += ["", "## Use", "", _usage(card, uri), "", "## Results", "", _table(card, results)]
-    parts += ["", "## Classes", "", _classes(card, model, results)]
-    parts += ["", "## Licenses", "", _licenses(card)]
-    if recipe:
-        parts += ["", "## Recipe", "", "```yaml", yaml.safe_dump(recipe, sort_keys=False).rstrip(), "```"]
-    return "\n".join(parts) + "\n"
+    data, evaluate, train = (recipe.get(section) or {} for section in ("data", "evaluate", "train"))
+    size, how = data.get("size"), ""
+    if evaluate.get("mode") == "slide":  # the snippet scores what the card states, on images of any size
+        how = f', mode="slide", window={tuple(evaluate.get("window") or data.get("crop") or size or ())}'
+        how += f", stride={tuple(evaluate['stride'])}" if evaluate.get("stride") else ""
+    name = str(data.get("name", "unknown"))
+    rows = [] if results is None else results.rows
+    distilled = results is not None and results.method not in (None, "none")
+    names, licenses = card.get("classes") or [], card.get("licenses") or {}
+    colors = [", ".join(map(str, color)) for color in card.get("palette") or []]
+    iou = [percent(value) for value in rows[-1].iou] if rows else []
+    environment = Environment(
+        loader=PackageLoader("segtailor.jobs", "."), undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    return environment.get_template("model_card.md").render(
+        matter=yaml.safe_dump(_front_matter(card, name, license_id), sort_keys=False), model=model, data_name=name,
+        parameters=count_parameters(model), method=None if results is None else results.method,
+        teacher=next((row for row in rows if row.role == "teacher" and distilled), None), picture=picture, uri=uri,
+        how=how, size=size, rows=rows, seed=train.get("seed"), miou=(card.get("metrics") or {}).get("miou"),
+        classes=list(zip_longest(names, colors[: len(names)], iou[: len(names)], fillvalue="")), licenses=licenses,
+        data_license=card.get("data_license") or "unknown", percent=percent,
+        restricted=any(use_of(str(text)) == "restricted" for text in licenses.values()),
+        recipe=yaml.safe_dump(recipe, sort_keys=False) if recipe else "",
+        millions=lambda count, digits: f"{count / 1e6:.{digits}f}",
+    )  # fmt: skip
 
 
 def license_of(card: dict[str, Any]) -> str:
@@ -192,7 +205,7 @@ def license_of(card: dict[str, Any]) -> str:
     return ids.pop() if len(ids) == 1 else "other"
 
 
-def _front_matter(card: dict[str, Any], data: str, license_id: str | None) -> str:
+def _front_matter(card: dict[str, Any], data: str, license_id: str | None) -> dict[str, Any]:
     metrics = card.get("metrics") or {}
     matter: dict[str, Any] = {
         "license": license_id or license_of(card),
@@ -206,67 +219,4 @@ def _front_matter(card: dict[str, Any], data: str, license_id: str | None) -> st
         dataset = {"type": data, "name": data, "split": "val"}
         name = str((card.get("model") or {}).get("name", "model"))
         matter["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": [score]}]}]
-    return "---\n" + yaml.safe_dump(matter, sort_keys=False) + "---\n"
-
-
-def _summary(card: dict[str, Any], model: Network, results: RunResults | None, data: str) -> str:
-    text = f"A semantic-segmentation network with {count_parameters(model) / 1e6:.2f} M parameters, trained on {data}"
-    teacher = None if results is None else next((row for row in results.rows if row.role == "teacher"), None)
-    if results is not None and results.method not in (None, "none") and teacher is not None:
-        size = f" ({teacher.parameters / 1e6:.1f} M parameters)" if teacher.parameters else ""
-        text += f"; distilled from {teacher.model}{size} with {results.method}"
-    return f"{text}. It takes raw RGB pixels: its preprocessing is part of it."
-
-
-def _usage(card: dict[str, Any], uri: str) -> str:
-    """Return how to use the model; the snippet scores what the card states, on images of any size."""
-    recipe = card.get("recipe") or {}
-    data, evaluate = recipe.get("data") or {}, recipe.get("evaluate") or {}
-    size, settings = data.get("size"), ""
-    if evaluate.get("mode") == "slide":
-        window = evaluate.get("window") or data.get("crop") or size or ()
-        settings = f', mode="slide", window={tuple(window)}'
-        settings += f", stride={tuple(evaluate['stride'])}" if evaluate.get("stride") else ""
-    note = f" Images are resized to {size[0]} x {size[1]}, as in training and scoring." if size else ""
-    return f"""```python
-import segtailor
-
-model = segtailor.load_model("{uri}")  # a torch.nn.Module of raw RGB images, 0 to 255
-labels = segtailor.predict("{uri}", "photo.jpg"{settings})  # uint8 (H,W), class indices
-```
-
-or `segtailor predict {uri} PHOTOS --out OUT`.{note}"""
-
-
-def _table(card: dict[str, Any], results: RunResults | None) -> str:
-    if results is None or not results.rows:
-        metrics = card.get("metrics") or {}
-        return f"mIoU {100 * float(metrics['miou']):.2f}" if "miou" in metrics else "Not recorded."
-    lines = ["| model | parameters, M | mIoU | pixel accuracy |", "|---|---:|---:|---:|"]
-    for row in results.rows:
-        cells = (f"{(row.parameters or 0) / 1e6:.2f}", percent(row.miou), percent(row.pixel_accuracy))
-        lines.append(f"| {row.label} ({row.model}) | {' | '.join(cells)} |")
-    seed = ((card.get("recipe") or {}).get("train") or {}).get("seed")
-    lines += ["", f"Last checkpoint, validation split, one run{'' if seed is None else f' (seed {seed})'}."]
-    return "\n".join(lines)
-
-
-def _classes(card: dict[str, Any], model: Network, results: RunResults | None) -> str:
-    """Return the classes with their colors, and with the student's IoU where it is recorded."""
-    names = card.get("classes") or []
-    if not names:
-        return f"{model.num_classes} classes without names"
-    iou = results.rows[-1].iou if results is not None and results.rows else []
-    colors = [", ".join(map(str, color)) for color in card.get("palette") or []]
-    rows = zip_longest(range(len(names)), names, colors[: len(names)], map(percent, iou[: len(names)]), fillvalue="")
-    lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
-    return "\n".join(["| index | class | color | IoU |", "|---:|---|---|---:|", *lines])
-
-
-def _licenses(card: dict[str, Any]) -> str:
-    licenses = dict(card.get("licenses") or {})
-    lines = [f"- {part} weights: {text}" for part, text in licenses.items()]
-    lines.append(f"- data: {card.get('data_license') or 'unknown'}")
-    if any(use_of(str(text)) == "restricted" for text in licenses.values()):
-        lines.append("- Some of these weights restrict their use; so may what was trained from them.")
-    return "\n".join(lines)
+    return matter

@@ -79,7 +79,12 @@ def repro(
     single["run"] = {"name": f"repro-{comparison.name}-{name}-seed{number}", "folder": "runs", "exists": "resume"}
     for key, value in {**changes, **(overrides or {})}.items():
         set_value(single, key, value)
-    _require_teacher(single, row)
+    weights = str((single.get("teacher") or {}).get("weights") or "")
+    if weights and ":" not in weights and not Path(weights).exists():
+        raise SegtailorError(
+            f"{row}: its teacher was at {weights}, which does not exist; train it again, or name its place with "
+            "--teacher.weights"
+        )
     result = distill(json.loads(json.dumps(single)))
     found = result.results.row("distilled").miou
     found_spread = spread([outcome.miou for outcome in comparison.finished(name).values()])
@@ -114,12 +119,3 @@ def _find(source: str | Path, arm: str | None, seed: int | None) -> tuple[Compar
         raise SegtailorError(f"no seed {seed} in {comparison.name}; there are {', '.join(map(str, comparison.seeds))}")
     row = rows.get((arm, seed), {})
     return comparison, arm, seed, row.get("changes", {}), str(row.get("commit") or "")
-
-
-def _require_teacher(recipe: Mapping[str, Any], row: str) -> None:
-    weights = str((recipe.get("teacher") or {}).get("weights") or "")
-    if weights and ":" not in weights and not Path(weights).exists():
-        raise SegtailorError(
-            f"{row}: its teacher was at {weights}, which does not exist; train it again, or name its place with "
-            "--teacher.weights"
-        )

@@ -79,27 +79,25 @@ def train_alone(context: Context, arm: Arm, name: str, role: Literal["model", "a
     (trained,) = train_arms(context, [arm])
     row = context.row(role, ROLES[role], trained.student, trained.last, **training_facts(trained, arm))
     if context.first:
-        card = card_with_metrics(arm.card, trained.last, arm.train.steps)
-        save_model(trained.student, arm.folder / "model.safetensors", card)
         shown: dict[str, nn.Module] = {role: trained.student} if role == "model" else {}
-        results = RunResults(
-            **header(context, name, "train"), rows=[row], curves={role: "metrics.jsonl"},
-            samples=draw_samples(context, arm.folder, shown), environment=context.environment(arm.train),
-        )  # fmt: skip
-        results.write(arm.folder / "results.json")
+        write_run(context, arm, trained, [row], shown, name=name, kind="train", curves={role: "metrics.jsonl"})
         if role == "model":
             write_report(arm.folder)
     context.fabric.barrier()
     return trained.student, row
 
 
-def header(context: Context, name: str, kind: str) -> dict[str, Any]:
-    """Return the head of a run's results."""
+def write_run(
+    context: Context, arm: Arm, trained: Trained, rows: list[Row], shown: Mapping[str, nn.Module], **facts: Any
+) -> None:
+    """Write the trained weights, ``results.json`` with ``rows`` and ``facts``, and pictures of ``shown`` networks."""
+    file = "model.safetensors" if facts["kind"] == "train" else "student.safetensors"
+    save_model(trained.student, arm.folder / file, card_with_metrics(arm.card, trained.last, arm.train.steps))
     val = context.val_data
-    return {
-        "name": name, "kind": kind, "data": context.data_name, "classes": val.classes, "palette": val.palette,
-        "size": context.size,
-    }  # fmt: skip
+    RunResults(
+        data=context.data_name, classes=val.classes, palette=val.palette, size=context.size, rows=rows,
+        samples=draw_samples(context, arm.folder, shown), environment=context.environment(arm.train), **facts,
+    ).write(arm.folder / "results.json")  # fmt: skip
 
 
 def training_facts(trained: Trained, arm: Arm) -> dict[str, Any]:

@@ -216,27 +216,20 @@ def set_value(values: dict[str, Any], key: str, value: Any) -> None:
             values["method"] = [method]
     *parents, leaf = key.split(".")
     node: Any = values
-    for part in parents:
-        node = _child(node, part, key)
-    if isinstance(node, list):
-        node[_index(node, leaf, key)] = value
-    elif isinstance(node, dict):
-        node[leaf] = value
-    else:
-        raise SegtailorError(f"--{key}: '{'.'.join(parents)}' is not a section")
+    for count, part in enumerate(parents):
+        slot = _slot(node, part, key, parents[:count])
+        if isinstance(node, dict) and node.get(slot) is None:
+            node[slot] = {}
+        node = node[slot]
+    node[_slot(node, leaf, key, parents)] = value
 
 
-def _child(node: Any, part: str, key: str) -> Any:
-    if isinstance(node, list):
-        return node[_index(node, part, key)]
+def _slot(node: Any, part: str, key: str, parents: list[str]) -> str | int:
+    """Return ``part`` of the dotted ``key`` as a key or an index of ``node``, which is at ``parents``."""
     if isinstance(node, dict):
-        if node.get(part) is None:
-            node[part] = {}
-        return node[part]
-    raise SegtailorError(f"--{key}: '{part}' is not a section")
-
-
-def _index(node: list[Any], part: str, key: str) -> int:
+        return part
+    if not isinstance(node, list):
+        raise SegtailorError(f"--{key}: '{'.'.join(parents)}' is not a section")
     if not part.isdigit() or int(part) >= len(node):
         raise SegtailorError(f"--{key}: '{part}' is not an index of a list of {len(node)}")
     return int(part)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from segtailor.config import EvaluateConfig
+from segtailor.data.base import Sample, SegmentationDataset
 from segtailor.data.image_io import resize_image
-from segtailor.evaluation.evaluate import LabelledImage, LabelledImages
 from segtailor.evaluation.inference import evaluating, predict_logits
-from segtailor.evaluation.render import Palette, Picture, colorize, wrong_map
+from segtailor.evaluation.render import Picture, colorize, wrong_map
 from segtailor.files import VOID, Size
 from segtailor.models.teacher import Teacher
 
@@ -27,16 +27,9 @@ Alteration = Callable[[Tensor, Tensor], Tensor]
 """From the teacher's logits (B,K,h,w) and the target (B,H,W) to the logits that the student learns (B,K,H,W)."""
 
 
-class ColoredImages(LabelledImages, Protocol):
-    """A data set whose classes have colors."""
-
-    @property
-    def palette(self) -> Palette: ...  # noqa: D102
-
-
 def write_samples(
     folder: Path,
-    dataset: ColoredImages,
+    dataset: SegmentationDataset,
     models: Mapping[str, nn.Module],
     evaluate: EvaluateConfig,
     device: str | torch.device = "cpu",
@@ -69,7 +62,7 @@ def write_samples(
 
 
 def write_tailored(
-    folder: Path, dataset: LabelledImages, teacher: Teacher, arms: Sequence[tuple[str, Alteration]], count: int
+    folder: Path, dataset: SegmentationDataset, teacher: Teacher, arms: Sequence[tuple[str, Alteration]], count: int
 ) -> list[dict[str, Any]]:
     """Draw how the first of ``arms`` alters the teacher's logits on ``count`` images, under ``folder/tailoring``.
 
@@ -104,7 +97,7 @@ def _spread(length: int, count: int) -> list[int]:
     return [int(place) for place in np.linspace(0, length - 1, min(count, length)).round()]
 
 
-def _shown(sample: LabelledImage) -> Picture:
+def _shown(sample: Sample) -> Picture:
     """Return the image at the size of its mask, so that all pictures of a row cover each other."""
     height, width = sample.target.shape
     picture: Picture = resize_image(sample.image, (height, width)).permute(1, 2, 0).numpy()
@@ -124,7 +117,7 @@ def _predict(
     model: nn.Module,
     image: Tensor,
     target: Tensor,
-    dataset: ColoredImages,
+    dataset: SegmentationDataset,
     evaluate: EvaluateConfig,
     device: torch.device,
     window: Size | None,
