@@ -223,15 +223,16 @@ def test_classes_draw_alike_many() -> None:
     assert method.samples == {"memory_pixel": 6, "memory_region": 4}
 
 
-@pytest.mark.parametrize(("classes", "pixels", "regions"), [(19, 20000, 2000), (150, 2533, 2000), (2, 20000, 2000)])
-def test_queues_stay_below_700_megabytes(classes: int, pixels: int, regions: int) -> None:
-    for variant in ("clean", "published"):
+@pytest.mark.parametrize(("classes", "pixels"), [(19, 20000), (150, 2533), (2, 20000)])
+def test_clean_queues_stay_below_700_megabytes_and_published_ones_are_whole(classes: int, pixels: int) -> None:
+    for variant, size in (("clean", pixels), ("published", 20000)):
         with torch.device("meta"):
             method = create_method("cirkd", classes, 128, 256, variant=variant)
         assert isinstance(method, CIRKD)
-        assert queue_of(method, "memory_pixel").size == pixels
-        assert queue_of(method, "memory_region").size == regions
-        assert sum(buffer.numel() * buffer.element_size() for buffer in method.buffers()) < 700e6
+        assert queue_of(method, "memory_pixel").size == size
+        assert queue_of(method, "memory_region").size == 2000
+        if variant == "clean":
+            assert sum(buffer.numel() * buffer.element_size() for buffer in method.buffers()) < 700e6
 
 
 def remember(folder: Path, method: Method) -> None:
