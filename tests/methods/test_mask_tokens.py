@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,17 @@ from torch import Tensor
 from segtailor.errors import SegtailorError
 from segtailor.losses import Step, cross_entropy
 from segtailor.methods import create_method
-from segtailor.methods._mask_tokens import (
-    TokenLayout,
+from segtailor.methods.maskd import (
+    FORMAT,
+    MaskedDistillation,
     TokenObjective,
     TokenWeighting,
     attended,
     dice,
     masked_error,
-    read_tokens,
     receptive_masks,
     weight_map,
-    write_tokens,
 )
-from segtailor.methods.maskd import MaskedDistillation
 from segtailor.models import create_model
 from segtailor.models.teacher import Teacher
 
@@ -257,7 +254,7 @@ def test_saved_tokens_are_the_loaded_ones(teacher: Teacher, tmp_path: Path, weig
     assert (card["training"]["steps"], card["training"]["optimizer"]["lr"]) == (1000, 0.1)
 
 
-LAYOUT = TokenLayout(tokens=4, channels=CLASSES, classes=CLASSES, tap="logits", weighting=False)
+LAYOUT = {"tokens": 4, "channels": CLASSES, "classes": CLASSES, "tap": "logits", "weighting": False}
 GOOD = {"tokens": torch.ones(4, CLASSES)}
 
 
@@ -265,43 +262,55 @@ def written(path: Path, tensors: dict[str, Tensor], card: object) -> None:
     safetensors.torch.save_file(tensors, path, metadata={"card": json.dumps(card)})
 
 
-def written_as(layout: TokenLayout) -> Callable[[Path], None]:
-    tokens = torch.ones(layout.tokens, layout.channels)
-    return lambda path: write_tokens(path, layout, tokens, None, {"teacher": "a" * 64})
+def written_as(**changes: Any) -> Callable[[Path], None]:
+    layout = {**LAYOUT, **changes}
+    tokens = torch.ones(layout["tokens"], layout["channels"])
+    return lambda path: written(path, {"tokens": tokens}, {**FORMAT, "layout": layout, "teacher": "a" * 64})
+
+
+def load(path: Path, fingerprint: str | None) -> MaskedDistillation:
+    method = create_method("maskd", CLASSES, {"feature": 12}, {"feature": 16}, tokens=4)
+    assert isinstance(method, MaskedDistillation)
+    assert method.pretraining is not None
+    method.pretraining.load(path, fingerprint)
+    return method
 
 
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda path: None, "^cannot read tokens from .*: .*; give another tokens_file, or none to learn them$"),
+        (lambda path: None, r"^cannot read tokens from .*; give another tokens_file, or none to learn them \(no such"),
         (lambda path: path.mkdir(), "^cannot read tokens from"),
         (lambda path: path.write_bytes(b"not safetensors"), "^cannot read tokens from"),
-        (lambda path: safetensors.torch.save_file(GOOD, path), "is not a file of tokens"),
-        (lambda path: safetensors.torch.save_file(GOOD, path, metadata={"card": "{"}), "is not a file of tokens"),
-        (lambda path: written(path, GOOD, {"version": 1, "model": {"name": "x"}}), "is not a file of tokens"),
-        (lambda path: written(path, GOOD, {"format": "segtailor tokens", "version": 1}), r"\(its card has none\)"),
-        (written_as(replace(LAYOUT, tokens=8)), r"\(tokens 8, not 4\); change the method's options, or train"),
-        (written_as(replace(LAYOUT, channels=7, classes=7)), r"\(channels 7, not 5, classes 7, not 5\)"),
-        (written_as(replace(LAYOUT, tap="feature")), r"\(tap feature, not logits\)"),
-        (written_as(replace(LAYOUT, tap="feature", channels=64)), r"\(channels 64, not 5, tap feature, not logits\)"),
+        (lambda path: safetensors.torch.save_file(GOOD, path), "^cannot read tokens from .* has no card"),
         (
-            lambda path: write_tokens(path, LAYOUT, torch.ones(4, 4), None, {}),
+            lambda path: safetensors.torch.save_file(GOOD, path, metadata={"card": "{"}),
+            "^cannot read tokens from .* has no card",
+        ),
+        (lambda path: written(path, GOOD, {"version": 1, "model": {"name": "x"}}), "is not a file of tokens"),
+        (lambda path: written(path, GOOD, FORMAT), r"\(tokens None, not 4, channels None, not 5, "),
+        (written_as(tokens=8), r"\(tokens 8, not 4\); change the method's options, or train"),
+        (written_as(channels=7, classes=7), r"\(channels 7, not 5, classes 7, not 5\)"),
+        (written_as(tap="feature"), r"\(tap feature, not logits\)"),
+        (written_as(tap="feature", channels=64), r"\(channels 64, not 5, tap feature, not logits\)"),
+        (
+            lambda path: written(path, {"tokens": torch.ones(4, 4)}, {**FORMAT, "layout": LAYOUT, "teacher": "b" * 64}),
             "is damaged: its tensors are not what its card says",
         ),
-        (written_as(LAYOUT), r"tokens of another teacher \(aaaaaaaaaaaa, not bbbbbbbbbbbb\); leave tokens_file out"),
+        (written_as(), r"tokens of another teacher \(aaaaaaaaaaaa, not bbbbbbbbbbbb\); leave tokens_file out"),
     ],
 )
 def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, write: Callable[[Path], object], message: str) -> None:
     path = tmp_path / "tokens.safetensors"
     write(path)
     with pytest.raises(SegtailorError, match=message) as error:
-        read_tokens(path, LAYOUT, "b" * 64)
+        load(path, "b" * 64)
     assert "\n" not in str(error.value)
     assert "tokens.safetensors" in str(error.value)
 
 
 def test_without_a_fingerprint_the_teacher_is_not_checked(tmp_path: Path) -> None:
     path = tmp_path / "tokens.safetensors"
-    written_as(LAYOUT)(path)
-    assert read_tokens(path, LAYOUT, None)[0].shape == (4, CLASSES)
-    assert read_tokens(path, LAYOUT, "a" * 64)[1] is None
+    written_as()(path)
+    for fingerprint in (None, "a" * 64):
+        assert torch.equal(load(path, fingerprint).tokens, GOOD["tokens"])

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from segtailor.config import OptimizerConfig, ScheduleConfig
 from segtailor.errors import SegtailorError
-from segtailor.losses import Step, recomputed, to_grid, valid_counts
-from segtailor.methods._mask_tokens import (
-    TokenLayout,
-    TokenObjective,
-    TokenWeighting,
-    masked_error,
-    read_tokens,
-    receptive_masks,
-    weight_map,
-    write_tokens,
-)
+from segtailor.losses import Step, cross_entropy, full_precision, recomputed, to_grid, valid_counts
 from segtailor.methods.base import (
     Channels,
     Method,
@@ -36,6 +27,7 @@ from segtailor.methods.base import (
     width_of,
 )
 from segtailor.models.network import SegOutput
+from segtailor.models.store import read_card, write_weights
 from segtailor.models.teacher import Teacher
 
 CODE = "authors' segmentation code"
@@ -77,12 +69,156 @@ class MaskedOptions(VariantOptions):
     )
 
 
-Receive = Callable[[Tensor, Mapping[str, Tensor] | None], None]
-"""Takes the tokens (T,C) and the state of their :class:`TokenWeighting`."""
+def receptive_masks(values: Tensor, tokens: Tensor) -> Tensor:
+    """Return one soft mask for each token, ``sigmoid(sum_c tokens[t,c] values[b,c,x])``: (B,T,h,w).
+
+    ``values`` (B,C,h,w), ``tokens`` (T,C).
+
+    >>> receptive_masks(torch.zeros(1, 2, 1, 1), torch.ones(3, 2)).flatten().tolist()
+    [0.5, 0.5, 0.5]
+    """
+    values = full_precision(values)
+    return F.conv2d(values, tokens.to(values.dtype)[:, :, None, None]).sigmoid()
+
+
+def attended(values: Tensor, masks: Tensor, shares: Tensor | None = None) -> Tensor:
+    """Return ``values`` (B,C,h,w) times the sum of ``masks`` (B,T,h,w), each times its ``shares`` (B,T) where given.
+
+    A sum of masks is a positive number for each position, so that the largest logit stays the largest.
+
+    >>> attended(torch.tensor([[[[4.0]]]]), torch.full((1, 3, 1, 1), 0.5)).item()
+    6.0
+    """
+    if shares is not None:
+        masks = masks * shares[:, :, None, None]
+    return full_precision(values) * masks.sum(1, keepdim=True)
+
+
+def dice(masks: Tensor, multiplicity: Tensor | None = None) -> Tensor:
+    """Return how much the masks overlap: ``2 <m_i, m_j> / (|m_i|^2 + |m_j|^2)``, averaged over images and pairs i != j.
+
+    ``masks`` (B,T,h,w); ``multiplicity`` (B,h*w) says how often each position counts. One token gives 0.
+
+    >>> round(dice(torch.tensor([[[[1.0, 1.0]], [[1.0, 0.0]]]])).item(), 4)
+    0.6667
+    """
+    flat = masks.flatten(2)
+    counted = flat if multiplicity is None else flat * multiplicity.to(flat.dtype).unsqueeze(1)
+    products = torch.bmm(counted, flat.transpose(1, 2))
+    squares = products.diagonal(dim1=1, dim2=2)
+    ratios = 2 * products / (squares.unsqueeze(1) + squares.unsqueeze(2) + 2e-12)
+    pairs = max(masks.shape[1] * (masks.shape[1] - 1), 1)
+    overlap = ratios.sum((1, 2)) - ratios.diagonal(dim1=1, dim2=2).sum(1)
+    return overlap.mean() / pairs
+
+
+def weight_map(
+    masks: Tensor, multiplicity: Tensor | None = None, shares: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Return what each position's squared error weighs: ``sum_i shares_i m_i(x)^2 n(x) / (sum_x' n m_i + eps)``.
+
+    ``masks`` (B,T,h,w); ``multiplicity`` n (B,h*w), 1 everywhere when None; ``shares`` (B,T), 1/T when None. One map
+    (B,h,w) replaces T masked errors, so that nothing of size B*T*C*h*w is ever made.
+
+    >>> weight_map(torch.tensor([[[[1.0, 1.0]], [[0.0, 0.5]]]]), eps=0.0).tolist()
+    [[[0.25, 0.5]]]
+    """
+    flat = masks.flatten(2)
+    counted = flat if multiplicity is None else flat * multiplicity.to(flat.dtype).unsqueeze(1)
+    weights = flat * counted / (counted.sum(2, keepdim=True) + eps)
+    if shares is None:
+        return weights.mean(1).view(len(masks), *masks.shape[2:])
+    return (weights * shares.unsqueeze(2)).sum(1).view(len(masks), *masks.shape[2:])
+
+
+def masked_error(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+    """Return ``0.5 sum_x weights (student - teacher)^2``, averaged over images and channels.
+
+    ``student`` and ``teacher`` (B,C,h,w), ``weights`` (B,h,w) from :func:`weight_map`.
+
+    >>> masked_error(torch.zeros(1, 1, 1, 2), torch.tensor([[[[2.0, 4.0]]]]), torch.tensor([[[1.0, 0.5]]])).item()
+    6.0
+    """
+    errors = (full_precision(student) - full_precision(teacher)).square().mean(1)
+    return 0.5 * (errors * weights).sum((1, 2)).mean()
+
+
+class TokenWeighting(nn.Module):
+    """Shares of the tokens: softmax of a 1x1 convolution of the image's mean of a 3x3 convolution, nothing between."""
+
+    def __init__(self, channels: int, tokens: int) -> None:
+        super().__init__()
+        self.local = nn.Conv2d(channels, channels, 3, padding=1)
+        self.shares = nn.Conv2d(channels, tokens, 1)
+
+    def forward(self, values: Tensor, multiplicity: Tensor | None = None) -> Tensor:
+        """Return (B,T), rows that sum to 1, for ``values`` (B,C,h,w).
+
+        ``multiplicity`` (B,h*w) says how often each position counts in the mean; where it is 0 the position is zeroed
+        before the convolution reads it.
+        """
+        values = full_precision(values)
+        if multiplicity is None:
+            mean = self.local(values).mean((2, 3), keepdim=True)
+        else:
+            counts = multiplicity.to(values.dtype).view(len(values), 1, *values.shape[2:])
+            total = (self.local(values * (counts > 0)) * counts).sum((2, 3), keepdim=True)
+            mean = total / counts.sum((2, 3), keepdim=True).clamp(min=1)
+        result: Tensor = self.shares(mean).flatten(1).softmax(1)
+        return result
+
+
+FORMAT = {"format": "segtailor tokens", "version": 1, "method": "maskd"}
+
+
+class TokenObjective(PretrainObjective):
+    """Tokens, and their weighting if wished, learned on a teacher that stays as it is.
+
+    Terms: ``task``, the cross-entropy of the teacher's logits under the summed masks, and ``dice``, the masks' overlap.
+    The published code adds the cross-entropy of the teacher's auxiliary logits, which is a constant and left out. A
+    tapped feature goes through a frozen copy of the teacher's own ``classifier``; the state holds neither that nor
+    anything else of the teacher.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        layout: Mapping[str, Any],
+        upsample: Callable[[Tensor, tuple[int, int]], Tensor],
+        classifier: nn.Conv2d | None,
+        options: MaskedOptions,
+    ) -> None:
+        super().__init__()
+        tokens, channels = layout["tokens"], layout["channels"]
+        self.tokens = nn.Parameter(0.01 * torch.randn(tokens, channels))
+        self.weighting = TokenWeighting(channels, tokens) if options.weighting else None
+        self.upsample, self.options = upsample, options
+        for name in ("weight", "bias"):
+            value = getattr(classifier, name, None)
+            self.register_buffer(name, None if value is None else value.detach().float().clone(), persistent=False)
+
+    def forward(self, images: Tensor, target: Tensor, teacher: SegOutput | None, step: Step) -> dict[str, Tensor]:
+        """Return the terms; the images themselves are not read."""
+        assert teacher is not None
+        with torch.autocast(target.device.type, enabled=False):
+            values = teacher.logits if self.weight is None else teacher.feature
+            assert values is not None
+            values = full_precision(values.detach())
+            counts = valid_counts(target, values.shape[-2:]) if self.options.clean else None
+            masks = receptive_masks(values, self.tokens)
+            kept = attended(values, masks, None if self.weighting is None else self.weighting(values, counts))
+            logits = kept if self.weight is None else F.conv2d(kept, self.weight, self.bias)
+            size = (target.shape[-2], target.shape[-1])
+            terms = {"task": cross_entropy(self.upsample(logits, size), target, step)}
+            if self.options.dice:
+                terms["dice"] = self.options.dice * dice(masks, counts)
+            return terms
 
 
 class TokenPretraining(Pretraining):
-    """Learns the tokens of one teacher and hands them to the method by ``receive``."""
+    """Learns the tokens of one teacher and hands them to ``method``."""
 
     name = "tokens"
     about = "the teacher's receptive tokens (maskd)"
@@ -92,8 +228,9 @@ class TokenPretraining(Pretraining):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
 
-    def __init__(self, layout: TokenLayout, receive: Receive, options: MaskedOptions) -> None:
-        self.layout, self.receive, self.options = layout, receive, options
+    def __init__(self, method: MaskedDistillation) -> None:
+        self.method, self.options = method, method.options
+        options = self.options
         self.steps, self.schedule, self.file = options.token_steps, ScheduleConfig(power=0.9), options.tokens_file
         self.optimizer = OptimizerConfig(
             name="sgd", lr=options.token_lr, weight_decay=options.token_weight_decay, momentum=options.token_momentum
@@ -101,7 +238,7 @@ class TokenPretraining(Pretraining):
 
     def key(self) -> dict[str, Any]:
         """Return what the tokens depend on."""
-        return {**asdict(self.layout), "dice": self.options.dice, "void_left_out": self.options.clean}
+        return {**self.method.layout, "dice": self.options.dice, "void_left_out": self.options.clean}
 
     def objective(self, teacher: Teacher | None) -> PretrainObjective:
         """Return fresh tokens.
@@ -110,23 +247,22 @@ class TokenPretraining(Pretraining):
         """
         assert teacher is not None
         classifier = None
-        if self.layout.tap == "feature":
+        if self.options.tap == "feature":
             if teacher.class_map is not None:
                 raise SegtailorError(
                     "method maskd, tap feature: its tokens are learned through the teacher's own classifier, whose "
                     "classes are not the data's (teacher.class_map); set tap: logits"
                 )
             classifier = getattr(getattr(teacher.model, "head", None), "classifier", None)
-            if not isinstance(classifier, nn.Conv2d) or classifier.in_channels != self.layout.channels:
+            if not isinstance(classifier, nn.Conv2d) or classifier.in_channels != self.method.layout["channels"]:
                 raise SegtailorError(
                     f"method maskd, tap feature: the teacher {teacher.name} shows no classifier behind its feature; "
                     "set tap: logits"
                 )
-        return TokenObjective(self.layout, teacher.upsample, classifier, self.options.dice, self.options.clean)
+        return TokenObjective(self.method.layout, teacher.upsample, classifier, self.options)
 
     def save(self, objective: nn.Module, path: Path, card: Mapping[str, Any]) -> None:
         """Write the objective's tokens."""
-        assert isinstance(objective, TokenObjective)
         training = {
             "steps": self.steps,
             "optimizer": self.optimizer.model_dump(),
@@ -134,12 +270,41 @@ class TokenPretraining(Pretraining):
             "dice": self.options.dice,
             "void_left_out": self.options.clean,
         }
-        weighting = None if objective.weighting is None else objective.weighting.state_dict()
-        write_tokens(path, self.layout, objective.tokens, weighting, {"training": training, **card})
+        write_weights(objective, path, {**FORMAT, "layout": self.method.layout, "training": training, **card})
 
     def load(self, path: Path, fingerprint: str | None) -> None:
-        """Hand the file's tokens to the method; errors as in :func:`read_tokens`."""
-        self.receive(*read_tokens(path, self.layout, fingerprint))
+        """Hand the file's tokens to the method.
+
+        Raises :class:`SegtailorError` for a file that cannot be read, is none of tokens, does not fit the method, or
+        was learned from a teacher other than the one of this ``fingerprint`` (None: not checked).
+        """
+        try:
+            card = read_card(path)
+        except SegtailorError as error:
+            raise SegtailorError(
+                f"cannot read tokens from {path}; give another tokens_file, or none to learn them ({error})"
+            ) from error
+        if any(card.get(key) != value for key, value in FORMAT.items()):
+            raise SegtailorError(f"{path} is not a file of tokens that this version of segtailor wrote; train new ones")
+        found, wanted = card.get("layout") or {}, self.method.layout
+        differences = [
+            f"{key} {found.get(key)}, not {value}" for key, value in wanted.items() if found.get(key) != value
+        ]
+        if differences:
+            raise SegtailorError(
+                f"{path} holds tokens of another layout ({', '.join(differences)}); change the method's options, or "
+                "train new tokens"
+            )
+        if fingerprint is not None and card.get("teacher") != fingerprint:
+            raise SegtailorError(
+                f"{path} holds tokens of another teacher ({str(card.get('teacher'))[:12]}, not {fingerprint[:12]}); "
+                "leave tokens_file out to learn them from this one, or give the teacher they belong to"
+            )
+        tensors, state = load_file(path), self.method.state_dict()
+        shapes = {name: value.shape for name, value in state.items() if not name.startswith("projector.")}
+        if {name: value.shape for name, value in tensors.items()} != shapes:
+            raise SegtailorError(f"{path} is damaged: its tensors are not what its card says; train new ones")
+        self.method.load_state_dict(tensors, strict=False)
 
 
 class MaskedDistillation(Method[MaskedOptions]):
@@ -175,7 +340,13 @@ class MaskedDistillation(Method[MaskedOptions]):
         options = self.options
         on_logits = options.tap == "logits"
         channels = self.num_classes if on_logits else width_of(teacher, "feature", "teacher")
-        self.layout = TokenLayout(options.tokens, channels, self.num_classes, options.tap, options.weighting)
+        self.layout = {
+            "tokens": options.tokens,
+            "channels": channels,
+            "classes": self.num_classes,
+            "tap": options.tap,
+            "weighting": options.weighting,
+        }
         self.register_buffer("tokens", torch.zeros(options.tokens, channels))
         self.weighting = TokenWeighting(channels, options.tokens).requires_grad_(False) if options.weighting else None
         self.register_load_state_dict_post_hook(_note_tokens)  # type: ignore[no-untyped-call]
@@ -189,27 +360,9 @@ class MaskedDistillation(Method[MaskedOptions]):
             inputs.add("aux_logits")
         self.inputs = frozenset(inputs)
         used = options.maskd or (options.maskd_aux and on_logits)
-        self.pretraining = TokenPretraining(self.layout, self.set_tokens, options) if used else None
+        self.pretraining = TokenPretraining(self) if used else None
         if self.pretraining is not None and self.pretraining.file is not None:
             self.pretraining.load(Path(self.pretraining.file), None)
-
-    def set_tokens(self, tokens: Tensor, weighting: Mapping[str, Tensor] | None = None) -> None:
-        """Take learned ``tokens`` (T,C), and the state of their weighting where the options ask for one.
-
-        Raises :class:`SegtailorError` where they do not fit.
-        """
-        if tokens.shape != self.tokens.shape or (weighting is None) != (self.weighting is None):
-            raise SegtailorError(
-                f"method maskd wants tokens of shape {tuple(self.tokens.shape)} "
-                f"{'with' if self.weighting is not None else 'without'} weighting, not {tuple(tokens.shape)} "
-                f"{'with' if weighting is not None else 'without'}; learn them with the same options"
-            )
-        with torch.no_grad():
-            self.tokens.copy_(tokens)
-        if self.weighting is not None and weighting is not None:
-            self.weighting.load_state_dict(dict(weighting))
-        if self.pretraining is not None:
-            self.pretraining.done = True
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return the terms whose weight is not 0."""
