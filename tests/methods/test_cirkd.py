@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from segtailor.errors import SegtailorError
-from segtailor.methods import Method, _relations, create_method
-from segtailor.methods._relations import VectorQueue, relation_kl
-from segtailor.methods.cirkd import CIRKD
+from segtailor.methods import Method, cirkd, create_method
+from segtailor.methods.cirkd import CIRKD, VectorQueue, relation_kl
 
 from .cases import CLASSES, STUDENT, TEACHER, labels, output, tensors
 from .golden import CLASSES as GOLDEN_CLASSES
@@ -29,7 +28,7 @@ def fill(method: Method) -> None:
         vectors = torch.randn(3, CLASSES, 4, queue.queue.shape[1], generator=generator)
         counts = torch.full((3, CLASSES), 3)
         counts[:, -1] = 0
-        queue.enqueue(_relations.unit(vectors), counts)
+        queue.enqueue(cirkd.unit(vectors), counts)
     method.eval()
 
 
@@ -177,7 +176,7 @@ def test_relations_have_the_gradients_of_the_formula_in_blocks(monkeypatch: pyte
     anchors, keys = draw(7, 3).requires_grad_(), draw(2, 5, 3).requires_grad_()
     teacher, weight = (draw(7, 4), draw(2, 5, 4)), draw(7, 2)
     multiplicity = torch.tensor([[1, 0, 2, 3, 0], [0, 0, 0, 0, 0]], dtype=torch.float64)
-    monkeypatch.setitem(_relations.BLOCK, "cpu", 20)
+    monkeypatch.setitem(cirkd.BLOCK, "cpu", 20)
 
     def value(anchors: Tensor, keys: Tensor) -> Tensor:
         return relation_kl((anchors, keys), teacher, weight, 0.5, multiplicity)
@@ -203,7 +202,7 @@ def test_all_similarities_are_never_held(monkeypatch: pytest.MonkeyPatch) -> Non
     student, teacher = output(STUDENT, 4), output(TEACHER, 4, seed=2)
     method = create_method("cirkd", CLASSES, STUDENT, TEACHER, **SMALL)
     pixels = 4 * 48
-    monkeypatch.setitem(_relations.BLOCK, "cpu", 40 * pixels)
+    monkeypatch.setitem(cirkd.BLOCK, "cpu", 40 * pixels)
     target = labels(4)
     with NoSyncNoFullSize(40 * pixels + 1):
         torch.stack(list(method(student, teacher, target, 0.5).values())).sum().backward()

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from segtailor.errors import SegtailorError
 from segtailor.methods import Method, create_method
-from segtailor.methods._relations import VectorQueue, class_means, class_pixels
-from segtailor.methods.cirkd import CIRKD
+from segtailor.methods.cirkd import CIRKD, VectorQueue, class_means, class_pixels
 
 from .cases import CLASSES, STUDENT, TEACHER, labels, output
 from .processes import Pair, step_gradients

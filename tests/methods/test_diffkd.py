@@ -9,7 +9,7 @@ from torch import Tensor
 
 from segtailor.errors import SegtailorError
 from segtailor.methods import create_method
-from segtailor.methods._diffusion import DiffusedPair
+from segtailor.methods.diffkd import DiffusedPair
 
 from .cases import CLASSES, STUDENT, TEACHER, changed, labels, output, tensors
 from .processes import Pair, step_gradients

@@ -13,23 +13,20 @@ from torch import Tensor
 
 from segtailor.losses import Step
 from segtailor.methods import create_method
-from segtailor.methods._diffusion import (
+from segtailor.methods.diffkd import (
     AutoEncoder,
     BatchNorm,
     Bottleneck,
     Denoiser,
+    DiffKDOptions,
     DiffusedPair,
     NoiseAdapter,
-    PairSettings,
-    adapter_reduction,
     alpha_bars,
     chain_times,
     chain_times_from,
     ddim_step,
     denoise,
-    dist,
-    kl,
-    mse,
+    distance,
     noised,
     time_of,
 )
@@ -142,9 +139,8 @@ def test_the_bottleneck_adds_to_its_input() -> None:
 
 
 def test_the_adapter_narrows_by_at_most_eight() -> None:
-    assert [adapter_reduction(channels) for channels in (2, 8, 19, 64, 256)] == [1, 1, 2, 8, 8]
-    inner = {channels: NoiseAdapter(channels, 3).layers.layers[0].out_channels for channels in (2, 19, 256)}  # type: ignore[union-attr, index]
-    assert inner == {2: 2, 19: 9, 256: 32}
+    inner = {channels: NoiseAdapter(channels, 3).layers.layers[0].out_channels for channels in (2, 8, 19, 64, 256)}  # type: ignore[union-attr, index]
+    assert inner == {2: 2, 8: 8, 19: 9, 64: 8, 256: 32}
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
@@ -180,7 +176,7 @@ def test_batch_norm_takes_a_single_position() -> None:
 def pair_with_share(gamma: float, **settings: Any) -> DiffusedPair:
     """Return a pair of equal widths whose adapter says ``gamma``, and whose projector changes nothing."""
     torch.manual_seed(0)
-    pair = DiffusedPair(4, 4, PairSettings(**settings))
+    pair = DiffusedPair(4, 4, DiffKDOptions(**{"mixing": "linear", **settings}))
     with torch.no_grad():
         pair.adapter.gates.weight.zero_()
         pair.adapter.gates.bias.copy_(torch.tensor([gamma, 1 - gamma]).log())
@@ -220,10 +216,10 @@ def test_no_noise_mixed_in_leaves_the_student_almost_as_it_is() -> None:
 
 def test_the_goal_is_the_teacher_or_its_code() -> None:
     student, teacher = maps(2, 3, 4, 4), maps(2, 8, 4, 4, seed=1)
-    plain = DiffusedPair(3, 8, PairSettings())(student, teacher, None)
+    plain = DiffusedPair(3, 8, DiffKDOptions())(student, teacher, None)
     assert plain.goal is teacher
     assert plain.rec is None
-    pair = DiffusedPair(3, 8, PairSettings(), encoder_width=5)
+    pair = DiffusedPair(3, 8, DiffKDOptions(), encoder_width=5)
     coded = pair(student, teacher, None)
     assert coded.goal.shape == coded.refined.shape == (2, 5, 4, 4)
     assert not coded.goal.requires_grad
@@ -231,7 +227,9 @@ def test_the_goal_is_the_teacher_or_its_code() -> None:
     code, rebuilt = pair.auto_encoder(teacher)
     torch.testing.assert_close(coded.goal, code)
     torch.testing.assert_close(coded.rec, (teacher - rebuilt).square().mean(1))
-    frozen = pair(student, teacher, None, train_denoiser=False, train_encoder=False)
+    assert coded.ddim is not None
+    pair.options = DiffKDOptions(ddim=0)
+    frozen = pair(student, teacher, None, train_encoder=False)
     assert frozen.rec is None
     assert frozen.ddim is None
     torch.testing.assert_close(frozen.goal, code)
@@ -239,7 +237,7 @@ def test_the_goal_is_the_teacher_or_its_code() -> None:
 
 def test_a_denoiser_learns_to_find_the_noise_in_the_teacher() -> None:
     torch.manual_seed(0)
-    pair = DiffusedPair(4, 4, PairSettings(kernel=1))
+    pair = DiffusedPair(4, 4, DiffKDOptions(kernel=1))
     teacher = 3 * maps(1, 4, 1, 1).expand(4, 4, 8, 8)
     optimizer = torch.optim.Adam(pair.denoiser.parameters(), 0.01)
     errors = []
@@ -255,10 +253,10 @@ def test_a_denoiser_learns_to_find_the_noise_in_the_teacher() -> None:
 def test_distances_of_all_positions_equal_the_closed_forms() -> None:
     index = torch.arange(2 * 5 * 4 * 8, dtype=torch.float64).view(2, 5, 4, 8)
     student, teacher = 3 * (0.23 * index).cos() + 0.5, 4 * (0.37 * index).sin()
-    assert dist(student, teacher, None, Step()).item() == pytest.approx(2.008070552239, abs=1e-9)
-    assert kl(student, teacher, None, Step()).item() == pytest.approx(2.304662163900, abs=1e-9)
+    assert distance("dist", student, teacher, None, Step()).item() == pytest.approx(2.008070552239, abs=1e-9)
+    assert distance("kl", student, teacher, None, Step()).item() == pytest.approx(2.304662163900, abs=1e-9)
     pairs = zip(student.flatten().tolist(), teacher.flatten().tolist(), strict=True)
-    assert mse(student, teacher, None, Step()).item() == pytest.approx(
+    assert distance("mse", student, teacher, None, Step()).item() == pytest.approx(
         sum((a - b) ** 2 for a, b in pairs) / index.numel()
     )
 
@@ -268,7 +266,9 @@ def test_distances_of_valid_pixels_weigh_each_cell_by_them() -> None:
     as_method = create_method("dist", CLASSES, STUDENT, TEACHER, aux=0)(
         output(STUDENT), output(TEACHER, seed=2), target, 0.5
     )
-    torch.testing.assert_close(dist(student, teacher, target, Step()), as_method["inter"] + as_method["intra"])
+    torch.testing.assert_close(
+        distance("dist", student, teacher, target, Step()), as_method["inter"] + as_method["intra"]
+    )
     sums, count = {"kl": 0.0, "mse": 0.0}, 0
     for image, i, j in (target != 255).nonzero().tolist():
         own, guide = (value[image, :, i * 6 // 46, j * 8 // 63] for value in (student, teacher))
@@ -276,5 +276,5 @@ def test_distances_of_valid_pixels_weigh_each_cell_by_them() -> None:
         sums["kl"] += (chances * (chances.log() - own.log_softmax(0))).sum().item()
         sums["mse"] += (own - guide).square().mean().item()
         count += 1
-    assert kl(student, teacher, target, Step()).item() == pytest.approx(sums["kl"] / count, rel=1e-5)
-    assert mse(student, teacher, target, Step()).item() == pytest.approx(sums["mse"] / count, rel=1e-5)
+    assert distance("kl", student, teacher, target, Step()).item() == pytest.approx(sums["kl"] / count, rel=1e-5)
+    assert distance("mse", student, teacher, target, Step()).item() == pytest.approx(sums["mse"] / count, rel=1e-5)

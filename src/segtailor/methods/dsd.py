@@ -145,10 +145,6 @@ class DoubleSimilarity(Method[DoubleSimilarityOptions]):
                 f"method dsd, variant published, needs aux_logits, and the {lacking[0]} returns none; "
                 "choose `variant: clean`, `psd: 0`, or a network with an auxiliary head"
             )
-        lists = []
-        for role, output in outputs.items():
-            maps = [read_tap(output, self.options.feature_tap, role), output.logits]
-            if not lacking:
-                maps.insert(0, read_tap(output, "aux_logits", role))
-            lists.append([to_grid(values, size) for values in maps])
-        return lists
+        taps = ["logits"] if lacking else ["aux_logits", "logits"]
+        taps.insert(-1, self.options.feature_tap)
+        return [[to_grid(read_tap(output, tap, role), size) for tap in taps] for role, output in outputs.items()]

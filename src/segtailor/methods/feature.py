@@ -83,8 +83,10 @@ class FeatureRegression(Method[FeatureOptions]):
             return squares(lift(own), guide, valid, options.normalise)
 
         errors = recomputed(cells, own, guide)
-        by_image = options.normalise == "standardised"
-        value = image_mean(errors, valid) if by_image else pixel_mean(errors, target, step)
+        if options.normalise == "standardised":  # mean over an image's valid pixels, then over images
+            value = ((errors.flatten(1) * valid).sum(1) / valid.sum(1).clamp(min=1)).mean()
+        else:
+            value = pixel_mean(errors, target, step)
         return {"feature": options.feature * value}
 
 
@@ -99,20 +101,11 @@ def squares(student: Tensor, teacher: Tensor, valid: Tensor, normalise: str) -> 
     [1.0, 0.08]
     """
     if normalise == "unit":
-        return (_unit(student) - _unit(teacher)).square().sum(1)
+        # The constant keeps the root's slope finite at 0.
+        student, teacher = (
+            values * (values.square().sum(1, keepdim=True) + 1e-6).rsqrt() for values in (student, teacher)
+        )
+        return (student - teacher).square().sum(1)
     if normalise == "standardised":
         student, teacher = standardize(student, valid), standardize(teacher, valid)
     return (student - teacher).square().mean(1)
-
-
-def image_mean(cells: Tensor, valid: Tensor) -> Tensor:
-    """Average ``cells`` (B,h,w) over each image's pixels, ``valid`` (B,h*w) of them a cell, then over images.
-
-    A wholly void image gives 0.
-    """
-    return ((cells.flatten(1) * valid).sum(1) / valid.sum(1).clamp(min=1)).mean()
-
-
-def _unit(values: Tensor, eps: float = 1e-6) -> Tensor:
-    """Scale the vector of each position to length 1; the constant keeps the root's slope finite at 0."""
-    return values * (values.square().sum(1, keepdim=True) + eps).rsqrt()

@@ -46,15 +46,9 @@ class DualPath(PretrainObjective):
     each path to the other, which is a constant in it.
     """
 
-    def __init__(
-        self, assisted: LabelAssisted, consistency: float, temperature: float, masked: bool, aux_weight: float = 0.4
-    ) -> None:
+    def __init__(self, assisted: LabelAssisted, options: LabelAssistedOptions) -> None:
         super().__init__()
-        self.assisted = assisted
-        self.consistency = consistency
-        self.temperature = temperature
-        self.masked = masked
-        self.aux_weight = aux_weight
+        self.assisted, self.options = assisted, options
 
     @property
     def subject(self) -> nn.Module:
@@ -67,13 +61,13 @@ class DualPath(PretrainObjective):
         terms = {"task": self._task(first.logits, target, step) + self._task(second.logits, target, step)}
         if first.aux_logits is not None:
             aux = self._task(first.aux_logits, target, step) + self._task(second.aux_logits, target, step)
-            terms["task_aux"] = self.aux_weight * aux
-        if self.consistency:
-            grid = first.logits.shape[-2:]
-            valid = valid_counts(target, grid).unsqueeze(1) if self.masked else None
-            both = channel_kl(first.logits, second.logits, self.temperature, valid)
-            both = both + channel_kl(second.logits, first.logits, self.temperature, valid)
-            terms["consistency"] = self.consistency * both
+            terms["task_aux"] = 0.4 * aux
+        if self.options.consistency:
+            temperature, grid = self.options.consistency_temperature, first.logits.shape[-2:]
+            valid = valid_counts(target, grid).unsqueeze(1) if self.options.clean else None
+            both = channel_kl(first.logits, second.logits, temperature, valid)
+            both = both + channel_kl(second.logits, first.logits, temperature, valid)
+            terms["consistency"] = self.options.consistency * both
         return terms
 
     def _task(self, logits: Tensor, target: Tensor, step: Step) -> Tensor:
@@ -140,7 +134,6 @@ class TeacherPretraining(Pretraining):
         self.teacher, self.options = teacher, options
         self.steps, self.optimizer = options.teacher_steps, options.teacher_optimizer
         self.schedule, self.file = options.teacher_schedule, options.teacher_file
-        self.codes: Codes = "random"
 
     def key(self) -> dict[str, Any]:
         """Return what the trained network depends on."""
@@ -157,10 +150,8 @@ class TeacherPretraining(Pretraining):
 
     def objective(self, teacher: Teacher | None) -> PretrainObjective:
         """Return a copy of the teacher's network with its losses."""
-        options = self.options
         network = copy.deepcopy(self.teacher.model).requires_grad_(True)
-        assisted = LabelAssisted(network, self.codes, options.teacher_noise)
-        return DualPath(assisted, options.consistency, options.consistency_temperature, options.clean)
+        return DualPath(LabelAssisted(network, "random", self.options.teacher_noise), self.options)
 
     def save(self, objective: nn.Module, path: Path, card: Mapping[str, Any]) -> None:
         """Write the network."""

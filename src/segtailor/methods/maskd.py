@@ -185,15 +185,14 @@ class TokenObjective(PretrainObjective):
 
     def __init__(
         self,
-        layout: Mapping[str, Any],
+        channels: int,
         upsample: Callable[[Tensor, tuple[int, int]], Tensor],
         classifier: nn.Conv2d | None,
         options: MaskedOptions,
     ) -> None:
         super().__init__()
-        tokens, channels = layout["tokens"], layout["channels"]
-        self.tokens = nn.Parameter(0.01 * torch.randn(tokens, channels))
-        self.weighting = TokenWeighting(channels, tokens) if options.weighting else None
+        self.tokens = nn.Parameter(0.01 * torch.randn(options.tokens, channels))
+        self.weighting = TokenWeighting(channels, options.tokens) if options.weighting else None
         self.upsample, self.options = upsample, options
         for name in ("weight", "bias"):
             value = getattr(classifier, name, None)
@@ -246,7 +245,7 @@ class TokenPretraining(Pretraining):
         Raises :class:`SegtailorError` where the tap is the feature and the teacher shows no classifier behind it.
         """
         assert teacher is not None
-        classifier = None
+        channels, classifier = self.method.tokens.shape[1], None
         if self.options.tap == "feature":
             if teacher.class_map is not None:
                 raise SegtailorError(
@@ -254,12 +253,12 @@ class TokenPretraining(Pretraining):
                     "classes are not the data's (teacher.class_map); set tap: logits"
                 )
             classifier = getattr(getattr(teacher.model, "head", None), "classifier", None)
-            if not isinstance(classifier, nn.Conv2d) or classifier.in_channels != self.method.layout["channels"]:
+            if not isinstance(classifier, nn.Conv2d) or classifier.in_channels != channels:
                 raise SegtailorError(
                     f"method maskd, tap feature: the teacher {teacher.name} shows no classifier behind its feature; "
                     "set tap: logits"
                 )
-        return TokenObjective(self.method.layout, teacher.upsample, classifier, self.options)
+        return TokenObjective(channels, teacher.upsample, classifier, self.options)
 
     def save(self, objective: nn.Module, path: Path, card: Mapping[str, Any]) -> None:
         """Write the objective's tokens."""
