@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,10 @@ from segtailor.engine.loop import ArmTrainer, RunSpec, Trained, fit_together
 from segtailor.engine.module import Distiller
 from segtailor.engine.runs import load_checkpoint, save_checkpoint
 from segtailor.errors import SegtailorError
+from segtailor.methods import create_method
 from segtailor.models import create_model
+from segtailor.models.network import SegOutput
+from segtailor.models.teacher import Teacher
 from tiny import TINY_DATA, TINY_MODEL
 
 TRAIN = TrainConfig(steps=4, batch=4, threads=1, log_every=2, checkpoint_every=1)
@@ -124,6 +128,43 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_student_and_adversary_share_their_batch_norms_moments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    """As with two processes on GPUs."""
+    network = create_model(TINY_MODEL, 9)
+    method = create_method("adversarial", 9, network.tap_channels, network.tap_channels, variant="published", width=8)
+    data = DataConfig(**{**TINY_DATA, "length": 4})
+    sets = create_dataset(data, "train", training=True), create_dataset(data, "val", training=False)
+    train = TRAIN.model_copy(update={"sync_batchnorm": wanted})
+    fabric = launch(TRAIN)
+    monkeypatch.setattr(loop, "_synchronizes", lambda _, train: train.sync_batchnorm)
+    spec = RunSpec("a", tmp_path / "a", *sets, data, train, EvaluateConfig(every=4, batch=4))
+    arm = ArmTrainer(fabric, Distiller(network, {"adversarial": method}), spec)
+    assert method.adversary is not None
+    for module in (arm.objective, method.adversary):
+        norms = [part for part in module.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+        assert norms
+        assert all(isinstance(part, torch.nn.SyncBatchNorm) == wanted for part in norms)
+
+
+@pytest.mark.parametrize(
+    ("processes", "train", "device", "synchronizes"),
+    [
+        (2, {}, "cuda", True),
+        (1, {}, "cuda", False),
+        (2, {"sync_batchnorm": False}, "cuda", False),
+        (2, {}, "cpu", False),
+    ],
+)
+def test_batch_norm_is_synchronized_between_processes_on_gpus(
+    processes: int, train: dict[str, Any], device: str, synchronizes: bool
+) -> None:
+    fabric = SimpleNamespace(world_size=processes, device=torch.device(device))
+    assert loop._synchronizes(fabric, TrainConfig(steps=4, batch=4, **train)) == synchronizes
+
+
 def test_memory_is_measured_on_a_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU's own counters are read where the step is logged; the bytes that others hold are taken off."""
     assert trained(tmp_path, ["a"])["a"].state.peak_bytes == 0
@@ -137,3 +178,34 @@ def test_memory_is_measured_on_a_gpu_alone(tmp_path: Path, monkeypatch: pytest.M
     with ArmTrainer.measured(arm, 2):
         pass
     assert arm.state.peak_bytes == 4600
+
+
+@pytest.mark.parametrize("arms", [1, 2])
+def test_the_teachers_maps_are_freed_before_the_last_backward(
+    arms: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    teacher, maps, alive = Teacher(create_model(TINY_MODEL, 9)), [], []
+    forward = Teacher.forward
+
+    def noted(self: Teacher, *arguments: Any) -> Any:
+        output = forward(self, *arguments)
+        maps.append(weakref.ref(output.stages[-1]))
+        return output
+
+    def watch(student: Any, arguments: Any, output: SegOutput) -> None:
+        if output.logits.requires_grad:
+            output.stages[0].register_hook(lambda _: alive.append(maps[-1]() is not None))  # late in backward
+
+    monkeypatch.setattr(Teacher, "forward", noted)
+    data = DataConfig(**{**TINY_DATA, "length": 8})
+    train, val = (create_dataset(data, split, training=split == "train") for split in ("train", "val"))
+    entries = []
+    for index in range(arms):
+        student = create_model(TINY_MODEL, 9)
+        student.register_forward_hook(watch)
+        method = create_method("stagewise", 9, student.tap_channels, teacher.tap_channels)
+        spec = RunSpec(str(index), tmp_path / str(index), train, val, data, TRAIN, EvaluateConfig(every=4, batch=8))
+        entries.append((Distiller(student, {"stagewise": method}), spec))
+    fit_together(launch(TRAIN), entries, teacher)
+    assert alive == [*[True] * (arms - 1), False] * TRAIN.steps

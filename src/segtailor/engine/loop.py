@@ -134,11 +134,13 @@ def fit_together(
                             shared = teacher(batch.images, batch.target)
                         if pseudo is not None:
                             pseudo.label(part, teacher, shared)
+                # Each arm takes its reference, so that the last one's backward frees what its method does not keep.
+                outputs, shared = [shared] * len(taught), None
                 for arm in active:
                     if arm.problem is None:
                         seed_step(train.seed, n, rank, part)
                         with arm.surviving(keep_going), arm.timed(several), arm.measured(n):
-                            arm.accumulate(batch, shared, step, part, count, pseudo)
+                            arm.accumulate(batch, outputs if arm in taught else [None], step, part, count, pseudo)
                             if part + 1 == count:
                                 arm.finish(n)
             last, stopping = n == train.steps, any_process(fabric, stop.requested, device)
@@ -162,7 +164,8 @@ class ArmTrainer:
 
     def __init__(self, fabric: Any, objective: Objective, spec: RunSpec, quiet: bool = False) -> None:
         train, subject = spec.train, objective.subject
-        if fabric.world_size > 1 and train.sync_batchnorm and fabric.device.type == "cuda":
+        synced = _synchronizes(fabric, train)
+        if synced:
             objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)  # type: ignore[no-untyped-call]
         for own in objective.own_teachers.values():
             own.to(fabric.device)
@@ -171,7 +174,7 @@ class ArmTrainer:
         self._images = train.batch
         if spec.unlabelled is not None and not objective.uses_teacher:
             self._images = mix_of(spec.data.unlabelled, train.batch).labelled
-        self.adversaries = Adversaries(fabric, objective.adversaries)
+        self.adversaries = Adversaries(fabric, objective.adversaries, synced)
         self.module, self.optimizer = fabric.setup(objective, build_optimizer(objective, train.optimizer))
         self._statistics = running_statistics(objective)
         self.average = AveragedWeights(subject, train.ema) if train.ema and subject is not None else None
@@ -195,14 +198,20 @@ class ArmTrainer:
         self._sums = {}
 
     def accumulate(
-        self, batch: Batch, shared: SegOutput | None, step: Step, part: int, count: int, pseudo: PseudoLabels | None
+        self,
+        batch: Batch,
+        outputs: list[SegOutput | None],
+        step: Step,
+        part: int,
+        count: int,
+        pseudo: PseudoLabels | None,
     ) -> None:
-        """Add the gradients of micro-batch ``part`` of ``count``; ``shared`` is the recipe's teacher's output.
+        """Add the gradients of micro-batch ``part`` of ``count``; takes the recipe's teacher's output off ``outputs``.
 
         Where batches hold unlabelled images, ``pseudo`` has the targets of the step; an objective without the recipe's
         teacher leaves these images out.
         """
-        objective, last, targets = self.objective, part + 1 == count, None
+        objective, last, targets, shared = self.objective, part + 1 == count, None, outputs.pop()
         if pseudo is not None and objective.uses_teacher:
             targets, self._confident = pseudo.of(part), pseudo.confident
         elif pseudo is not None:
@@ -217,6 +226,7 @@ class ArmTrainer:
         waiting = nullcontext() if last else self.fabric.no_backward_sync(self.module)
         with waiting, self.adversaries.frozen():
             terms = self.module(batch.images, batch.target, teachers, step, targets)
+            del shared, own, teachers
             self.fabric.backward(torch.stack(list(terms.values())).sum() / count)
         terms |= self.adversaries.accumulate(objective.adversary_inputs, 1 / count, last)
         for name, value in terms.items():
@@ -420,13 +430,17 @@ def _teaching(arms: Sequence[ArmTrainer], device: torch.device, wait: bool) -> I
         arm.recorder.teach(spent, 1 / len(arms))
 
 
+def _synchronizes(fabric: Any, train: TrainConfig) -> bool:
+    """Return whether batch norm sees the images of all processes; PyTorch does that on GPUs alone."""
+    return bool(fabric.world_size > 1 and train.sync_batchnorm and fabric.device.type == "cuda")
+
+
 def _note_few_images(fabric: Any, entries: Sequence[tuple[Objective, RunSpec]], micro: int) -> None:
     """Print a note when batch norm sees few images at a time."""
     spec = entries[0][1]
     if spec.unlabelled is not None and not all(objective.uses_teacher for objective, _ in entries):
         micro = mix_of(spec.data.unlabelled, spec.train.batch).fewest_labelled(micro)  # they leave the others out
-    synced = fabric.world_size > 1 and spec.train.sync_batchnorm and fabric.device.type == "cuda"
-    seen = micro * fabric.world_size if synced else micro
+    seen = micro * fabric.world_size if _synchronizes(fabric, spec.train) else micro
     subjects = [objective.subject for objective, _ in entries if objective.subject is not None]
     normed = any(isinstance(part, _BatchNorm) for subject in subjects for part in subject.modules())
     if normed and seen < FEW_IMAGES and fabric.is_global_zero:
