@@ -86,7 +86,7 @@ def step(arms: list[ArmTrainer], teacher: Teacher, batch: Batch, number: int) ->
     shared = teacher(batch.images, batch.target) if taught else None
     for arm in arms:
         seed_step(0, number, 0)
-        arm.accumulate(batch, shared, Step(number / 100, [batch.target]), 0, 1, None)
+        arm.accumulate(batch, [shared], Step(number / 100, [batch.target]), 0, 1, None)
         arm.finish(number)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,10 @@ from segtailor.engine.loop import ArmTrainer, RunSpec, Trained, fit_together
 from segtailor.engine.module import Distiller
 from segtailor.engine.runs import load_checkpoint, save_checkpoint
 from segtailor.errors import SegtailorError
+from segtailor.methods import create_method
 from segtailor.models import create_model
+from segtailor.models.network import SegOutput
+from segtailor.models.teacher import Teacher
 from tiny import TINY_DATA, TINY_MODEL
 
 TRAIN = TrainConfig(steps=4, batch=4, threads=1, log_every=2, checkpoint_every=1)
@@ -137,3 +141,34 @@ def test_memory_is_measured_on_a_gpu_alone(tmp_path: Path, monkeypatch: pytest.M
     with ArmTrainer.measured(arm, 2):
         pass
     assert arm.state.peak_bytes == 4600
+
+
+@pytest.mark.parametrize("arms", [1, 2])
+def test_the_teachers_maps_are_freed_before_the_last_backward(
+    arms: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    teacher, maps, alive = Teacher(create_model(TINY_MODEL, 9)), [], []
+    forward = Teacher.forward
+
+    def noted(self: Teacher, *arguments: Any) -> Any:
+        output = forward(self, *arguments)
+        maps.append(weakref.ref(output.stages[-1]))
+        return output
+
+    def watch(student: Any, arguments: Any, output: SegOutput) -> None:
+        if output.logits.requires_grad:
+            output.stages[0].register_hook(lambda _: alive.append(maps[-1]() is not None))  # late in backward
+
+    monkeypatch.setattr(Teacher, "forward", noted)
+    data = DataConfig(**{**TINY_DATA, "length": 8})
+    train, val = (create_dataset(data, split, training=split == "train") for split in ("train", "val"))
+    entries = []
+    for index in range(arms):
+        student = create_model(TINY_MODEL, 9)
+        student.register_forward_hook(watch)
+        method = create_method("stagewise", 9, student.tap_channels, teacher.tap_channels)
+        spec = RunSpec(str(index), tmp_path / str(index), train, val, data, TRAIN, EvaluateConfig(every=4, batch=8))
+        entries.append((Distiller(student, {"stagewise": method}), spec))
+    fit_together(launch(TRAIN), entries, teacher)
+    assert alive == [*[True] * (arms - 1), False] * TRAIN.steps

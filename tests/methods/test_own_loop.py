@@ -196,6 +196,18 @@ def gradients(rank: int, world: int, name: str) -> dict[str, Tensor]:
 
 def worker(rank: int, folder: str) -> None:
     dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    _, loss = loss_of("adversarial", student=DistributedDataParallel(Net(8, 1)), width=8)
+    adversary = loss.method.adversary
+    assert adversary is not None
+    with torch.no_grad():
+        for value in adversary.parameters():
+            value += rank
+    for call in range(2):
+        if rank == 0:
+            torch.save(loss.state_dict(), Path(folder) / f"state{call}.pt")
+        torch.autograd.backward([*loss(*batch()).values(), loss.student_output.mean()])
+    torch.save(adversary.state_dict(), Path(folder) / f"adversary{rank}.pt")
     for name in ("kd", "feature", "adversarial"):
         torch.save(gradients(rank, 2, name), Path(folder) / f"{name}{rank}.pt")
     dist.destroy_process_group()
@@ -203,6 +215,8 @@ def worker(rank: int, folder: str) -> None:
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     under_torchrun(worker, str(tmp_path))
+    assert (tmp_path / "state1.pt").exists()
+    torch.testing.assert_close(torch.load(tmp_path / "adversary0.pt"), torch.load(tmp_path / "adversary1.pt"))
     for name in ("kd", "feature", "adversarial"):
         alone = gradients(0, 1, name)
         for rank in range(2):
@@ -234,6 +248,8 @@ def test_wrong_classes_and_shared_networks_are_refused() -> None:
         loss(images, torch.where(target == 255, -100, target))
     _, loss = loss_of(ignore_index=-100)
     loss(images, torch.where(target == 255, -100, target))
+    with pytest.raises(SegtailorError, match="the target holds 4; classes are 0 to 3"):
+        loss(images, target + (target == 3))
     net = Net(8, 1)
     with pytest.raises(SegtailorError, match="student and teacher are the same module"):
         create_method("kd", CLASSES, student=net, teacher=net)

@@ -134,11 +134,13 @@ def fit_together(
                             shared = teacher(batch.images, batch.target)
                         if pseudo is not None:
                             pseudo.label(part, teacher, shared)
+                # Each arm takes its reference, so that the last one's backward frees what its method does not keep.
+                outputs, shared = [shared] * len(taught), None
                 for arm in active:
                     if arm.problem is None:
                         seed_step(train.seed, n, rank, part)
                         with arm.surviving(keep_going), arm.timed(several), arm.measured(n):
-                            arm.accumulate(batch, shared, step, part, count, pseudo)
+                            arm.accumulate(batch, outputs if arm in taught else [None], step, part, count, pseudo)
                             if part + 1 == count:
                                 arm.finish(n)
             last, stopping = n == train.steps, any_process(fabric, stop.requested, device)
@@ -195,14 +197,20 @@ class ArmTrainer:
         self._sums = {}
 
     def accumulate(
-        self, batch: Batch, shared: SegOutput | None, step: Step, part: int, count: int, pseudo: PseudoLabels | None
+        self,
+        batch: Batch,
+        outputs: list[SegOutput | None],
+        step: Step,
+        part: int,
+        count: int,
+        pseudo: PseudoLabels | None,
     ) -> None:
-        """Add the gradients of micro-batch ``part`` of ``count``; ``shared`` is the recipe's teacher's output.
+        """Add the gradients of micro-batch ``part`` of ``count``; takes the recipe's teacher's output off ``outputs``.
 
         Where batches hold unlabelled images, ``pseudo`` has the targets of the step; an objective without the recipe's
         teacher leaves these images out.
         """
-        objective, last, targets = self.objective, part + 1 == count, None
+        objective, last, targets, shared = self.objective, part + 1 == count, None, outputs.pop()
         if pseudo is not None and objective.uses_teacher:
             targets, self._confident = pseudo.of(part), pseudo.confident
         elif pseudo is not None:
@@ -217,6 +225,7 @@ class ArmTrainer:
         waiting = nullcontext() if last else self.fabric.no_backward_sync(self.module)
         with waiting, self.adversaries.frozen():
             terms = self.module(batch.images, batch.target, teachers, step, targets)
+            del shared, own, teachers
             self.fabric.backward(torch.stack(list(terms.values())).sum() / count)
         terms |= self.adversaries.accumulate(objective.adversary_inputs, 1 / count, last)
         for name, value in terms.items():

@@ -157,8 +157,9 @@ class DistillationLoss(nn.Module):
     def _step(self, target: Tensor | None) -> tuple[Step, Tensor | None]:
         if target is not None and self.ignore_index != VOID:
             target = torch.where(target == self.ignore_index, VOID, target)
-        if target is not None and self._calls == 0:
-            values = torch.unique(target).tolist()  # waits for the device, in the first call alone
+        # Reading values back makes an accelerator wait for all queued work, so there only the first call pays for it.
+        if target is not None and (self._calls == 0 or target.device.type == "cpu"):
+            values = torch.unique(target).tolist()
             wrong = [value for value in values if value != VOID and not 0 <= value < self.method.num_classes]
             if wrong:
                 raise SegtailorError(
@@ -295,6 +296,7 @@ class _Adversary:
         self.network.trained = True
         self.network.requires_grad_(False)
         self.optimizer: torch.optim.Optimizer | None = None
+        self._shared = False
         self._waiting: tuple[SegOutput, SegOutput, Tensor, Step] | None = None
 
     def wait_with(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> None:
@@ -302,6 +304,10 @@ class _Adversary:
 
     def step(self) -> Tensor | None:
         """Do the step that waits, if any, and return its loss."""
+        if _processes() > 1 and not self._shared and torch.is_grad_enabled():
+            for value in (*self.network.parameters(), *self.network.buffers()):
+                dist.broadcast(value.data, 0)
+            self._shared = True
         if self._waiting is None:
             return None
         waiting, self._waiting = self._waiting, None
@@ -321,11 +327,8 @@ class _Adversary:
         return loss.detach()
 
     def prepare(self) -> torch.optim.Optimizer:
-        """Return the optimizer; made late, when the network is on its device and alike on all processes."""
+        """Return the optimizer, made late; without communication, since one process alone may save a checkpoint."""
         if self.optimizer is None:
-            if _processes() > 1:
-                for value in (*self.network.parameters(), *self.network.buffers()):
-                    dist.broadcast(value.data, 0)
             self.optimizer = self.network.build_optimizer(self.network.parameters())
         return self.optimizer
 
