@@ -50,10 +50,7 @@ def test_a_hub_that_answered_is_not_tried_again(monkeypatch):
 
 
 def test_the_causes_of_an_error_end_with_the_innermost():
-    try:
-        try:
-            raise OSError("no name")
-        except OSError as error:
-            raise ValueError("no connection") from error
-    except ValueError as error:
-        assert [str(each) for each in causes(error)] == ["no connection", "no name"]
+    outer, inner = ValueError("no connection"), OSError("no name")
+    outer.__cause__ = inner
+    inner.__context__ = outer  # a circle ends
+    assert causes(outer) == [outer, inner]
