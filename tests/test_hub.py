@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 
-import huggingface_hub
 import pytest
+from huggingface_hub import constants, utils
 
 from segtailor import hub
 from segtailor.config import DataConfig
@@ -25,7 +25,7 @@ OPENED = {
 
 @pytest.mark.parametrize("kind", OPENED)
 def test_a_hub_that_does_not_answer_is_asked_once_and_silently(kind, monkeypatch, capfd, caplog):
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     waits = []
     monkeypatch.setattr(time, "sleep", waits.append)
     with caplog.at_level(logging.WARNING), pytest.raises(SegtailorError) as caught:
@@ -36,16 +36,16 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_silently(kind, monkeypatch
     assert not waits  # the library waits 1, 2, 4, 8, 8 seconds
     assert not [record for record in caplog.records if "Retrying" in record.message]
     assert "Retrying" not in "".join(capfd.readouterr())
-    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_a_hub_that_answered_is_not_tried_again(monkeypatch):
     asked = []
     monkeypatch.setattr(hub, "_answered", {"http://127.0.0.1:9"})
-    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: asked.append(1))
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(utils, "get_session", lambda: asked.append(1))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with hub.ask_hub():
-        assert not huggingface_hub.constants.HF_HUB_OFFLINE
+        assert not constants.HF_HUB_OFFLINE
     assert not asked
 
 
