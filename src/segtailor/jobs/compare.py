@@ -96,7 +96,7 @@ def compare(
     mistake in recipe, data or teacher, ``RunStopped`` after Ctrl-C.
     """
     objects = Objects(teacher, student, train_data, val_data, classes)
-    checked = load_recipe(recipe, CompareRecipe, {**objects.overrides(), **(overrides or {})})
+    checked = load_recipe(recipe, CompareRecipe, objects.overrides(overrides))
     sparse = [check_methods(arm.method) for arm in checked.arms.values()]
     train, rank, world, store = _this_process(checked)
     context = open_context(launch(train, find_unused_parameters=any(sparse)), checked, objects)
