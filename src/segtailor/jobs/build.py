@@ -34,7 +34,7 @@ from segtailor.data import create_dataset
 from segtailor.data.base import SegmentationDataset, some
 from segtailor.data.check import check_files
 from segtailor.data.pseudo import UnlabelledImages, mix_of
-from segtailor.engine.launch import on_first_process
+from segtailor.engine.launch import on_first_process, prints
 from segtailor.engine.loop import RunSpec, Trained, fit_together, split_batch
 from segtailor.engine.module import Distiller
 from segtailor.engine.pseudo_labels import USES, add_unlabelled, check_rows, confident_share, use_lines
@@ -93,10 +93,10 @@ class Context:
         self.note(*(f"note: {note}" for note in notes))
 
     def note(self, *lines: str) -> None:
-        """Print ``lines`` on the first process's stderr, those that are new."""
+        """Print ``lines`` on stderr, those that are new, from one process."""
         new = [line for line in lines if line not in self.noted]
         self.noted.update(new)
-        if self.first and new:
+        if new and prints():
             print("\n".join(new), file=sys.stderr)
 
     def score(self, model: nn.Module, together: bool = True, **measures: Any) -> EvaluationResult:
