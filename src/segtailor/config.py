@@ -32,6 +32,8 @@ def _list_of(*names: str) -> BeforeValidator:
 
 PositiveSize = Annotated[tuple[PositiveInt, PositiveInt], _list_of("height", "width")]
 Channels = _list_of("first channel", "second", "third")
+Stored = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+"""A number in a mask of up to 32 bits."""
 
 
 class Strict(BaseModel):
@@ -151,8 +153,8 @@ class DataConfig(Strict):
     values: list[Annotated[int, Field(ge=0, le=255)]] | None = Field(
         None, description="the mask value of each class; default 0, 1, 2, ..."
     )
-    void: list[Annotated[int, Field(ge=0, le=255)]] | None = Field(
-        None, description="mask values that are ignored, beside 255"
+    void: list[Stored] | None = Field(
+        None, description="mask values that are ignored, beside 255; -1 and the like, too"
     )
     reduce_zero_label: bool = Field(False, description="mask value 0 is void, and 1 the first class")
     source: str | None = Field(None, description="id or folder of a Hugging Face data set (hf)")

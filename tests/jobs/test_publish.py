@@ -105,7 +105,7 @@ def test_mistakes_are_told_in_one_line(run, tmp_path, monkeypatch):
     for to, why in (("hf:/proc/zz/yy", "No such file or directory"), ("hf:./run/results.json/x", "Not a directory")):
         with pytest.raises(SegtailorError, match=rf"cannot write \S+: {why}$"):
             publish(run, to)
-    with pytest.raises(SegtailorError, match="--license is an id of the hub's, .* not 'no such'"):
+    with pytest.raises(SegtailorError, match=r"--license is an id of the hub's, .* not 'no such'"):
         publish(run, "hf:./repo", license_id="no such")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     with pytest.raises(SegtailorError, match="no such file or folder"):

@@ -56,7 +56,7 @@ def test_a_record_names_what_it_has(comparison: Path, tmp_path: Path, monkeypatc
             "tinny",
             "kt",
             0,
-            f"unknown record 'tinny'; nearest: tiny. Names are of {tmp_path / 'benchmarks' / 'results'}",
+            f"unknown record 'tinny'; nearest: tiny. Names are of {tmp_path / 'benchmarks'}",
         ),
         ("tiny", "kd", 0, "unknown arm 'kd'; nearest: kt"),
         ("tiny", "kt", 7, "no seed 7 in tiny; there are 0, 1"),

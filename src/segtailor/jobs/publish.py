@@ -40,9 +40,7 @@ def publish(run: str | Path, to: str, private: bool = False, license_id: str | N
     if not to.startswith(PREFIX) or not (is_folder(target) or re.fullmatch(r"[^/]+/[^/]+", target)):
         raise SegtailorError(f"--to is hf:USER/NAME or hf:./FOLDER, not '{to}'")
     if license_id is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license_id):
-        raise SegtailorError(
-            f"--license is an id of the hub's, such as {IDS[0]}, {IDS[1]} or other, not '{license_id}'"
-        )
+        raise SegtailorError(f"--license is an id of the hub's, such as {IDS[0]} or other, not '{license_id}'")
     weights = find_weights(run)
     card, model = read_card(weights), load_model(weights)
     if is_folder(target):
