@@ -81,7 +81,7 @@ def predict(
             raise unknown("setting of predict", name, PredictSettings.__annotations__)
     for name in ("size", "window", "stride"):
         value: Any = settings.get(name)
-        whole = isinstance(value, tuple | list) and all(isinstance(item, Integral) and item > 0 for item in value)
+        whole = isinstance(value, tuple | list) and all(isinstance(item, Integral) and int(item) > 0 for item in value)
         if value is not None and not (whole and len(value) == 2):
             raise SegtailorError(f"{name} is (height, width) in pixels, as in (512, 1024), not {value!r}")
     if settings.get("mode", "whole") not in ("whole", "slide"):
