@@ -19,6 +19,8 @@ from pydantic import (
 )
 
 PositiveSize = tuple[PositiveInt, PositiveInt]
+Stored = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+"""A number in a mask of up to 32 bits."""
 
 
 class Strict(BaseModel):
@@ -138,8 +140,8 @@ class DataConfig(Strict):
     values: list[Annotated[int, Field(ge=0, le=255)]] | None = Field(
         None, description="the mask value of each class; default 0, 1, 2, ..."
     )
-    void: list[Annotated[int, Field(ge=0, le=255)]] | None = Field(
-        None, description="mask values that are ignored, beside 255"
+    void: list[Stored] | None = Field(
+        None, description="mask values that are ignored, beside 255; -1 and the like, too"
     )
     reduce_zero_label: bool = Field(False, description="mask value 0 is void, and 1 the first class")
     source: str | None = Field(None, description="id or folder of a Hugging Face data set (hf)")
@@ -200,6 +202,14 @@ class ModelConfig(Strict):
         return self.model_dump(include=names, exclude_none=True)
 
 
+class StudentConfig(ModelConfig):
+    """The network that is trained: a student, or the `model` of `segtailor train`."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="probability of every dropout in training; default: the network's own"
+    )
+
+
 class TeacherConfig(ModelConfig):
     """The teacher: its weights, and whether it is scored before step 0."""
 
@@ -228,7 +238,7 @@ class TrainRecipe(Strict):
 
     description: str = ""
     data: DataConfig = Field(default_factory=DataConfig)
-    model: ModelConfig
+    model: StudentConfig
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     run: RunConfig = Field(default_factory=RunConfig)
@@ -246,7 +256,7 @@ class DistillRecipe(Strict):
     description: str = ""
     data: DataConfig = Field(default_factory=DataConfig)
     teacher: TeacherConfig | None = Field(None, description="not needed by methods that bring their own (lad)")
-    student: ModelConfig
+    student: StudentConfig
     method: Annotated[list[MethodConfig], BeforeValidator(_as_list), Field(min_length=1)]
     baseline: str = Field("none", description="the student alone in the report: a run folder, `train` or `none`")
     train: TrainConfig = Field(default_factory=TrainConfig)
@@ -258,7 +268,7 @@ class ArmConfig(Strict):
     """One arm of a comparison: its method, and what else differs from the recipe; all else is equal."""
 
     method: Annotated[list[MethodConfig], BeforeValidator(_as_list), Field(min_length=1)]
-    student: ModelConfig | None = Field(None, description="another student than the recipe's")
+    student: StudentConfig | None = Field(None, description="another student than the recipe's")
     optimizer: OptimizerConfig | None = Field(None, description="another optimizer than the recipe's")
     schedule: ScheduleConfig | None = Field(None, description="another schedule than the recipe's")
     aux_weight: NonNegativeFloat | None = Field(None, description="another weight of the auxiliary cross-entropy")
@@ -289,7 +299,7 @@ class CompareRecipe(Strict):
     description: str = ""
     data: DataConfig = Field(default_factory=DataConfig)
     teacher: TeacherConfig | None = Field(None, description="not needed by methods that bring their own (lad)")
-    student: ModelConfig
+    student: StudentConfig
     arms: dict[ArmName, Annotated[ArmConfig, BeforeValidator(_arm)]] = Field(min_length=1)
     seeds: Annotated[list[NonNegativeInt], Field(min_length=1), AfterValidator(_different)] = Field(
         [0, 1, 2], description="a seed sets data order, initial weights and noise of all arms"

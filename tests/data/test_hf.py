@@ -205,7 +205,9 @@ def test_cells_that_hold_nothing_or_no_image_are_named(tmp_path):
     assert data[0].target.tolist() == TARGET
     with pytest.raises(SegtailorError, match=r"row 1 of .* has no mask"):
         data[1]
-    with pytest.raises(SegtailorError, match=r"hf train, 3 rows checked: 2 cannot be used: row 1 of .*image 2 of"):
+    with pytest.raises(
+        SegtailorError, match=r"hf train, 3 rows checked: 2 rows cannot be read: .*row 1 of .*image 2 of"
+    ):
         check_files(data)
     with pytest.raises(SegtailorError, match=r"cannot read image 2 of .* train: not a readable image; fix"):
         data[2]

@@ -81,7 +81,7 @@ def trained(world: int, rank: int, micro: int, variant: str, folder: Path) -> di
         arm.begin(step)
         now = Step(step / STEPS, [part.target for part in batches])
         for index, part in enumerate(batches):
-            arm.accumulate(part, teacher(part.images), now, index, len(batches), None)
+            arm.accumulate(part, [teacher(part.images)], now, index, len(batches), None)
         arm.finish(step)
     arm.recorder.close()
     return {name: value.clone() for name, value in distiller.state_dict().items()}

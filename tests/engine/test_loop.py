@@ -128,6 +128,43 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_student_and_adversary_share_their_batch_norms_moments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    """As with two processes on GPUs."""
+    network = create_model(TINY_MODEL, 9)
+    method = create_method("adversarial", 9, network.tap_channels, network.tap_channels, variant="published", width=8)
+    data = DataConfig(**{**TINY_DATA, "length": 4})
+    sets = create_dataset(data, "train", training=True), create_dataset(data, "val", training=False)
+    train = TRAIN.model_copy(update={"sync_batchnorm": wanted})
+    fabric = launch(TRAIN)
+    monkeypatch.setattr(loop, "_synchronizes", lambda _, train: train.sync_batchnorm)
+    spec = RunSpec("a", tmp_path / "a", *sets, data, train, EvaluateConfig(every=4, batch=4))
+    arm = ArmTrainer(fabric, Distiller(network, {"adversarial": method}), spec)
+    assert method.adversary is not None
+    for module in (arm.objective, method.adversary):
+        norms = [part for part in module.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+        assert norms
+        assert all(isinstance(part, torch.nn.SyncBatchNorm) == wanted for part in norms)
+
+
+@pytest.mark.parametrize(
+    ("processes", "train", "device", "synchronizes"),
+    [
+        (2, {}, "cuda", True),
+        (1, {}, "cuda", False),
+        (2, {"sync_batchnorm": False}, "cuda", False),
+        (2, {}, "cpu", False),
+    ],
+)
+def test_batch_norm_is_synchronized_between_processes_on_gpus(
+    processes: int, train: dict[str, Any], device: str, synchronizes: bool
+) -> None:
+    fabric = SimpleNamespace(world_size=processes, device=torch.device(device))
+    assert loop._synchronizes(fabric, TrainConfig(steps=4, batch=4, **train)) == synchronizes
+
+
 def test_memory_is_measured_on_a_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU's own counters are read where the step is logged; the bytes that others hold are taken off."""
     assert trained(tmp_path, ["a"])["a"].state.peak_bytes == 0

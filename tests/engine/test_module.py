@@ -1,14 +1,16 @@
 """Student and methods as one module."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from segtailor.engine.module import Distiller
+from segtailor.engine.module import Adversaries, Distiller
 from segtailor.losses import Step
 from segtailor.methods import create_method
+from segtailor.methods.adversarial import LogitAdversary
 from segtailor.models import create_model
 
 NAME = "deeplabv3plus-lcnet_035"
@@ -83,3 +85,27 @@ def test_the_state_holds_student_and_projectors() -> None:
     names = module.state_dict().keys()
     assert any(name.startswith("student.backbone.") for name in names)
     assert any(name.startswith("methods.kt.") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("options", "synchronized"),
+    [
+        ({"variant": "published"}, True),
+        ({"variant": "published", "loss": "wgan-gp"}, False),  # its penalty takes a second derivative
+        ({"variant": "clean"}, False),  # has no batch norm
+    ],
+)
+def test_an_adversary_shares_the_moments_of_its_batch_norm(options: dict[str, Any], synchronized: bool) -> None:
+    method = create_method("adversarial", 4, 8, 8, width=8, **options)
+    adversary = method.adversary
+    assert isinstance(adversary, LogitAdversary)
+    before = {name: value.clone() for name, value in adversary.state_dict().items()}
+    fabric = SimpleNamespace(setup=lambda module, optimizer: (module, optimizer))
+    adversaries = Adversaries(fabric, {"adversarial": adversary}, sync_batchnorm=True)
+    assert method.adversary is adversary  # the student's pass goes through the same network
+    norms = [part for part in adversary.modules() if isinstance(part, nn.SyncBatchNorm)]
+    assert bool(norms) == synchronized
+    assert isinstance(adversary.discriminator.norm, nn.SyncBatchNorm) == synchronized
+    torch.testing.assert_close(dict(adversary.state_dict()), before, rtol=0, atol=0)
+    trained = adversaries.optimizers["adversarial"].param_groups[0]["params"]
+    assert {id(value) for value in trained} == {id(value) for value in adversary.parameters()}

@@ -244,7 +244,7 @@ def trained(world: int, rank: int, micro: int, names: list[str], folder: Path) -
         for index, item in enumerate(parts):
             shared = teacher(item.images)
             targets.label(index, guide, shared)
-            arm.accumulate(item, shared, now, index, len(parts), targets)
+            arm.accumulate(item, [shared], now, index, len(parts), targets)
         arm.finish(step)
     arm.recorder.close()
     return {name: value.clone() for name, value in distiller.state_dict().items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -144,6 +144,30 @@ def test_a_comparison_of_objects(tmp_path: Path) -> None:
     assert (result.folder / "samples").is_dir()
     assert "difference to none" in str(result)
     assert "<td>kd</td>" in result._repr_html_()
+
+
+class Dropping(Net):
+    """Somebody's network with a dropout, which notes the probabilities that it was trained with."""
+
+    seen: ClassVar[set[float]] = set()
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.encoder.append(nn.Dropout2d(0.5))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.seen.add(self.encoder[-1].p)
+        return super().forward(images)
+
+
+def test_a_recipe_sets_the_dropout_of_what_is_trained(tmp_path: Path) -> None:
+    student = Dropping(4)
+    segtailor.train(recipe(tmp_path, model={"dropout": 0.125}), model=student, **data())
+    assert Dropping.seen == {0.125}
+    assert student.encoder[-1].p == 0.5
+    with pytest.raises(SegtailorError, match="has no dropout; leave the option dropout out"):
+        segtailor.train(recipe(tmp_path, model={"dropout": 0.125}), model=Net(4), **data())
 
 
 def test_a_result_shows_itself(tmp_path: Path, teacher_run: Path) -> None:

@@ -47,8 +47,8 @@ def cells_of(target: Tensor, size: tuple[int, int]) -> dict[tuple[int, int, int]
     return cells
 
 
-def loop_shares(target: Tensor, size: tuple[int, int], reach: int) -> Tensor:
-    shares = torch.zeros(len(target), CLASSES, *size)
+def loop_shares(target: Tensor, size: tuple[int, int], reach: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    shares = torch.zeros(len(target), CLASSES, *size, dtype=dtype)
     for (image, row, column), pixels in cells_of(target, size).items():
         for i, j in pixels:
             window = target[image, max(i - reach, 0) : i + reach + 1, max(j - reach, 0) : j + reach + 1]
@@ -95,11 +95,13 @@ def divergence(own: Tensor, guide: Tensor, temperature: float) -> float:
     return temperature**2 * (guide.exp() * (guide - own)).sum().item()
 
 
-@pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_terms_equal_plain_loops(temperature: float) -> None:
-    student, teacher, target = output(STUDENT), output(TEACHER, seed=2), labels()
+@pytest.mark.parametrize(("temperature", "dtype", "rtol"), [
+    (1.0, torch.float32, 1e-4), (3.0, torch.float32, 1e-4), (3.0, torch.float64, 1e-12),
+])  # fmt: skip
+def test_terms_equal_plain_loops(temperature: float, dtype: torch.dtype, rtol: float) -> None:
+    student, teacher, target = output(STUDENT, dtype=dtype), output(TEACHER, seed=2, dtype=dtype), labels()
     target[1, :, 20:] = 255
-    cells, shares = cells_of(target, (6, 8)), loop_shares(target, (6, 8), 3)
+    cells, shares = cells_of(target, (6, 8)), loop_shares(target, (6, 8), 3, dtype)
     body, edge = 0.0, 0.0
     for image in range(2):
         inside = {key: pixels for key, pixels in cells.items() if key[0] == image}
@@ -125,8 +127,9 @@ def test_terms_equal_plain_loops(temperature: float) -> None:
     assert edge > 0
     method = create_method("bpkd", CLASSES, STUDENT, TEACHER, body=2, edge=3, alpha=1.5, temperature=temperature)
     terms = method(student, teacher, target, 0.5)
-    torch.testing.assert_close(terms["body"].item(), 2 * body, rtol=1e-4, atol=0)
-    torch.testing.assert_close(terms["edge"].item(), 3 * edge, rtol=1e-4, atol=0)
+    torch.testing.assert_close(terms["body"].item(), 2 * body, rtol=rtol, atol=0)
+    torch.testing.assert_close(terms["edge"].item(), 3 * edge, rtol=rtol, atol=0)
+    assert terms["body"].dtype == terms["edge"].dtype == dtype
 
 
 def test_one_class_everywhere_leaves_no_edge_term() -> None:

@@ -47,6 +47,26 @@ def halves() -> tuple[Any, Any, Tensor]:
     return student, teacher, target
 
 
+@pytest.mark.parametrize(
+    ("options", "pixels", "regions"),
+    [
+        ({}, 380_000 // 250, 380_000 // 250),
+        ({"variant": "published"}, 20_000, 2_000),  # as long as published, however many classes
+        ({"variant": "published", "max_pixels": 500_000}, 2_000, 2_000),
+        ({"max_pixels": 0}, 20_000, 2_000),
+    ],
+)
+def test_queues_are_as_long_as_the_variant_says(options: dict[str, Any], pixels: int, regions: int) -> None:
+    method = create_method("cirkd", 250, 2, 1, **options)
+    assert isinstance(method, CIRKD)
+    sizes = {"memory_pixel": pixels, "memory_region": regions}
+    for term, size in sizes.items():
+        queue = queue_of(method, term)
+        assert queue.size == size
+        assert queue.queue.shape == (250 * size + 1, 1)
+        assert queue.filled.tolist() == 250 * [size if "variant" in options else 0]
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_class_is_remembered_by_its_own_pixels(legacy: bool) -> None:
     method = build(legacy_enqueue=legacy)

@@ -164,7 +164,8 @@ class ArmTrainer:
 
     def __init__(self, fabric: Any, objective: Objective, spec: RunSpec, quiet: bool = False) -> None:
         train, subject = spec.train, objective.subject
-        if fabric.world_size > 1 and train.sync_batchnorm and fabric.device.type == "cuda":
+        synced = _synchronizes(fabric, train)
+        if synced:
             objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)  # type: ignore[no-untyped-call]
         for own in objective.own_teachers.values():
             own.to(fabric.device)
@@ -173,7 +174,7 @@ class ArmTrainer:
         self._images = train.batch
         if spec.unlabelled is not None and not objective.uses_teacher:
             self._images = mix_of(spec.data.unlabelled, train.batch).labelled
-        self.adversaries = Adversaries(fabric, objective.adversaries)
+        self.adversaries = Adversaries(fabric, objective.adversaries, synced)
         self.module, self.optimizer = fabric.setup(objective, build_optimizer(objective, train.optimizer))
         self._statistics = running_statistics(objective)
         self.average = AveragedWeights(subject, train.ema) if train.ema and subject is not None else None
@@ -429,13 +430,17 @@ def _teaching(arms: Sequence[ArmTrainer], device: torch.device, wait: bool) -> I
         arm.recorder.teach(spent, 1 / len(arms))
 
 
+def _synchronizes(fabric: Any, train: TrainConfig) -> bool:
+    """Return whether batch norm sees the images of all processes; PyTorch does that on GPUs alone."""
+    return bool(fabric.world_size > 1 and train.sync_batchnorm and fabric.device.type == "cuda")
+
+
 def _note_few_images(fabric: Any, entries: Sequence[tuple[Objective, RunSpec]], micro: int) -> None:
     """Print a note when batch norm sees few images at a time."""
     spec = entries[0][1]
     if spec.unlabelled is not None and not all(objective.uses_teacher for objective, _ in entries):
         micro = mix_of(spec.data.unlabelled, spec.train.batch).fewest_labelled(micro)  # they leave the others out
-    synced = fabric.world_size > 1 and spec.train.sync_batchnorm and fabric.device.type == "cuda"
-    seen = micro * fabric.world_size if synced else micro
+    seen = micro * fabric.world_size if _synchronizes(fabric, spec.train) else micro
     subjects = [objective.subject for objective, _ in entries if objective.subject is not None]
     normed = any(isinstance(part, _BatchNorm) for subject in subjects for part in subject.modules())
     if normed and seen < FEW_IMAGES and fabric.is_global_zero:

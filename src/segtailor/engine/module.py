@@ -197,15 +197,17 @@ class Adversaries:
     """An objective's adversaries, each with its optimizer; does nothing where there is none.
 
     An adversary's step comes after the student's, on outputs from before it. Its frozen parameters pass gradients to
-    the student in the main loss and take none.
+    the student in the main loss and take none. With ``sync_batchnorm`` its batch norm sees all processes' images.
     """
 
-    def __init__(self, fabric: Any, adversaries: Mapping[str, Adversary]) -> None:
+    def __init__(self, fabric: Any, adversaries: Mapping[str, Adversary], sync_batchnorm: bool = False) -> None:
         self._fabric = fabric
         self._adversaries = dict(adversaries)
         self._modules: dict[str, Any] = {}
         self.optimizers: dict[str, Any] = {}
         for name, adversary in adversaries.items():
+            if sync_batchnorm and adversary.sync_batchnorm:
+                nn.SyncBatchNorm.convert_sync_batchnorm(adversary)  # type: ignore[no-untyped-call]
             adversary.trained = True
             optimizer = adversary.build_optimizer(adversary.parameters())
             self._modules[name], self.optimizers[name] = fabric.setup(adversary, optimizer)

@@ -49,7 +49,7 @@ from segtailor.models.adapters.python_module import OBJECT
 from segtailor.models.class_map import read_class_map
 from segtailor.models.inspect import count_parameters
 from segtailor.models.licenses import Policy, check_licenses
-from segtailor.models.network import Network
+from segtailor.models.network import Network, set_dropout
 from segtailor.models.store import build_network, load_teacher
 from segtailor.models.teacher import Teacher
 from segtailor.results.model import Row
@@ -244,6 +244,8 @@ def build_arm(context: Context, recipe: TrainRecipe | DistillRecipe, label: str 
     config, listed = (recipe.model, []) if isinstance(recipe, TrainRecipe) else (recipe.student, recipe.method)
     torch.manual_seed(seed)
     student = context.objects.student_for(config, data.num_classes) or build_network(config, data.num_classes)
+    if config.dropout is not None and not set_dropout(student, config.dropout):
+        raise SegtailorError(f"{student.name} has no dropout; leave the option dropout out")
     context.check_licenses(**{"model" if alone else "student": student})
     methods = make_methods(listed, student, context.teacher, config, seed)
     teacher = None if alone else context.teacher

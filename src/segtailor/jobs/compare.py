@@ -20,9 +20,9 @@ from segtailor.config import (
     CompareRecipe,
     DistillRecipe,
     MethodConfig,
-    ModelConfig,
     RunConfig,
     Strict,
+    StudentConfig,
     TrainConfig,
 )
 from segtailor.engine.launch import launch, on_first_process
@@ -301,5 +301,5 @@ def recorded(recipe: CompareRecipe) -> dict[str, Any]:
     return plain
 
 
-def _student(recipe: CompareRecipe, arm: ArmConfig) -> ModelConfig:
+def _student(recipe: CompareRecipe, arm: ArmConfig) -> StudentConfig:
     return arm.student or recipe.student

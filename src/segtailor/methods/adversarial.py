@@ -127,6 +127,7 @@ class LogitAdversary(Adversary):
     def __init__(self, num_classes: int, options: AdversarialOptions) -> None:
         super().__init__()
         self.options = options
+        self.sync_batchnorm = options.loss == "hinge"
         self.discriminator = Discriminator(num_classes, not options.clean, options.width)
 
     def forward(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> Tensor:
@@ -157,7 +158,9 @@ class Adversarial(Method[AdversarialOptions]):
     trained beside the student, by one step after each of the student's. ``published`` puts batch norm on the logits;
     ``clean`` standardizes each channel of each image over its valid pixels instead, so that images do not mix and void
     is not seen, and does not advance the spectral norm's power iteration in the student's pass. Grids below 64 x 64,
-    where the published code stops, are halved less often.
+    where the published code stops, are halved less often. The power iteration starts after 15 rounds, the published one
+    at random: the first steps differ. Several GPUs share the batch norm's moments, but not with `wgan-gp`, whose second
+    derivative synchronized batch norm does not have.
 
         adversarial = -mean D(student's logits)
 

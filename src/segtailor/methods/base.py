@@ -140,6 +140,8 @@ class Adversary(nn.Module, ABC):
 
     trained: bool = False
     """Whether someone trains it; set by whoever steps its optimizer."""
+    sync_batchnorm: bool = True
+    """Whether processes may share its batch norm's moments; False where its loss is differentiated twice."""
 
     @abstractmethod
     def forward(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> Tensor:

@@ -72,7 +72,7 @@ class BoundaryPrivileged(Method[BoundaryPrivilegedOptions]):
             return terms
         size = student.logits.shape[-2:]
         guide = to_grid(teacher.logits, size)
-        edges, valid = edge_shares(target, self.num_classes, size, options.edge_width)
+        edges, valid = edge_shares(target, self.num_classes, size, options.edge_width, guide.dtype)
         if options.body:
             terms["body"] = options.body * recomputed(
                 body_divergence, student.logits, guide, edges, valid, options.temperature
@@ -98,7 +98,9 @@ def edge_divergence(student: Tensor, teacher: Tensor, edges: Tensor, valid: Tens
     return (total / count.clamp(min=1)).sum(1).mean()
 
 
-def edge_shares(target: Tensor, num_classes: int, size: Sequence[int], width: int) -> tuple[Tensor, Tensor]:
+def edge_shares(
+    target: Tensor, num_classes: int, size: Sequence[int], width: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     """Return each class's share of edge pixels among a cell's valid ones (B,K,h,w), and their number (B,h*w).
 
     >>> shares, valid = edge_shares(torch.tensor([[[0, 0, 0, 1, 1, 255]]]), 2, (1, 3), 3)
@@ -115,7 +117,7 @@ def edge_shares(target: Tensor, num_classes: int, size: Sequence[int], width: in
         classes = torch.arange(first, min(first + BLOCK, num_classes), dtype=torch.uint8, device=labels.device)
         planes = labels.unsqueeze(1) == classes.view(1, -1, 1, 1)
         counts.append(count_in_cells(over_window(planes, width, torch.logical_or, 0) & several, size))
-    valid = valid_counts(labels, size)
+    valid = valid_counts(labels, size).to(dtype)
     return torch.cat(counts, 1) / valid.view(len(valid), 1, *size).clamp(min=1), valid
 
 

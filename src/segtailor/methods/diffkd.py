@@ -88,7 +88,8 @@ class DiffKD(Method[DiffKDOptions]):
     ``published`` counts void like any pixel, mixes linearly, so that the variance does not fit the chain's start, and
     reads the feature after dropout. ``clean`` zeroes void positions before any module mixes positions, leaves them out
     of the adapter's average and of every loss, keeps the variance, and reads the feature before dropout. Zeroed
-    positions still count in the batch norms' statistics.
+    positions still count in the batch norms' statistics. With kernel 3 the adapter narrows by min(8, channels // 8); by
+    8 in the authors' classification code, by 1 in the code derived from it.
 
         kd = d(P(chain(g f + (1 - g) e)), t), f = projected s, e noise, g learned, chain of DDIM steps, P refiner
         ddim = mean_x mean_c (D(sqrt(a) t + sqrt(1 - a) e, time) - e)^2, a of a random time, D the denoiser

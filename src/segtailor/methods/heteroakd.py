@@ -49,7 +49,8 @@ class Heterogeneous(Method[HeterogeneousOptions]):
     Reconstructed from the abstract and third parties: the authors' code is not public. A 1x1 convolution with
     batch norm turns each network's feature into K class maps ``Z``. ``H`` is the cross-entropy of ``Z`` with the cell's
     labels, or the entropy of ``Z``. The target mixes both, ``S Z_t + (1 - S) Z_s`` with ``S = 1 - H_t / (H_t + H_s)``,
-    and is not differentiated.
+    and is not differentiated. Two readings of the paper exist, and nothing public decides: this one has one ``H`` and
+    one ``S`` a cell; the other takes binary cross-entropies and mixes, weighs and compares class by class.
 
     Term ``hybrid`` is the KL from the target to the student's ``Z``; a cell weighs ``exp(relu(H_s - H_mixed))``,
     rescaled to mean 1 over the valid pixels of its image. ``teacher_task`` and ``student_task`` are the cross-entropies
