@@ -470,8 +470,8 @@ class Components(nn.Module):
         self.register_buffer("shares", torch.zeros(rank))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, student: Tensor, teacher: Tensor, valid: Tensor, progress: float) -> Tensor:
-        """Return 1 - correlation with the components, by their shares, averaged over images."""
+    def forward(self, student: Tensor, teacher: Tensor, valid: Tensor, grown: float) -> Tensor:
+        """Return 1 - correlation with the components, by their shares, averaged over images; ``grown`` from 0 to 1."""
         guide = standardize(teacher, valid).flatten(2)
         weight = valid / valid.sum(1, keepdim=True).clamp(min=1)
         seen = int(self.seen)
@@ -484,7 +484,7 @@ class Components(nn.Module):
                 self.basis.copy_(vectors.flip(1)[:, :rank])
                 self.shares.copy_(values.flip(0)[:rank].clamp(min=0))
         full = self.basis.shape[1]
-        rank = min(full, max(8, round(full * 2 * progress)))
+        rank = full if grown >= 1 else min(full, 8 + round((full - 8) * grown))
         goal = standardize(
             torch.matmul(self.basis[:, :rank].mT, guide).view(len(guide), rank, *teacher.shape[2:]), valid
         )

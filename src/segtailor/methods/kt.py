@@ -286,7 +286,9 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
         module, early = self.tailoring[_key(tap)], options.tuning_point == 1 or step.progress < options.tuning_point
         suffix = f".{tap}" if len(self.tap_names) > 1 else ""
         if isinstance(module, Components):
-            value = module(own, to_grid(guide, size), valid_counts(target, size), step.progress)
+            value = module(
+                own, to_grid(guide, size), valid_counts(target, size), _share(step.progress, options.tuning_point)
+            )
             return {f"ft{suffix}": options.ft * value}
         assert isinstance(module, FeatureTailoring)
         if guide.shape[-2:] != size:
@@ -323,6 +325,10 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
             projector = module.projector(early)
             values["contrastive"] = contrast(own, guide, valid, projector, tailor, pair, early, options.margin)
         return values
+
+
+def _share(progress: float, whole: float) -> float:
+    return progress / whole if progress < whole else 1.0
 
 
 def _key(tap: str) -> str:
