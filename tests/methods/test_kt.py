@@ -22,7 +22,7 @@ def fix_components(method: Any) -> None:
         basis, _ = torch.linalg.qr(torch.randn(module.basis.shape, generator=generator))
         module.basis.copy_(basis)
         module.shares.copy_(torch.rand(module.shares.shape, generator=generator) + 0.1)
-        module.seen = module.BATCHES
+        module.seen = module.STEPS + 1
 
 
 class TestKT(MethodTester):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from segtailor.losses import standardize, valid_counts
+from segtailor.losses import Step, standardize, valid_counts
 from segtailor.methods import create_method
 from segtailor.methods._kt_terms import Components
 
@@ -26,19 +26,21 @@ def maps(channels: dict[str, int], seed: int) -> Tensor:
     return feature
 
 
-def test_the_components_are_those_of_the_channels_correlation() -> None:
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_components_are_those_of_the_channels_correlation(parts: int) -> None:
     module = Components(6, 10).train()
     total, positions = np.zeros((10, 10)), valid_counts(labels(), (6, 8))
-    for seed in range(Components.BATCHES + 3):
-        teacher = maps(TEACHER, seed).detach()
-        module(maps(STUDENT, 1), teacher, positions, 1.0)
-        if seed < Components.BATCHES:
+    for seed in range(Components.STEPS + 3):
+        teacher, step = maps(TEACHER, seed).detach(), Step()
+        for part in range(parts):
+            rows = slice(part, None, parts)
+            module(maps(STUDENT, 1)[rows], teacher[rows], positions[rows], 1.0, step)
+        if seed < Components.STEPS:
             for image, weight in zip(
                 standardize(teacher, positions).flatten(2).numpy(), positions.numpy(), strict=True
             ):
                 total += (image * weight / weight.sum()) @ image.T / 2
-    values, vectors = np.linalg.eigh(total / Components.BATCHES)
-    assert module.seen == Components.BATCHES
+    values, vectors = np.linalg.eigh(total / Components.STEPS)
     for index in range(6):
         assert abs(module.basis[:, index].numpy() @ vectors[:, -1 - index]) == pytest.approx(1, abs=1e-3)
     shares = module.shares / module.shares[0]
@@ -75,7 +77,7 @@ def test_components_join_until_the_tuning_point() -> None:
     used = []
     for progress in (0.001, 0.25, 0.49, 0.5, 1.0):
         grown = progress / 0.5 if progress < 0.5 else 1.0
-        (gradient,) = torch.autograd.grad(module(student, teacher, VALID, grown), module.projector.weight)
+        (gradient,) = torch.autograd.grad(module(student, teacher, VALID, grown, Step()), module.projector.weight)
         used.append(int(gradient.flatten(1).any(1).sum()))
     assert used == [8, 14, 19, 20, 20]
 
@@ -83,29 +85,30 @@ def test_components_join_until_the_tuning_point() -> None:
 def test_what_is_learned_is_part_of_the_state() -> None:
     first, second = Components(4, 6).train(), Components(4, 6)
     for seed in range(5):
-        first(
-            torch.randn(2, 4, 6, 8), torch.randn(2, 6, 6, 8, generator=torch.Generator().manual_seed(seed)), VALID, 1.0
-        )
+        guide = torch.randn(2, 6, 6, 8, generator=torch.Generator().manual_seed(seed))
+        first(torch.randn(2, 4, 6, 8), guide, VALID, 1.0, Step())
     second.load_state_dict(first.state_dict())
     assert second.seen == 5
     student, teacher = torch.randn(2, 4, 6, 8), torch.randn(2, 6, 6, 8)
-    assert first.eval()(student, teacher, VALID, 1.0) == second.eval()(student, teacher, VALID, 1.0)
-    first(student, teacher, VALID, 1.0)
+    assert first.eval()(student, teacher, VALID, 1.0, Step()) == second.eval()(student, teacher, VALID, 1.0, Step())
+    first(student, teacher, VALID, 1.0, Step())
     assert first.seen == 5
 
 
 def test_scale_and_offset_of_either_feature_do_not_matter() -> None:
     module = Components(6, 10).eval()
     student, teacher = maps(STUDENT, 1), maps(TEACHER, 2)
-    expected = module(student, teacher, VALID, 1.0)
-    torch.testing.assert_close(module(5 * student + 2, 3 * teacher - 1, VALID, 1.0), expected, rtol=1e-3, atol=1e-5)
+    expected = module(student, teacher, VALID, 1.0, Step())
+    torch.testing.assert_close(
+        module(5 * student + 2, 3 * teacher - 1, VALID, 1.0, Step()), expected, rtol=1e-3, atol=1e-5
+    )
 
 
 def test_float64_passes_and_void_images_cost_nothing() -> None:
     module = Components(6, 10).double().eval()
-    value = module(maps(STUDENT, 1).double(), maps(TEACHER, 2).double(), VALID, 1.0)
+    value = module(maps(STUDENT, 1).double(), maps(TEACHER, 2).double(), VALID, 1.0, Step())
     assert value.dtype == torch.float64
-    assert module(maps(STUDENT, 1).double(), maps(TEACHER, 2).double(), torch.zeros(2, 48), 1.0) == 0
+    assert module(maps(STUDENT, 1).double(), maps(TEACHER, 2).double(), torch.zeros(2, 48), 1.0, Step()) == 0
 
 
 @PHASES

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from segtailor.losses import (
+    Step,
     channel_divergence,
     channel_kl,
     class_counts,
@@ -105,12 +106,13 @@ class FeatureTailoring(nn.Module):
 class Components(nn.Module):
     """The teacher's map of one tap, restructured to the student's width: its principal components, and their term.
 
-    The components are eigenvectors of the correlation between the teacher's channels, over the first ``BATCHES`` calls
-    in training mode (of all processes): ``basis`` (D,r), r the smaller width, largest first. ``shares`` (r) are their
-    eigenvalues. ``projector`` takes the student's channels to the components.
+    The components are eigenvectors of the correlation between the teacher's channels, over the first ``STEPS`` training
+    steps of all processes: ``basis`` (D,r), r the smaller width, largest first. ``shares`` (r) are their eigenvalues.
+    They are computed before steps 2, 3, 5, 9, ...; the first step sees the first r channels. ``projector`` takes the
+    student's channels to the components.
     """
 
-    BATCHES = 64
+    STEPS = 64
     FEWEST = 8
 
     correlation: Tensor
@@ -125,8 +127,9 @@ class Components(nn.Module):
         self.register_buffer("basis", torch.eye(teacher_width, rank))
         self.register_buffer("shares", torch.ones(rank))
         self.seen = 0
+        self.step: Step | None = None
 
-    def forward(self, student: Tensor, teacher: Tensor, valid: Tensor, grown: float) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, valid: Tensor, grown: float, step: Step) -> Tensor:
         """Return 1 minus the correlation of each component with its projection, weighed by ``shares``.
 
         ``student`` (B,C,h,w), ``teacher`` (B,D,h,w) without gradient, ``valid`` (B,h*w) weighs the positions; the mean
@@ -138,7 +141,7 @@ class Components(nn.Module):
         matrix, size = self.projector.weight.flatten(1)[:rank], student.shape[2:]
         guide = standardize(teacher, valid).flatten(2)
         if self.training:
-            self.learn(guide, valid)
+            self.learn(guide, valid, step)
         goal = standardize((self.basis[:, :rank].mT.to(guide) @ guide).view(-1, rank, *size), valid)
         shares = self.shares[:rank] / self.shares[:rank].sum()
         weight = valid / valid.sum(1, keepdim=True).clamp(min=1)
@@ -151,24 +154,28 @@ class Components(nn.Module):
 
         return recomputed(compute, student, goal, matrix)
 
-    @torch.compiler.disable
-    def learn(self, guide: Tensor, valid: Tensor) -> None:
-        """Take a batch of standardized teacher's maps (B,D,n) in; at each power of 2 the components are computed."""
-        if self.seen >= self.BATCHES:
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def learn(self, guide: Tensor, valid: Tensor, step: Step) -> None:
+        """Take in a micro-batch of ``step``, standardized teacher's maps (B,D,n); a new step may renew the basis."""
+        if self.seen > self.STEPS:
             return
+        if step is not self.step:
+            if self.seen and self.seen & (self.seen - 1) == 0:
+                values, vectors = torch.linalg.eigh(self.correlation / self.seen)
+                largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+                # A sign of their own, so that rounding, as of another number of processes, turns none around.
+                self.basis.copy_((vectors * largest.sign()).flip(1)[:, : len(self.shares)])
+                self.shares.copy_(values.flip(0)[: len(self.shares)].clamp(min=1e-6))
+            self.seen, self.step = self.seen + 1, step
         weighted = guide * (valid / valid.sum(1, keepdim=True).clamp(min=1)).unsqueeze(1)
-        found = torch.bmm(weighted, guide.mT).mean(0).to(self.correlation)
+        found = torch.bmm(weighted, guide.mT).mean(0).to(self.correlation) / max(len(step.targets), 1)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(found)
+            found /= dist.get_world_size()
         self.correlation += found
-        self.seen += 1
-        if self.seen & (self.seen - 1) == 0:
-            values, vectors = torch.linalg.eigh(self.correlation / self.correlation.diagonal().mean().clamp(min=1e-6))
-            self.basis.copy_(vectors.flip(1)[:, : len(self.shares)])
-            self.shares.copy_(values.flip(0)[: len(self.shares)].clamp(min=1e-6))
 
     def get_extra_state(self) -> Tensor:
-        """Return the number of batches that the components are of."""
+        """Return the number of steps that were taken in."""
         return torch.tensor(self.seen)
 
     def set_extra_state(self, state: Tensor) -> None:
