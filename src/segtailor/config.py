@@ -18,7 +18,20 @@ from pydantic import (
     model_validator,
 )
 
-PositiveSize = tuple[PositiveInt, PositiveInt]
+
+def _list_of(*names: str) -> BeforeValidator:
+    """Check that a value is a list of as many items as ``names``, before each item is checked."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, list | tuple) or len(value) != len(names):
+            raise ValueError(f"must be [{', '.join(names)}]")
+        return value
+
+    return BeforeValidator(check)
+
+
+PositiveSize = Annotated[tuple[PositiveInt, PositiveInt], _list_of("height", "width")]
+Channels = _list_of("first channel", "second", "third")
 Stored = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 """A number in a mask of up to 32 bits."""
 
@@ -45,7 +58,7 @@ class OptimizerConfig(Strict):
     lr: PositiveFloat = 0.002
     weight_decay: NonNegativeFloat = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: Annotated[tuple[float, float], _list_of("beta1", "beta2")] = (0.9, 0.999)
     head_lr_factor: PositiveFloat = Field(1.0, description="learning rate of the heads over the backbone's")
     decay_norm_and_bias: bool = Field(True, description="weight decay on norms and biases, as the published code does")
 
@@ -154,7 +167,9 @@ class DataConfig(Strict):
     )
     limit: PositiveInt | None = Field(None, description="use only so many training images, evenly chosen")
     unlabelled: UnlabelledConfig | None = Field(None, description="images without masks beside the labelled ones")
-    scale: tuple[PositiveFloat, PositiveFloat] = Field((0.5, 2.0), description="random scale, in steps of 0.1")
+    scale: Annotated[tuple[PositiveFloat, PositiveFloat], _list_of("smallest", "largest")] = Field(
+        (0.5, 2.0), description="random scale, in steps of 0.1"
+    )
     flip: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="probability of a horizontal flip")
     workers: NonNegativeInt = Field(2, description="data-loading processes")
     check: bool = Field(True, description="open every image and mask once before training")
@@ -170,8 +185,10 @@ class DataConfig(Strict):
 class PreprocessConfig(Strict):
     """The input that a network's weights expect, where the network does not declare it."""
 
-    mean: tuple[float, float, float] | None = Field(None, description="in the network's channel order, after scaling")
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    mean: Annotated[tuple[float, float, float], Channels] | None = Field(
+        None, description="in the network's channel order, after scaling"
+    )
+    std: Annotated[tuple[PositiveFloat, PositiveFloat, PositiveFloat], Channels] | None = None
     scale: PositiveFloat | None = Field(None, description="factor on pixels of 0..255; 1/255 for most networks")
     channel_order: Literal["rgb", "bgr"] | None = None
     size_multiple: PositiveInt | None = Field(None, description="height and width must be a multiple of this")

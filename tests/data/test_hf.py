@@ -273,9 +273,9 @@ def test_a_data_set_of_the_hub(tmp_path):
     options = [{"source": "someone/streets"}, {"source": "some/other"}, {"source": "someone/streets", "config": "big"}]
     whole, other, config, offline, missing = ask_hub(tmp_path / "home", hub.url, options + options[:2])
     assert whole == [6, ["road", "car"], 2, TARGET]
-    assert other.startswith("cannot open the Hugging Face data set some/other: the Hub has none of this name")
+    assert other.startswith("cannot open the Hugging Face data set some/other: no such folder, and no public")
     assert "set data.config" in config
     # offline: earlier downloads are read, others are an error
     assert offline == whole
-    assert "some/other: the Hub cannot be reached and it is not in the cache" in missing
+    assert "some/other: what it needs from the hub is not in the local cache, and offline mode is on" in missing
     hub.shutdown()

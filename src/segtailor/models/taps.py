@@ -171,6 +171,10 @@ class Taps:
         self.values: dict[str, Tensor] = {}
         self.open = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy takes over: not a forward in progress, whose tensors cannot be copied."""
+        return {**self.__dict__, "values": {}, "open": False}
+
     def add(self, name: str, source: Source, known: Mapping[str, Step], net: nn.Module, size: tuple[int, int]) -> int:
         """Name the tensor at ``source`` and return its stride; ``known`` are the runs of ``net`` by path.
 
