@@ -81,7 +81,7 @@ def test_a_teacher_without_a_feature_is_refused_by_name(name: str) -> None:
 def test_published_presets_fill_in_and_give_way_to_given_options() -> None:
     assert check_options("kt", {"variant": "published"}).model_dump()["contrastive"] == 1
     assert check_options("kt", {"variant": "published", "contrastive": 0.5}).model_dump()["contrastive"] == 0.5
-    assert check_options("kt", {}).model_dump()["tailors"] == "none"
+    assert check_options("kt", {}).model_dump()["contrastive"] == 0
 
 
 def test_channels_as_a_number_are_the_features() -> None:
@@ -89,7 +89,7 @@ def test_channels_as_a_number_are_the_features() -> None:
 
 
 def test_describe_shows_both_variants_defaults_and_refuses_unknown_names() -> None:
-    assert "default 0.4; published: 1.0" in describe("kt")
+    assert "default 0.1; published: 1.0" in describe("kt")
     with pytest.raises(SegtailorError, match="nearest: cwd"):
         describe("cdw")
 

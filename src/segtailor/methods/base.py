@@ -164,7 +164,7 @@ class Method(nn.Module, Generic[OptionsT]):
     name: ClassVar[str]
     summary: ClassVar[str]
     """One line for lists of methods."""
-    channel_alignment: ClassVar[str] = "no widths to align: it compares logits"
+    channel_alignment: str = "no widths to align: it compares logits"
     """How networks of different width are compared, for the run's summary."""
     Options: ClassVar[type[MethodOptions]] = MethodOptions
 
