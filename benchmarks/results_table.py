@@ -37,8 +37,8 @@ def main() -> None:
     print(
         'Parameters and FLOPs are computed here for 19 classes and a 512 x 1024 image. "FLOPs, published counter" '
         "repeats the published tables' count, which takes too large an output for dilated convolutions; "
-        '"multiply-adds" is the true count. Published mIoU is the best of about 50 evaluations on the set that it is '
-        "reported on. None of these rows was run here.\n"
+        '"multiply-adds" is the true count. Published mIoU is the best of 50 evaluations (every 800 steps) on the set '
+        "that it is reported on. None of these rows was run here.\n"
     )
     print("| model | params (M) | FLOPs, published counter (G) | multiply-adds (G) | published val mIoU |")
     print("|---|---:|---:|---:|---:|")
@@ -57,7 +57,10 @@ def main() -> None:
     print(
         "The published rows differ in recipe: the student alone, SKD, IFVD, CWD and CIRKD were trained with weight "
         "decay 1e-4; DIST, MasKD and KT with 5e-4. Retrained with the latter's recipe, the student alone reaches 76.2 "
-        "to 76.3 by public reports, so about two of KT's points may be recipe.\n"
+        "to 76.3 by public reports, so about two of KT's points may be recipe. Of the rows with public code, "
+        "DIST and MasKD are the best of 100 evaluations (every 400 steps), the others of 50; DiffKD's is not public, "
+        "and its recipe here evaluates as theirs do. LAD's public run, on VOC, fine-tunes a trained student; the "
+        "others begin with an ImageNet encoder.\n"
     )
     print("| method | published val mIoU |")
     print("|---|---:|")

@@ -1,4 +1,7 @@
-"""Distillation in a LightningModule: the loss is a submodule, so that its projectors are trained, moved and saved."""
+"""Distillation in a LightningModule: the loss is a submodule, so that its projectors are trained, moved and saved.
+
+It needs Lightning: pip install lightning (not 2.6.2 or 2.6.3, which are malicious).
+"""
 
 from __future__ import annotations
 

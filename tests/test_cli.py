@@ -14,6 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from segtailor import __version__
 from segtailor.cli import main
 from tiny import tiny_distill, tiny_train
 
@@ -38,6 +39,11 @@ def test_help_is_short_and_has_an_example(
     assert code == 0
     assert "Example: segtailor " + command in out
     assert len(out.splitlines()) < 30
+
+
+def test_the_package_runs_as_a_module_and_says_its_version() -> None:
+    command = [sys.executable, "-m", "segtailor", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"{__version__}\n"
 
 
 def test_help_and_import_need_no_torch() -> None:
@@ -119,6 +125,7 @@ def test_from_recipe_to_predictions(
         (["inspect", "published:nowhere.pth"], "nowhere.pth"),
         (["methods", "ktt"], "nearest: kt"),
         (["recipes", "show", "toy"], "nearest: toy-kt"),
+        (["recipes", "cp", "toy-kt", "/proc/nowhere/toy.yaml"], "No such file or directory (/proc/nowhere)"),
         (["report", "nowhere"], "nowhere"),
         (["predict", "nowhere", "nowhere", "--out", "x", "--size", "12"], "--size is HEIGHTxWIDTH"),
     ],

@@ -24,7 +24,7 @@ from quick import QUICK, SIZE
 from segtailor.cli import main
 from segtailor.config import DistillRecipe
 from segtailor.engine.logging import read_metrics
-from segtailor.models import create_model
+from segtailor.models import create_model, save_model
 from segtailor.models.checkpoint_keys import load_published_backbone, to_published
 from segtailor.recipes import load_recipe
 
@@ -33,6 +33,7 @@ KT = {"kt.kd", "kt.kd_aux", "kt.lt_all", "kt.lt_class", "kt.lt_nonclass", "kt.ft
 KD, ADVERSARIAL = {"kd.kd"}, {"adversarial.adversarial", "adversarial.opponent"}
 PAIR = "cityscapes-deeplabv3-r101-r18"
 TERMS: dict[str, set[str]] = {
+    f"published-none-{PAIR}": set(),
     f"published-cwd-{PAIR}": KD | ADVERSARIAL | {"cwd.cwd_logits", "cwd.cwd_feature"},
     f"published-cirkd-{PAIR}": KD | {"cirkd.minibatch", "cirkd.memory_pixel", "cirkd.memory_region"},
     f"published-maskd-{PAIR}": {"maskd.maskd", "maskd.maskd_aux"},
@@ -83,6 +84,13 @@ class Weights:
             torch.save(to_published(create_model(name, 19)), path)
         return path
 
+    def trained(self, name: str) -> Path:
+        """Return the network ``name`` as a run writes it."""
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            save_model(create_model(name, 19), path)
+        return path
+
     def encoder(self, name: str) -> Path:
         """Return the encoder of ``name`` as the published ImageNet files hold it."""
         path = self.folder / f"{name}-imagenet.pth"
@@ -119,8 +127,11 @@ def test_cityscapes_recipes(name: str, cityscapes: Path, weights: Weights, runs:
     overrides = {
         **light,
         **QUICK, "data.root": str(cityscapes), "data.crop": list(SIZE), "run.folder": str(runs),
-        "student.pretrained": str(weights.encoder(recipe.student.model)),
     }  # fmt: skip
+    if recipe.student.weights is None:
+        overrides["student.pretrained"] = str(weights.encoder(recipe.student.model))
+    else:
+        overrides["student.weights"] = str(weights.trained(recipe.student.model))
     if recipe.teacher is not None:
         overrides["teacher.weights"] = f"published:{weights.published(recipe.teacher.model)}"
         overrides["teacher.check"] = False

@@ -70,6 +70,11 @@ def test_a_resolved_recipe_reads_back_the_same(tmp_path: Path) -> None:
         ({"data.scale": [2.0, 0.5]}, ["'data'", "smallest, largest"]),
         ({"run.name": "../x"}, ["'run.name'"]),
         ({"method.3.weight": 1}, ["not an index"]),
+        ({"data.size": 96}, ["'data.size': must be [height, width] (given: 96)"]),
+        ({"data.crop": [96]}, ["'data.crop': must be [height, width] (given: [96])"]),
+        ({"data.scale": 1.0}, ["'data.scale': must be [smallest, largest] (given: 1.0)"]),
+        ({"train.optimizer.betas": [0.9]}, ["'train.optimizer.betas': must be [beta1, beta2] (given: [0.9])"]),
+        ({"teacher.preprocess.mean": 0}, ["'teacher.preprocess.mean': must be [first channel, second, third]"]),
     ],
 )
 def test_a_wrong_recipe_is_one_line(overrides: dict[str, object], parts: list[str]) -> None:
@@ -146,6 +151,19 @@ def test_every_field_is_listed() -> None:
     assert any(line.startswith("model.model = ") for line in lines)
     assert any(line.startswith("run.exists = error") for line in lines)
     assert "data.unlabelled.share = 0.5  # share of each batch that is unlabelled" in lines
+
+
+def test_a_field_that_takes_few_values_lists_them() -> None:
+    lines = list_fields()
+    assert "train.precision = fp32  # one of fp32, bf16, fp16" in lines
+    assert any(line.startswith("data.masks = None  # one of index, color, binary; what a mask holds") for line in lines)
+    assert "train.devices = auto" in lines
+
+
+def test_a_recipe_without_arms_says_what_runs_it() -> None:
+    for name, command in (("toy-kt", "distill"), ("toy-teacher", "train")):
+        with pytest.raises(SegtailorError, match=f"{name}.yaml has no arms: use `segtailor {command}` without --arm"):
+            load_recipe(name, CompareRecipe)
 
 
 def test_a_run_may_be_named_after_any_arm() -> None:

@@ -21,13 +21,28 @@ FREE = {"allow_extra_args": True, "ignore_unknown_options": True}
 app = typer.Typer(
     name="segtailor",
     add_completion=False,
-    help="Distill a big semantic-segmentation model into a small one.",
     epilog="Start with: segtailor recipes ls   then: segtailor distill toy-kt",
     **PLAIN,
 )
 recipes_app = typer.Typer(help="List, show and copy the shipped recipes.", **PLAIN)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(segtailor.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="print the version and exit")
+    ] = False,
+) -> None:
+    """Distill a big semantic-segmentation model into a small one."""
+
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a shipped recipe's name, or a YAML file")]
 ModelName = Annotated[
@@ -43,7 +58,7 @@ ModelName = Annotated[
 @app.command(context_settings=FREE, epilog="Example: segtailor train toy-teacher --train.steps 300 --run.name teacher")
 def train(context: typer.Context, recipe: RecipeName) -> None:
     """Train one model, such as a teacher; any field of the recipe can be set: --section.key VALUE."""
-    print(_stoppable("train", recipe, context.args))
+    _stoppable("train", recipe, context.args)
 
 
 @app.command(context_settings=FREE, epilog="Example: segtailor distill toy-kt --method.variant published")
@@ -53,7 +68,7 @@ def distill(
     arm: Annotated[str | None, typer.Option(help="of a recipe with arms: the one to distill")] = None,
 ) -> None:
     """Distill a teacher into a student; any field of the recipe can be set: --section.key VALUE."""
-    print(_stoppable("distill", recipe, context.args, arm=arm))
+    _stoppable("distill", recipe, context.args, arm=arm)
 
 
 @app.command(context_settings=FREE, epilog="Example: segtailor evaluate runs/toy-kt --split val --json scores.json")
@@ -84,7 +99,7 @@ def evaluate(
 @app.command(context_settings=FREE, epilog="Example: segtailor compare camvid-cpu-compare --seeds '[0, 1]'")
 def compare(context: typer.Context, recipe: RecipeName) -> None:
     """Train several methods side by side on the same batches, over seeds, and compare them in one table and report."""
-    print(_stoppable("compare", recipe, context.args))
+    _stoppable("compare", recipe, context.args)
 
 
 @app.command(
@@ -234,17 +249,24 @@ def _size(text: str | None, option: str) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def _stoppable(command: str, recipe: str, arguments: list[str], **options: Any) -> Any:
-    """Run the job called like ``command``; after Ctrl-C or SIGTERM print the command that continues it."""
+def _stoppable(command: str, recipe: str, arguments: list[str], **options: Any) -> None:
+    """Run the job called like ``command`` and print its result, or after Ctrl-C or SIGTERM how to continue it.
+
+    Of several processes the first one prints.
+    """
+    from segtailor.engine.launch import prints
     from segtailor.engine.runs import RunStopped
     from segtailor.recipes import parse_overrides
 
     try:
-        return getattr(segtailor, command)(recipe, parse_overrides(arguments), **options)
+        result = getattr(segtailor, command)(recipe, parse_overrides(arguments), **options)
     except RunStopped as stop:
         where = shlex.quote(str(stop.folder / "recipe.yaml" if stop.folder else recipe))
-        print(f"{stop}; continue with: segtailor {command} {where} --run.exists resume", file=sys.stderr)
+        if prints():
+            print(f"{stop}; continue with: segtailor {command} {where} --run.exists resume", file=sys.stderr)
         raise typer.Exit(stop.code) from None
+    if prints():
+        print(result)
 
 
 def main() -> None:
@@ -255,8 +277,8 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
-            raise
+        if not error.filename and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise  # of no file, such as a connection
         where = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror}{where}; free space or choose another folder, then continue", file=sys.stderr)
         raise SystemExit(2) from None

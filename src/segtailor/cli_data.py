@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from segtailor.errors import SegtailorError
+
 PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 # commands on data take `[RECIPE] [--data.KEY VALUE]...`
 DATA = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -67,7 +69,7 @@ def data_check(
     from segtailor.data.check import check_data
     from segtailor.recipes import load_data_section
 
-    splits = split.split(",") if split else None
+    splits = _names("--split", split)
     report = check_data(load_data_section(context.args), splits=splits, out=out, progress=True)
     print(report.text())
     if report.errors:
@@ -86,9 +88,9 @@ def data_pack(
     format: Annotated[  # noqa: A002
         str, typer.Option(help="raw (fastest), png (smallest without loss), jpeg (states its loss), keep (own files)")
     ] = "raw",
-    quality: Annotated[int, typer.Option(help="of jpeg, 1 to 100")] = 95,
+    quality: Annotated[int | None, typer.Option(help="of jpeg, 1 to 100; default: 95")] = None,
     shards: Annotated[int | None, typer.Option(help="number of shards of a split; default: by --shard-size")] = None,
-    shard_size: Annotated[int, typer.Option(help="size of a shard in MiB")] = 256,
+    shard_size: Annotated[int | None, typer.Option(help="size of a shard in MiB; default: 256")] = None,
     splits: Annotated[str | None, typer.Option(help="as in train,val,test; default: the recipe's two")] = None,
 ) -> None:
     """Repack a data set once for fast reading, in chunks of litdata; with --data.size at the training size.
@@ -98,6 +100,15 @@ def data_pack(
     from segtailor.data.pack import format_pack, pack
     from segtailor.recipes import load_data_section
 
-    data, chosen = load_data_section(context.args), splits.split(",") if splits else None
+    data, chosen = load_data_section(context.args), _names("--splits", splits)
     sizes: dict[str, Any] = {"quality": quality, "shards": shards, "shard_mb": shard_size}
     print(format_pack(pack(data, out, splits=chosen, encoding=format, **sizes, progress=True), out))
+
+
+def _names(option: str, text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise SegtailorError(f"{option} {text!r} names a split of no name; write it as in train,val")
+    return names

@@ -18,7 +18,22 @@ from pydantic import (
     model_validator,
 )
 
-PositiveSize = tuple[PositiveInt, PositiveInt]
+
+def _list_of(*names: str) -> BeforeValidator:
+    """Check that a value is a list of as many items as ``names``, before each item is checked."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, list | tuple) or len(value) != len(names):
+            raise ValueError(f"must be [{', '.join(names)}]")
+        return value
+
+    return BeforeValidator(check)
+
+
+PositiveSize = Annotated[tuple[PositiveInt, PositiveInt], _list_of("height", "width")]
+Channels = _list_of("first channel", "second", "third")
+Stored = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+"""A number in a mask of up to 32 bits."""
 
 
 class Strict(BaseModel):
@@ -43,7 +58,7 @@ class OptimizerConfig(Strict):
     lr: PositiveFloat = 0.002
     weight_decay: NonNegativeFloat = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: Annotated[tuple[float, float], _list_of("beta1", "beta2")] = (0.9, 0.999)
     head_lr_factor: PositiveFloat = Field(1.0, description="learning rate of the heads over the backbone's")
     decay_norm_and_bias: bool = Field(True, description="weight decay on norms and biases, as the published code does")
 
@@ -138,8 +153,8 @@ class DataConfig(Strict):
     values: list[Annotated[int, Field(ge=0, le=255)]] | None = Field(
         None, description="the mask value of each class; default 0, 1, 2, ..."
     )
-    void: list[Annotated[int, Field(ge=0, le=255)]] | None = Field(
-        None, description="mask values that are ignored, beside 255"
+    void: list[Stored] | None = Field(
+        None, description="mask values that are ignored, beside 255; -1 and the like, too"
     )
     reduce_zero_label: bool = Field(False, description="mask value 0 is void, and 1 the first class")
     source: str | None = Field(None, description="id or folder of a Hugging Face data set (hf)")
@@ -152,7 +167,9 @@ class DataConfig(Strict):
     )
     limit: PositiveInt | None = Field(None, description="use only so many training images, evenly chosen")
     unlabelled: UnlabelledConfig | None = Field(None, description="images without masks beside the labelled ones")
-    scale: tuple[PositiveFloat, PositiveFloat] = Field((0.5, 2.0), description="random scale, in steps of 0.1")
+    scale: Annotated[tuple[PositiveFloat, PositiveFloat], _list_of("smallest", "largest")] = Field(
+        (0.5, 2.0), description="random scale, in steps of 0.1"
+    )
     flip: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="probability of a horizontal flip")
     workers: NonNegativeInt = Field(2, description="data-loading processes")
     check: bool = Field(True, description="open every image and mask once before training")
@@ -168,8 +185,10 @@ class DataConfig(Strict):
 class PreprocessConfig(Strict):
     """The input that a network's weights expect, where the network does not declare it."""
 
-    mean: tuple[float, float, float] | None = Field(None, description="in the network's channel order, after scaling")
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    mean: Annotated[tuple[float, float, float], Channels] | None = Field(
+        None, description="in the network's channel order, after scaling"
+    )
+    std: Annotated[tuple[PositiveFloat, PositiveFloat, PositiveFloat], Channels] | None = None
     scale: PositiveFloat | None = Field(None, description="factor on pixels of 0..255; 1/255 for most networks")
     channel_order: Literal["rgb", "bgr"] | None = None
     size_multiple: PositiveInt | None = Field(None, description="height and width must be a multiple of this")
@@ -200,6 +219,14 @@ class ModelConfig(Strict):
         return self.model_dump(include=names, exclude_none=True)
 
 
+class StudentConfig(ModelConfig):
+    """The network that is trained: a student, or the `model` of `segtailor train`."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="probability of every dropout in training; default: the network's own"
+    )
+
+
 class TeacherConfig(ModelConfig):
     """The teacher: its weights, and whether it is scored before step 0."""
 
@@ -228,7 +255,7 @@ class TrainRecipe(Strict):
 
     description: str = ""
     data: DataConfig = Field(default_factory=DataConfig)
-    model: ModelConfig
+    model: StudentConfig
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     run: RunConfig = Field(default_factory=RunConfig)
@@ -246,7 +273,7 @@ class DistillRecipe(Strict):
     description: str = ""
     data: DataConfig = Field(default_factory=DataConfig)
     teacher: TeacherConfig | None = Field(None, description="not needed by methods that bring their own (lad)")
-    student: ModelConfig
+    student: StudentConfig
     method: Annotated[list[MethodConfig], BeforeValidator(_as_list), Field(min_length=1)]
     baseline: str = Field("none", description="the student alone in the report: a run folder, `train` or `none`")
     train: TrainConfig = Field(default_factory=TrainConfig)
@@ -258,7 +285,7 @@ class ArmConfig(Strict):
     """One arm of a comparison: its method, and what else differs from the recipe; all else is equal."""
 
     method: Annotated[list[MethodConfig], BeforeValidator(_as_list), Field(min_length=1)]
-    student: ModelConfig | None = Field(None, description="another student than the recipe's")
+    student: StudentConfig | None = Field(None, description="another student than the recipe's")
     optimizer: OptimizerConfig | None = Field(None, description="another optimizer than the recipe's")
     schedule: ScheduleConfig | None = Field(None, description="another schedule than the recipe's")
     aux_weight: NonNegativeFloat | None = Field(None, description="another weight of the auxiliary cross-entropy")
@@ -289,7 +316,7 @@ class CompareRecipe(Strict):
     description: str = ""
     data: DataConfig = Field(default_factory=DataConfig)
     teacher: TeacherConfig | None = Field(None, description="not needed by methods that bring their own (lad)")
-    student: ModelConfig
+    student: StudentConfig
     arms: dict[ArmName, Annotated[ArmConfig, BeforeValidator(_arm)]] = Field(min_length=1)
     seeds: Annotated[list[NonNegativeInt], Field(min_length=1), AfterValidator(_different)] = Field(
         [0, 1, 2], description="a seed sets data order, initial weights and noise of all arms"

@@ -50,3 +50,13 @@ def reason(error: BaseException) -> str:
     """Return the first line of ``error``'s message, or its type's name when it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """Return ``error`` and what it came from, the innermost last."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    return chain

@@ -97,6 +97,7 @@ def test_splits_by_default_and_by_choice(run, tmp_path):
     assert "(train 3, val 2)" in run(*FOLDER, "--split", "train,val")[1]
     assert "(test 1)" in run(*FOLDER, "--split", "test")[1]
     # a split of the recipe that is not there is a finding, and the other one is checked
+    assert "--split 'train, ' names a split of no name" in run(*FOLDER, "--split", "train, ")[2]
     code, out, _ = run(*FOLDER, "--data.val_split", "valid")
     assert code == 1
     assert "the split valid cannot be checked: no such folder" in out

@@ -18,8 +18,10 @@ from segtailor import plugins
 from segtailor.config import DataConfig
 from segtailor.data import Sample, SegmentationDataset, TorchDataset, create_dataset, list_datasets
 from segtailor.data.check import check_files
+from segtailor.data.check.scan import count_classes, sample_stats
 from segtailor.data.external import GROUP
 from segtailor.data.loader import train_batches
+from segtailor.data.paired import limit_dataset
 from segtailor.errors import SegtailorError
 
 RGB = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
@@ -158,8 +160,50 @@ def test_it_is_checked_limited_pickled_and_batched():
     batch = next(iter(train_batches(data, config, seed=0, global_batch=2, micro_batch=2, steps=1)))
     assert batch.images.shape == (2, 3, 4, 4)
     bad = TorchDataset(Pairs(mask=MASK + 2))
-    with pytest.raises(SegtailorError, match="custom train, 4 rows checked: 4 cannot be used: mask 0 of custom train"):
-        check_files(bad)
+    for data in bad, limit_dataset(bad, 3):
+        rows = f"{12 * len(data)} pixels in {len(data)} rows, first mask 0 of custom train"
+        with pytest.raises(
+            SegtailorError, match=f"custom train, {len(data)} rows checked: masks hold 2 values"
+        ) as caught:
+            check_files(data)
+        assert f"2 ({rows})" in str(caught.value)
+        assert "set data.values, data.void" in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+@pytest.mark.parametrize("classes", [CLASSES, ["a", "b", "c"]])
+def test_masks_of_0_and_255_stop_a_run_as_those_of_files_do(classes, limit):
+    """255 is void: without a word the object would be ignored, and one class be all that is trained."""
+
+    def opened(mask, **fields):
+        config = DataConfig(name="object:Pairs", **fields)
+        data = TorchDataset(Pairs(mask=mask), classes, config=config)
+        return (data if limit is None else limit_dataset(data, limit)), config
+
+    binary = np.where(MASK == 1, 255, 0)
+    with pytest.raises(SegtailorError, match="masks of 0 and 255 only, though 255 is no class: the object") as caught:
+        check_files(*opened(binary))
+    assert ("data.values: [0, 255]" in str(caught.value)) == (len(classes) == 2)
+    check_files(*opened(MASK))
+    check_files(*opened(binary, void=[255]))
+    if len(classes) == 2:
+        check_files(*opened(binary, values=[0, 255]))
+
+
+@pytest.mark.parametrize("ignored", [-1, -100, 65535])
+def test_the_ignore_index_of_another_loss_is_void_where_the_recipe_says_so(ignored):
+    mask = np.where(MASK == 255, ignored, MASK.astype(np.int64))
+    with pytest.raises(SegtailorError, match=rf"holds the value {ignored} \(4 pixels\).*data\.void"):
+        TorchDataset(Pairs(mask=mask))[0]
+    for values, first in ((None, MASK), ([0, 255], np.where(MASK == 1, 255, MASK))):
+        config = DataConfig(name="object:Pairs", values=values, void=[ignored])
+        data = TorchDataset(Pairs(mask=np.where(MASK == 255, ignored, first.astype(np.int64))), config=config)
+        assert torch.equal(data[0].target, torch.from_numpy(MASK))
+        check_files(data, config)
+        assert count_classes(data, "train", [sample_stats(data, "train", 0)]).void == 4
+    wrong = TorchDataset(Pairs(mask=mask + 7), config=DataConfig(void=[ignored + 7]))
+    with pytest.raises(SegtailorError, match=r"holds the values 7 \(12 pixels\), 8 \(8 pixels\): none of"):
+        wrong[0]
 
 
 MODULE = """

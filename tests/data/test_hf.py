@@ -205,7 +205,9 @@ def test_cells_that_hold_nothing_or_no_image_are_named(tmp_path):
     assert data[0].target.tolist() == TARGET
     with pytest.raises(SegtailorError, match=r"row 1 of .* has no mask"):
         data[1]
-    with pytest.raises(SegtailorError, match=r"hf train, 3 rows checked: 2 cannot be used: row 1 of .*image 2 of"):
+    with pytest.raises(
+        SegtailorError, match=r"hf train, 3 rows checked: 2 rows cannot be read: .*row 1 of .*image 2 of"
+    ):
         check_files(data)
     with pytest.raises(SegtailorError, match=r"cannot read image 2 of .* train: not a readable image; fix"):
         data[2]
@@ -271,9 +273,9 @@ def test_a_data_set_of_the_hub(tmp_path):
     options = [{"source": "someone/streets"}, {"source": "some/other"}, {"source": "someone/streets", "config": "big"}]
     whole, other, config, offline, missing = ask_hub(tmp_path / "home", hub.url, options + options[:2])
     assert whole == [6, ["road", "car"], 2, TARGET]
-    assert other.startswith("cannot open the Hugging Face data set some/other: the Hub has none of this name")
+    assert other.startswith("cannot open the Hugging Face data set some/other: no such folder, and no public")
     assert "set data.config" in config
     # offline: earlier downloads are read, others are an error
     assert offline == whole
-    assert "some/other: the Hub cannot be reached and it is not in the cache" in missing
+    assert "some/other: what it needs from the hub is not in the local cache, and offline mode is on" in missing
     hub.shutdown()

@@ -309,6 +309,9 @@ def test_no_pack_is_an_error(tmp_path, source):
     [
         ({"encoding": "jpg"}, "unknown --format 'jpg'; nearest: jpeg"),
         ({"quality": 0}, "--quality is 1 to 100, not 0"),
+        ({"quality": 50}, "--quality is for --format jpeg, not raw; leave it out"),
+        ({"quality": 95, "encoding": "png"}, "--quality is for --format jpeg, not png"),
+        ({"shards": 2, "shard_mb": 256}, "--shards and --shard-size exclude each other"),
         ({"shards": 0}, "at least 1"),
         ({"shard_mb": 0}, "at least 1"),
         ({"splits": ["a.b", "a_b"]}, "would have the same names; pack each alone"),

@@ -36,6 +36,8 @@ def test_the_check_before_training_counts_damaged_samples(tmp_path):
     check_files(data)
     for number in (1, 2):
         damage(out / "train/chunk-0-0.bin", place(out, number, 1))
-    with pytest.raises(SegtailorError, match=r"camvid train, 4 rows checked: 2 cannot be used: .*out/train") as caught:
+    with pytest.raises(
+        SegtailorError, match=r"camvid train, 4 rows checked: 2 rows cannot be read: .*out/train"
+    ) as caught:
         check_files(data)
     assert "\n" not in str(caught.value)

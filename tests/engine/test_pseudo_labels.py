@@ -28,7 +28,7 @@ from segtailor.models.network import SegOutput
 from .test_distributed import Plain
 
 SIZE = (16, 24)
-CLASS_READERS = {"ifvd", "bpkd", "heteroakd", "cirkd"}
+CLASS_READERS = {"kt", "ifvd", "bpkd", "heteroakd", "cirkd"}
 OWN_TEACHER = {"none", "lad"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "cirkd": {"pixel_queue": 40, "region_queue": 10, "pixel_samples": 20, "region_samples": 10},
@@ -157,7 +157,7 @@ def test_where_each_method_learns(name: str) -> None:
     [
         ("kd", {"variant": "published"}),
         ("cwd", {"variant": "published"}),
-        ("kt", {"lt_all": 0, "tailors": "trained"}),
+        ("kt", {"lt_all": 0, "lt_class": 0, "lt_nonclass": 0}),
         ("cirkd", {"memory_pixel": 0, "memory_region": 0}),
         ("ifvd", {"ifvd": 0}),
     ],

@@ -14,7 +14,7 @@ from segtailor.models.network import Preprocess, SegOutput
 class TinyModel(nn.Module):
     """A stride-2 convolution; refuses sizes that are no multiple of its preprocessing's, as real networks do."""
 
-    name, has_aux, tap_channels = "tiny", False, {}
+    name, has_aux, tap_channels, classes = "tiny", False, {}, ()
 
     def __init__(self, num_classes: int = 3, size_multiple: int = 2, seed: int = 0) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import yaml
 
 import segtailor
 from processes import command_under_torchrun
+from segtailor.config import CompareRecipe
+from segtailor.engine.launch import prints
 from segtailor.errors import SegtailorError
+from segtailor.jobs.compare import _this_process
 from segtailor.models import load_model
 from segtailor.results.model import read_comparison
 from tiny import tiny_distill
@@ -53,6 +57,8 @@ def test_seeds_dealt_out_give_the_same(
     path = written(folder, teacher_run)
     output = command_under_torchrun(["compare", str(path)], tmp_path / "output.txt")
     assert "difference to none" in output
+    assert re.search(r"^kd +2 ", output, re.MULTILINE)  # the first process waits for the others' seeds
+    assert (tmp_path / "output.txt1").read_text() == ""
     torch.testing.assert_close(students(folder), expected, rtol=0, atol=0)
     assert read_comparison(folder / "comparison").problems == []
 
@@ -100,7 +106,20 @@ def test_more_processes_than_seeds_are_refused(
     tmp_path: Path, teacher_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(tmp_path / "few", teacher_run, seeds=[0])
-    monkeypatch.setenv("RANK", "0")  # as a launcher sets them
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in (("TORCHELASTIC_RUN_ID", "none"), ("RANK", "0"), ("WORLD_SIZE", "2")):  # as torchrun does
+        monkeypatch.setenv(name, value)
     with pytest.raises(SegtailorError, match="2 processes for 1 seeds: start at most as many, or set spread to data"):
         segtailor.compare(path)
+
+
+def test_the_variables_of_a_cluster_are_no_torchrun(teacher_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some set RANK and WORLD_SIZE for the job's machines, of which one runs the command."""
+    made = tiny_distill(Path("runs"), teacher_run)
+    del made["method"]
+    recipe = CompareRecipe.model_validate({**made, "arms": {"kd": "kd"}})
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert _this_process(recipe) == (recipe.train, 0, 1, None)
+    assert prints()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert not prints()

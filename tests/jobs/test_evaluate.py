@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import segtailor
@@ -14,8 +15,9 @@ from segtailor.errors import SegtailorError
 from segtailor.evaluation import EvaluationResult
 from segtailor.evaluation.format import format_result
 from segtailor.jobs.evaluate import evaluate
+from segtailor.models import read_card
 from segtailor.results.model import read_results
-from tiny import TINY_DATA
+from tiny import TINY_DATA, tiny_distill
 
 TOY = DataConfig.model_validate(TINY_DATA)
 
@@ -117,6 +119,32 @@ def test_a_module_of_any_library_is_adapted_as_choices_say():
     scored = evaluate(net, TINY_DATA, device="cpu", choices=raw)
     assert scored.miou != evaluate(net, TINY_DATA, device="cpu", choices={"preprocess": {}}).miou
     assert scored.miou == pytest.approx(evaluate(net, TINY_DATA, device="cpu").miou)
+
+
+def test_classes_in_another_order_are_refused_and_a_class_map_puts_them_right(tmp_path, teacher_run):
+    scored = evaluate(teacher_run, device="cpu")
+    tensors, card = load_file(teacher_run / "model.safetensors"), read_card(teacher_run)
+    card["classes"][-2:] = card["classes"][:-3:-1]
+    for name in [name for name, tensor in tensors.items() if tensor.shape[:1] == (9,)]:
+        tensors[name][-2:] = tensors[name][-2:].flip(0)
+    turned = tmp_path / "turned.safetensors"
+    save_file(tensors, turned, {"card": json.dumps(card)})
+    with pytest.raises(SegtailorError, match=r"'car' is class 8 of the model and class 7 of the data; .*--class-map"):
+        evaluate(turned, device="cpu")
+    same = {name: name for name in card["classes"]}
+    assert evaluate(turned, class_map=same, device="cpu").miou == pytest.approx(scored.miou, abs=1e-6)
+    teacher = {"weights": str(turned), "check": False}
+    with pytest.raises(SegtailorError, match="'car' is class 8 of the model"):
+        segtailor.distill({**tiny_distill(tmp_path, turned), "teacher": teacher})
+    card["classes"] = [name.upper() for name in card["classes"]]  # as another author spells them
+    save_file(tensors, turned, {"card": json.dumps(card)})
+    evaluate(turned, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["runs/nothere", "photos.txt", "deeplabv3-resnet18"])
+def test_a_model_that_is_not_there_is_named(name):
+    with pytest.raises(SegtailorError, match=f"no such file or folder: {name}"):
+        evaluate(name)
 
 
 @pytest.mark.parametrize(

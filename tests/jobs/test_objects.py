@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -111,6 +111,24 @@ def test_a_finished_run_fills_the_student_again(tmp_path: Path) -> None:
     torch.testing.assert_close(state(first), state(second), rtol=0, atol=0)
 
 
+def test_a_finished_run_does_not_fill_another_student(tmp_path: Path) -> None:
+    segtailor.train(recipe(tmp_path), model=Net(4), **data())
+    folder = tmp_path / "Squares-Net"
+    with pytest.raises(SegtailorError, match=r"Squares-Net does not fit the given Net: 7 of another shape"):
+        segtailor.train(recipe(tmp_path), {"run.exists": "resume"}, model=Net(6), **data())
+    for objects, message in (
+        ({}, "the recipe was made with Net, a Python object; call from Python, and give it again as model"),
+        ({"model": Net(4)}, "made with Squares, a Python object; .* again as train_data and val_data"),
+    ):
+        with pytest.raises(SegtailorError, match=message):
+            segtailor.train(folder / "recipe.yaml", {"run.exists": "resume"}, **objects)
+
+
+def test_overrides_are_a_mapping(tmp_path: Path) -> None:
+    with pytest.raises(SegtailorError, match=r"overrides map dotted keys .* no list"):
+        segtailor.train(recipe(tmp_path), ["--train.steps", "3"], model=Net(4), **data())
+
+
 @pytest.mark.parametrize("form", ["array", "tensor"])
 def test_the_form_of_images_and_masks_does_not_matter(tmp_path: Path, form: str) -> None:
     models = []
@@ -144,6 +162,30 @@ def test_a_comparison_of_objects(tmp_path: Path) -> None:
     assert (result.folder / "samples").is_dir()
     assert "difference to none" in str(result)
     assert "<td>kd</td>" in result._repr_html_()
+
+
+class Dropping(Net):
+    """Somebody's network with a dropout, which notes the probabilities that it was trained with."""
+
+    seen: ClassVar[set[float]] = set()
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.encoder.append(nn.Dropout2d(0.5))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.seen.add(self.encoder[-1].p)
+        return super().forward(images)
+
+
+def test_a_recipe_sets_the_dropout_of_what_is_trained(tmp_path: Path) -> None:
+    student = Dropping(4)
+    segtailor.train(recipe(tmp_path, model={"dropout": 0.125}), model=student, **data())
+    assert Dropping.seen == {0.125}
+    assert student.encoder[-1].p == 0.5
+    with pytest.raises(SegtailorError, match="has no dropout; leave the option dropout out"):
+        segtailor.train(recipe(tmp_path, model={"dropout": 0.125}), model=Net(4), **data())
 
 
 def test_a_result_shows_itself(tmp_path: Path, teacher_run: Path) -> None:
@@ -194,6 +236,14 @@ class Pairless(Squares):
         return super().__getitem__(index)[0]
 
 
+def named(validation: Any, first: str) -> dict[str, Any]:
+    """Return training data of CLASSES, and ``validation`` data that name another class first."""
+    training = Squares(3)
+    training.classes = CLASSES
+    validation.classes = [first, "thing", "ground"]
+    return {"train_data": training, "val_data": validation, "classes": None}
+
+
 class Silent(nn.Module):
     def forward(self, images: Tensor) -> None:
         return None
@@ -208,6 +258,7 @@ class Silent(nn.Module):
         ({"train_data": Pairless(3)}, "sample 0 of Pairless train is a Image; expected a pair"),
         ({"classes": ["ground"]}, "mask 0 of Squares train holds the values"),
         ({"classes": None}, "Squares does not name its classes"),
+        (named(Squares(4), "sky"), r"do not name the same classes in the same order: ground, thing, sky; sky, thing"),
         ({"val_data": None}, "val_data is missing"),
         ({"train_data": None, "val_data": None}, "classes name those of train_data and val_data"),
         ({"student": "deeplabv3plus-lcnet_035"}, "student is a str, not a torch.nn.Module"),

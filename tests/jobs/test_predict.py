@@ -161,6 +161,15 @@ def test_an_output_folder_spelled_otherwise_is_not_read(tmp_path, monkeypatch):
         assert len(written) == 1
 
 
+@pytest.mark.parametrize("out", [".", "in", "in/.", "in/../in"])
+def test_an_output_folder_that_holds_the_images_is_refused(tmp_path, monkeypatch, out):
+    _photo(tmp_path / "in/a.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SegtailorError, match=r"^in is in .*, the folder for masks"):
+        predict(TinyModel(), "in", out)
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["a.png"]
+
+
 @pytest.mark.parametrize("wrap", [lambda logits: logits, lambda logits: {"out": logits}, lambda logits: (logits, None)])
 def test_a_plain_module_gets_raw_pixels_as_floats(wrap):
     class Plain(nn.Module):
@@ -186,5 +195,11 @@ def test_what_predict_does_not_take_is_named():
     photo = np.zeros((4, 4, 3), np.uint8)
     with pytest.raises(SegtailorError, match="'sise'; nearest: size"):
         predict(TinyModel(), photo, sise=(8, 8))
+    for name in ("size", "window", "stride"):
+        for value in ("64x", "64", 64, (64,), (64, 0), (64.5, 64), (8, 8, 8)):
+            with pytest.raises(SegtailorError, match=rf"^{name} is \(height, width\) in pixels"):
+                predict(TinyModel(), photo, **{name: value})
+    with pytest.raises(SegtailorError, match="mode is 'whole' or 'slide', not 'slid'"):
+        predict(TinyModel(), photo, mode="slid")
     with pytest.raises(SegtailorError, match=r"a torch.nn.Module, not NoneType"):
         predict(None, photo)

@@ -98,8 +98,16 @@ def test_publishing_again_replaces_our_own_repository_but_never_other_files(run,
 
 
 def test_mistakes_are_told_in_one_line(run, tmp_path, monkeypatch):
-    with pytest.raises(SegtailorError, match="--to is hf:USER"):
-        publish(run, "s3://bucket")
+    monkeypatch.chdir(tmp_path)
+    for to in ("s3://bucket", "hf:", "hf:nouser", "hf:user/", "hf:a/b/c"):
+        with pytest.raises(SegtailorError, match=f"--to is hf:USER/NAME or hf:./FOLDER, not '{to}'"):
+            publish(run, to)
+    for to, why in (("hf:/proc/zz/yy", "No such file or directory"), ("hf:./run/results.json/x", "Not a directory")):
+        with pytest.raises(SegtailorError, match=rf"cannot write \S+: {why}$"):
+            publish(run, to)
+    with pytest.raises(SegtailorError, match=r"--license is an id of the hub's, .* not 'no such'"):
+        publish(run, "hf:./repo", license_id="no such")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
     with pytest.raises(SegtailorError, match="no such file or folder"):
         publish(tmp_path / "nothing", f"hf:{tmp_path / 'repo'}")
     (tmp_path / "empty").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,12 @@ def test_a_record_names_what_it_has(comparison: Path, tmp_path: Path, monkeypatc
     write_record(comparison, tmp_path / "benchmarks" / "results" / "tiny", "abc1234")
     monkeypatch.chdir(tmp_path)
     for name, arm, seed, message in (
-        ("tinny", "kt", 0, "unknown record 'tinny'; nearest: tiny"),
+        (
+            "tinny",
+            "kt",
+            0,
+            f"unknown record 'tinny'; nearest: tiny. Names are of {tmp_path / 'benchmarks'}",
+        ),
         ("tiny", "kd", 0, "unknown arm 'kd'; nearest: kt"),
         ("tiny", "kt", 7, "no seed 7 in tiny; there are 0, 1"),
     ):
@@ -98,6 +104,17 @@ def test_a_comparison_records_every_option_that_its_methods_had(comparison: Path
     recipe = json.loads((comparison / "comparison.json").read_text())["recipe"]
     (method,) = recipe["arms"]["kt"]["method"]
     assert method == {"name": "kt", "weight": 1.0, **check_options("kt", {}).model_dump()}
+
+
+def test_the_spread_stays_between_nothing_and_all(comparison: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "wide"
+    shutil.copytree(comparison, folder)
+    for seed, miou in ((0, 0.0), (1, 1.0)):
+        path = folder / "arms" / "kt" / f"seed{seed}" / "outcome.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"miou": miou}))
+        (path.parent / "confusions.npz").unlink()
+    found = repro(folder, {"run.folder": str(tmp_path)}, arm="kt", seed=0)
+    assert (found.low, found.high) == (0.0, 1.0)
 
 
 def test_within_the_spread() -> None:

@@ -20,13 +20,10 @@ EVERY_TERM: dict[str, Any] = {
     "lt_class": 0.1,
     "lt_nonclass": 0.1,
     "ft": 0.5,
-    "contrastive": 0.1,
     "temperature": 1.0,
-    "tuning_point": 0.75,
-    "tailors": "trained",
     "feature_taps": "decoder",
 }
-"""Options of `kt` that turn all its terms on, in both phases."""
+"""Options of `kt` that turn all its clean terms on."""
 
 
 def labels(batch: int = 2, size: tuple[int, int] = (46, 63), seed: int = 0) -> Tensor:

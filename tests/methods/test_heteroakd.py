@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from segtailor.errors import SegtailorError
-from segtailor.methods import create_method
+from segtailor.methods import Method, create_method
 from segtailor.methods.heteroakd import ClassProjector, Heterogeneous
 
 from .cases import CLASSES, STUDENT, TEACHER, labels, output, tensors
-from .tester import EARLY, MethodTester
+from .processes import step_gradients
+from .tester import EARLY, MethodTester, uneven_labels
 
 
 class OneTermForTheTeachersProjector(MethodTester):
@@ -45,6 +46,20 @@ class TestHeterogeneous(OneTermForTheTeachersProjector):
     minimal: ClassVar = frozenset({"kd"})
     couples_images = True
     terms = frozenset({"hybrid", "teacher_task", "student_task", "kd"})
+
+
+def without_moments(method: Method) -> None:
+    assert isinstance(method, Heterogeneous)
+    for projector in method.projectors.values():
+        assert isinstance(projector, ClassProjector)
+        projector.forward = lambda feature, valid, project=projector.project: project(feature)  # type: ignore[method-assign]
+
+
+def test_only_the_moments_couple_images() -> None:
+    for prepare, same in ((None, False), (without_moments, True)):
+        alone, parts = (step_gradients("heteroakd", {}, EARLY, uneven_labels(), count, prepare) for count in (1, 2))
+        weights = [key for key in alone if key.startswith("student.")]
+        assert same == all(torch.allclose(parts[key], alone[key], rtol=1e-4, atol=1e-5) for key in weights)
 
 
 class TestHeterogeneousByEntropy(OneTermForTheTeachersProjector):

@@ -81,7 +81,7 @@ def test_a_teacher_without_a_feature_is_refused_by_name(name: str) -> None:
 def test_published_presets_fill_in_and_give_way_to_given_options() -> None:
     assert check_options("kt", {"variant": "published"}).model_dump()["contrastive"] == 1
     assert check_options("kt", {"variant": "published", "contrastive": 0.5}).model_dump()["contrastive"] == 0.5
-    assert check_options("kt", {}).model_dump()["tailors"] == "none"
+    assert check_options("kt", {}).model_dump()["contrastive"] == 0
 
 
 def test_channels_as_a_number_are_the_features() -> None:
@@ -89,7 +89,7 @@ def test_channels_as_a_number_are_the_features() -> None:
 
 
 def test_describe_shows_both_variants_defaults_and_refuses_unknown_names() -> None:
-    assert "default 0.4; published: 1.0" in describe("kt")
+    assert "default 0.1; published: 1.0" in describe("kt")
     with pytest.raises(SegtailorError, match="nearest: cwd"):
         describe("cdw")
 
@@ -165,6 +165,23 @@ class Demanding(segtailor.Method[DemandingOptions]):
         return {}
 
 
+class Foreign(Bare):
+    name = "foreign"
+    Options = dict
+
+
+class Typo(Bare):
+    name = "typo"
+    labels = "class"
+
+
+class Given(Bare):
+    name = "given"
+
+    def terms(self, student, teacher, target, step):
+        return self.given
+
+
 class Other:
     pass
 
@@ -221,6 +238,7 @@ def test_a_package_registers_methods_by_entry_points(mine: Path) -> None:
         ("module:others_methods:Other", "a class that does not derive from segtailor.Method; write class Mine"),
         ("module:others_methods:function", "is a function that does not derive from segtailor.Method"),
         ("module:others_methods:NoTerms", r"lacks terms\(\); its class must define"),
+        ("module:others_methods:Foreign", "the Options of .* do not derive from segtailor.MethodOptions"),
         ("module:others_methods:Taken", "calls itself 'kd', which is a method of segtailor; choose another `name`"),
     ],
 )
@@ -228,6 +246,28 @@ def test_mistakes_in_anothers_method_are_one_line(mine: Path, spec: str, message
     with pytest.raises(SegtailorError, match=message) as error:
         find_method(spec)
     assert "\n" not in str(error.value)
+
+
+def test_a_method_is_one_name() -> None:
+    for name in (["kd", "cwd"], None, METHODS["kd"]):
+        with pytest.raises(SegtailorError, match=r"a method is one name, not .*; make one loss for each method"):
+            create_method(name, CLASSES, STUDENT, TEACHER)  # type: ignore[call-overload]
+
+
+def test_terms_of_anothers_method_are_scalar_losses_by_name(mine: Path) -> None:
+    with pytest.raises(SegtailorError, match="method typo: labels are unused, ignore_mask or classes, not 'class'"):
+        create_method("module:others_methods:Typo", CLASSES, STUDENT, TEACHER)
+    method: Any = create_method("module:others_methods:Given", CLASSES, STUDENT, TEACHER)
+    for given, message in (
+        (torch.zeros(()), r"terms\(\) returns Tensor, not a dict"),
+        (None, r"terms\(\) returns NoneType, not a dict"),
+        ({"it": 0.5}, "the term 'it' is float, not a scalar tensor of floats"),
+        ({"it": torch.zeros(4)}, r"the term 'it' is torch.float32 \[4\], not"),
+        ({"it": torch.zeros((), dtype=torch.int64)}, r"the term 'it' is torch.int64 \[\], not"),
+    ):
+        method.given = given
+        with pytest.raises(SegtailorError, match=f"method given: {message}"):
+            method(output(STUDENT), output(TEACHER, seed=2), labels(), 0.5)
 
 
 def test_the_command_line_trains_with_a_file_on_the_import_path(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import sys
 import types
@@ -86,8 +87,25 @@ def test_a_forward_made_by_others_is_read_and_not_made_again() -> None:
     assert two.student_output is result
     assert len(calls) == 2
     torch.testing.assert_close(terms, one(images, target))
-    with pytest.raises(SegtailorError, match="was not run since the last call"):
+    with pytest.raises(
+        SegtailorError, match=r"was not run since the last call.*run the student once .* with gradients"
+    ):
         two(images, target, student_output=result)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_a_teacher_run_by_others_is_read_however_it_was_run(mode: Any) -> None:
+    images, target = batch()
+    teacher = Net(12, 2)
+    (_, one), (student, two) = loss_of("kt"), loss_of("kt", teacher=teacher)
+    with mode():
+        result = teacher(images)
+    terms = two(images, target, teacher_output=result)
+    torch.testing.assert_close(terms, one(images, target))
+    torch.autograd.backward(list(terms.values()))
+    assert all(value.grad is not None for value in student.stem.parameters())  # type: ignore[union-attr]
+    with pytest.raises(SegtailorError, match=r"the teacher Net: .* run the teacher once before each loss, and compile"):
+        two(images, target, teacher_output=result)
 
 
 def test_parameters_are_the_projectors_and_networks_stay_as_they_are() -> None:
@@ -122,12 +140,26 @@ def test_the_adversary_learns_inside_and_is_part_of_the_checkpoint() -> None:
         assert all(value.grad is None for value in adversary.parameters())
         losses.append(loss.adversary_loss)
         student.zero_grad()
-    assert losses[0] is None
-    assert losses[-1] < losses[1]
+    assert losses[-1] < losses[0]
     _, other = loss_of("adversarial", adversarial=1.0, lr=0.01, width=8)
-    other.load_state_dict(loss.state_dict())
+    other.load_state_dict(copy.deepcopy(loss.state_dict()))
     assert other.method.adversary is not None
     torch.testing.assert_close(other.method.adversary.state_dict(), adversary.state_dict())
+    for _ in range(2):  # the step that waited was saved
+        torch.testing.assert_close(other(*batch()), loss(*batch()), rtol=0, atol=0)
+    loss.to("meta")
+    assert all(value.is_meta for value in adversary.parameters())
+
+
+def test_a_loss_is_copied_in_the_middle_of_training() -> None:
+    student, loss = loss_of("adversarial", width=8)
+    torch.autograd.backward(list(loss(*batch()).values()))
+    student(batch()[0])  # its graph is not yet used
+    both = torch.optim.swa_utils.AveragedModel(nn.ModuleList([student, loss])).module
+    twin: Any = both[1]
+    assert twin.student_output is None
+    torch.testing.assert_close(twin(*batch(1)), loss(*batch(1)))
+    assert twin._views["student"].net is both[0]
 
 
 def test_progress_is_counted_or_set_and_asked_for_where_it_matters() -> None:
@@ -155,6 +187,25 @@ def test_named_taps_and_networks_of_segtailor() -> None:
     loss = create_method("cwd", CLASSES, student=ours, teacher=Net(12, 2))
     assert set(loss(images * 50 + 128, target, teacher_images=images)) == {"cwd_logits", "cwd_feature"}
     assert loss.student_output.logits.shape[1] == CLASSES
+    with pytest.raises(SegtailorError, match="the student is a network of segtailor, whose taps have names; leave out"):
+        create_method("cwd", CLASSES, student=ours, teacher=Net(12, 2), student_taps={"feature": "decoder"})
+
+
+def test_auxiliary_logits_are_named_like_other_taps() -> None:
+    class Two(Net):
+        def __init__(self, width: int, seed: int) -> None:
+            super().__init__(width, seed)
+            self.aux = nn.Conv2d(width, CLASSES, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.aux(self.stem(images))
+            return super().forward(images)
+
+    networks: dict[str, Any] = {"student": Two(8, 1), "teacher": Two(12, 2)}
+    taps: Any = {f"{role}_taps": {"aux_logits": "aux"} for role in networks}
+    _, loss = loss_of("kt", **networks, variant="published", **taps)
+    assert loss.taps["student"]["aux_logits"] == "aux"
+    assert "kd_aux" in loss(*batch())
 
 
 def test_autocast_and_compilation() -> None:
@@ -233,12 +284,49 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         ("cwd", {"logitz": 1}, "unknown option of method 'cwd' 'logitz'; nearest: logits"),
         ("cwd", {"student_taps": {"feature": "bodi"}}, "unknown module of the student Net .*'bodi'; nearest: body"),
         ("kt", {"feature_taps": "stages.7"}, "method kt reads 'stages.7' of the student.*student_taps="),
+        ("cwd", {"student_taps": {"featur": "body"}}, "unknown tap in student_taps 'featur'; nearest: feature"),
+        ("kd", {"teacher_taps": {"feature": "body"}}, "in teacher_taps 'feature'; nearest: logits. method kd reads no"),
+        ("cwd", {"student_taps": "body"}, "create_method, 'student_taps': Input should be a valid .*got 'body'"),
+        ("cwd", {"total_steps": 0}, "create_method, 'total_steps': Input should be greater than 0"),
+        ("cwd", {"total_steps": -3}, "create_method, 'total_steps': Input should be greater than 0"),
+        ("cwd", {"total_steps": "nine"}, "create_method, 'total_steps': Input should be a valid integer"),
+        ("cwd", {"image_size": 64}, "create_method, 'image_size': Input should be a valid tuple"),
+        ("cwd", {"ignore_index": None}, "create_method, 'ignore_index': Input should be a valid integer"),
+        ("cwd", {"student": "resnet18"}, "create_method, 'student': Input should be an instance of Module"),
+        ("cwd", {"teacher": [Net(12, 2)]}, "create_method, 'teacher': Input should be an instance of Module"),
     ],
 )
 def test_mistakes_are_one_line(name: str, options: dict[str, Any], message: str) -> None:
+    student, teacher = Net(8, 1), Net(12, 2)
     with pytest.raises(SegtailorError, match=message) as error:
-        create_method(name, CLASSES, **{"student": Net(8, 1), "teacher": Net(12, 2), **options})
+        create_method(name, CLASSES, **{"student": student, "teacher": teacher, **options})
     assert "\n" not in str(error.value)
+    parts = [*student.modules(), *teacher.modules()]
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+    assert all(value.requires_grad for value in teacher.parameters())
+
+
+def test_targets_and_outputs_of_other_images_are_refused() -> None:
+    student, loss = loss_of("kd")
+    images, target = batch()
+    for size in ((32, 48), (128, 192)):
+        assert loss(images, F.interpolate(target[:, None].float(), size)[:, 0].long())["kd"].isfinite()
+    assert loss(images, target.byte()) == loss(images, target) == loss(images, target.int())
+    wrong: list[Any] = [
+        target[:1], target[:, :32], target.repeat(1, 2, 1), target[0], target[:, None], target.float(), target.tolist(),
+        target.numpy(), F.one_hot(target % CLASSES).permute(0, 3, 1, 2),
+    ]  # fmt: skip
+    for value in wrong:
+        with pytest.raises(
+            SegtailorError, match=r"the target of images \[4, 3, 64, 96\] is .*; it holds class indices"
+        ):
+            loss(images, value)
+    with pytest.raises(SegtailorError, match=r"images are a tensor \(B,3,H,W\)"):
+        loss([images], target)  # type: ignore[arg-type]
+    with pytest.raises(SegtailorError, match="the teacher Net was run on 2 images; the batch has 4"):
+        loss(images, target, teacher_images=images[:2])
+    with pytest.raises(SegtailorError, match="the student Net was run on 2 images; the batch has 4"):
+        loss(images, target, student_output=student(images[:2]))
 
 
 def test_wrong_classes_and_shared_networks_are_refused() -> None:
@@ -247,12 +335,24 @@ def test_wrong_classes_and_shared_networks_are_refused() -> None:
     with pytest.raises(SegtailorError, match=r"the target holds -100; classes are 0 to 3, void is ignore_index=255"):
         loss(images, torch.where(target == 255, -100, target))
     _, loss = loss_of(ignore_index=-100)
-    loss(images, torch.where(target == 255, -100, target))
+    expected = loss(images, torch.where(target == 255, -100, target))
+    torch.testing.assert_close(expected, loss(images, torch.where(target == 255, -100, target).char()))
+    with pytest.raises(SegtailorError, match="the target holds 255; classes are 0 to 3, void is ignore_index=-100"):
+        loss(images, target.byte())
     with pytest.raises(SegtailorError, match="the target holds 4; classes are 0 to 3"):
-        loss(images, target + (target == 3))
+        loss(images, torch.where(target == 255, -100, target) + (target == 3))
     net = Net(8, 1)
-    with pytest.raises(SegtailorError, match="student and teacher are the same module"):
+    with pytest.raises(SegtailorError, match=r"share parameters \(stem.0.weight\).*teacher=copy.deepcopy\(teacher\)"):
         create_method("kd", CLASSES, student=net, teacher=net)
+    teacher, tied = Net(8, 2), Net(8, 3)
+    net.body = teacher.body
+    tied.head.weight = nn.Parameter(teacher.head.weight.data)
+    for student, name in ((net, "body.0.weight"), (tied, "head.weight")):
+        with pytest.raises(SegtailorError, match=f"share parameters .{name}"):
+            create_method("kd", CLASSES, student=student, teacher=teacher)
+        assert all(value.requires_grad for value in student.parameters())
+    with pytest.raises(SegtailorError, match="'num_classes': Input should be less than or equal to 255"):
+        create_method("kd", 256, student=Net(8, 1), teacher=teacher)
     with pytest.raises(SegtailorError, match="needs student_channels and teacher_channels, or student and teacher"):
         create_method("kd", CLASSES)  # type: ignore[call-overload]
 

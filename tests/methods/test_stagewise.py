@@ -8,7 +8,7 @@ from torch import Tensor
 
 from segtailor.errors import SegtailorError
 from segtailor.losses import channel_kl, standardize, valid_counts
-from segtailor.methods import check_options, create_method
+from segtailor.methods import create_method
 from segtailor.methods.stagewise import CHUNK, regression
 
 from .cases import CLASSES, STUDENT, TEACHER, labels, output
@@ -123,17 +123,3 @@ def test_the_regression_learns() -> None:
         optimizer.step()
         values.append(value.item())
     assert values[-1] < values[0] - 0.4
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"recombination": "trained", "ft": 8}, "'recombination': .*`stagewise`"),
-        ({"recombination": "correlation"}, "'recombination': .*leave it out"),
-        ({"variant": "published", "tailors": "none"}, "'tailors': .*variant: clean"),
-    ],
-)
-def test_what_kt_no_longer_is_names_its_successor(options: dict[str, object], message: str) -> None:
-    with pytest.raises(SegtailorError, match=message) as error:
-        check_options("kt", options)
-    assert "\n" not in str(error.value)

@@ -64,7 +64,9 @@ def test_a_comparison_of_0_1_is_read() -> None:
     assert comparison.arms == ("none", "bad", "kd")
     assert comparison.teacher is not None
     assert comparison.teacher.boundary is not None
-    assert comparison.finished("kd")[0].calibration is not None
+    outcome = comparison.finished("kd")[0]
+    assert outcome.calibration is not None
+    assert outcome.peak_bytes is None  # of a CPU it was the order of the arms
     assert comparison.runs["bad", 0].status == "failed"
     assert "stages.9" in comparison.runs["bad", 0].reason
 

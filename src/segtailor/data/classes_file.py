@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from segtailor.config import Strict
+from segtailor.config import Stored, Strict
 from segtailor.data.base import MEAN_COLOR, check_classes
 from segtailor.errors import SegtailorError
 from segtailor.files import Color
@@ -45,7 +45,7 @@ class ClassesFile(Strict):
     classes: list[str] = Field(description="names in the masks' order")
     palette: list[RGB] | None = Field(None, description="the color of each class")
     values: list[Byte] | None = Field(None, description="the mask value of each class; default 0, 1, 2, ...")
-    void: list[Byte] = Field(default_factory=list, description="mask values that are ignored; 255 always is")
+    void: list[Stored] = Field(default_factory=list, description="mask values that are ignored; 255 always is")
     void_colors: list[RGB] = Field(default_factory=list, description="colors of masks that are ignored")
     mean_color: RGB = Field(MEAN_COLOR, description="what images are padded with")
     license: str = "unknown (set `license` in classes.yaml)"

@@ -19,6 +19,7 @@ from segtailor.data.image_io import UnreadableFile, narrow, read_image, read_mas
 from segtailor.data.masks import ColorMasks, color_masks, index_values
 from segtailor.data.paired import MaskDataset, MaskValues, Raw
 from segtailor.errors import SegtailorError, install, unknown
+from segtailor.hub import ask_hub, explain_hub
 from segtailor.recipes import validate
 
 PART = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<first>\d+%?)?:(?P<last>\d+%?)?\])?")
@@ -112,7 +113,7 @@ def create_hf(config: DataConfig, split: str, training: bool) -> HubDataset:
     matched = PART.fullmatch(split)
     if matched is None:
         raise SegtailorError(f"the split {split!r} is not of the form NAME or NAME[FIRST:LAST], as in train[:80%]")
-    with _explained(config.source):
+    with _explained(config.source), ask_hub():
         rows, stated_license = _open(datasets, config, config.source, matched["name"])
         feature = rows.features.get(config.mask_column)
         rows = _select(datasets, rows, config.source, {"image": config.image_column, "mask": config.mask_column})
@@ -217,7 +218,8 @@ def _id2label(source: str) -> str | None:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(source, ID2LABEL, repo_type="dataset")).read_text(encoding="utf-8")
+        with ask_hub():
+            return Path(hf_hub_download(source, ID2LABEL, repo_type="dataset")).read_text(encoding="utf-8")
     except Exception:  # missing or unreachable: the classes must be named elsewhere
         return None
 
@@ -238,12 +240,8 @@ def _explained(source: str) -> Iterator[None]:
         raise
     except Exception as error:  # of datasets, huggingface_hub, httpx, pyarrow or fsspec: always one line
         text, kind = " ".join(str(error).split())[:300], type(error).__name__
-        if "gated" in text.lower():
-            text = "it is gated: accept its terms on the Hub and log in with `hf auth login`"
-        elif kind in ("DatasetNotFoundError", "RepositoryNotFoundError"):
-            text = "the Hub has none of this name, or it is private: correct data.source or log in with `hf auth login`"
-        elif isinstance(error, ConnectionError) or kind in ("OfflineModeIsEnabled", "LocalEntryNotFoundError"):
-            text = "the Hub cannot be reached and it is not in the cache; load it once online or give a folder"
+        if known := explain_hub(error, source):
+            text = known
         elif "config" in text.lower():
             text = f"{text}; set data.config"
         raise SegtailorError(f"cannot open the Hugging Face data set {source}: {text or kind}") from error

@@ -40,7 +40,7 @@ from segtailor.data.paired import FileDataset
 from segtailor.errors import SegtailorError, unknown
 from segtailor.files import VOID, Color, write_atomically
 
-CHUNK_MB = 256
+QUALITY, SHARD_MB = 95, 256
 
 
 def pack(
@@ -49,9 +49,9 @@ def pack(
     *,
     splits: Sequence[str] | None = None,
     encoding: str = "raw",
-    quality: int = 95,
+    quality: int | None = None,
     shards: int | None = None,
-    shard_mb: int = CHUNK_MB,
+    shard_mb: int | None = None,
     progress: bool = False,
 ) -> Manifest:
     """Write ``splits`` (default: the recipe's two) of the data set that ``config`` names into the folder ``out``.
@@ -66,10 +66,16 @@ def pack(
     kind = next((known for known in ENCODINGS if known == encoding), None)
     if kind is None:
         raise unknown("--format", encoding, ENCODINGS)
-    if not 1 <= quality <= 100:
+    if quality is not None and not 1 <= quality <= 100:
         raise SegtailorError(f"--quality is 1 to 100, not {quality}")
-    if (shards is not None and shards < 1) or shard_mb < 1:
+    if quality is not None and kind != "jpeg":
+        raise SegtailorError(f"--quality is for --format jpeg, not {kind}; leave it out, or choose jpeg")
+    if any(number is not None and number < 1 for number in (shards, shard_mb)):
         raise SegtailorError("--shards and --shard-size are at least 1")
+    if shards is not None and shard_mb is not None:
+        raise SegtailorError("--shards and --shard-size exclude each other; keep one of them")
+    if kind == "jpeg":
+        quality = quality or QUALITY
     import_litdata()
     # a recipe that reads the pack chooses its samples then
     config = config.model_copy(update={"limit": None, "unlabelled": None})
@@ -82,9 +88,8 @@ def pack(
     first = sources[names[0]]
     for source in sources.values():
         _check_source(source, first, config, kind)
-    stated_quality = quality if kind == "jpeg" else None
     plan = {
-        "data": config.model_dump(mode="json", exclude={"workers"}), "encoding": kind, "quality": stated_quality,
+        "data": config.model_dump(mode="json", exclude={"workers"}), "encoding": kind, "quality": quality,
         "shards": shards, "shard_mb": shard_mb, "samples": {name: len(source) for name, source in sources.items()},
     }  # fmt: skip
     encoders = {name: Encoder(source, kind, quality) for name, source in sources.items()}
@@ -92,12 +97,16 @@ def pack(
     _require_space(out, encoders)
     packed = {}
     for name, encoder in encoders.items():
-        size = {"chunk_size": math.ceil(len(encoder.source) / shards)} if shards else {"chunk_bytes": shard_mb * 2**20}
+        size = (
+            {"chunk_size": math.ceil(len(encoder.source) / shards)}
+            if shards
+            else {"chunk_bytes": (shard_mb or SHARD_MB) * 2**20}
+        )
         _write(out / folders[name], encoder, size, config.workers, progress)
         packed[name] = _describe(out / folders[name], encoder.source, resized[name])
     manifest = Manifest(
         source=first.name, classes=list(first.classes), palette=list(first.palette), mean_color=first.mean_color,
-        license=first.license, encoding=kind, quality=stated_quality, size=config.size, splits=packed,
+        license=first.license, encoding=kind, quality=quality, size=config.size, splits=packed,
     )  # fmt: skip
     write_atomically(out / MANIFEST, lambda file: file.write(manifest.model_dump_json(indent=1).encode()))
     (out / UNFINISHED).unlink()
@@ -107,7 +116,7 @@ def pack(
 class Encoder(Dataset[Any]):
     """The samples of ``source`` as chunks store them; errors are returned, so that they stay one line."""
 
-    def __init__(self, source: SegmentationDataset, encoding: Encoding, quality: int) -> None:
+    def __init__(self, source: SegmentationDataset, encoding: Encoding, quality: int | None) -> None:
         self.source, self.encoding, self.quality = source, encoding, quality
 
     def __len__(self) -> int:

@@ -32,30 +32,38 @@ from segtailor.files import VOID
 class MaskValues:
     """The meaning of each number stored in a mask: a class, void, or none (an error).
 
-    ``classes`` maps stored values to class indices, ``void`` lists the stored values that are ignored; 255 always is,
-    unless ``classes`` names it. ``hint`` ends an error: where to correct this.
+    ``classes`` maps stored values to class indices, ``void`` lists the stored values that are ignored, also those that
+    are no bytes, as -1; 255 always is, unless ``classes`` names it. ``hint`` ends an error: where to correct this.
     """
 
     def __init__(self, classes: Mapping[int, int], void: Iterable[int] = (), hint: str = "") -> None:
         self.classes, self.void, self.hint = dict(classes), frozenset(void), hint
-        self.target = np.full(256, VOID, np.uint8)
-        self.known = np.zeros(256, np.bool_)
-        self.known[[VOID, *self.void]] = True
-        for value, index in self.classes.items():
-            self.target[value], self.known[value] = index, True
+        self._outside = [value for value in self.void if not 0 <= value <= VOID]
+        meanings = [self.meaning(value) for value in range(256)]
+        self.target = np.array([VOID if index is None else index for index in meanings], np.uint8)
+        self.known = np.array([index is not None for index in meanings])
         self._all_known = bool(self.known.all())
+
+    def meaning(self, value: int) -> int | None:
+        """Return the class index of the stored ``value``, 255 for void, None for neither."""
+        return self.classes.get(value, VOID if value == VOID or value in self.void else None)
 
     def to_target(self, mask: NDArray[Any]) -> NDArray[np.uint8] | None:
         """Return the target of ``mask`` (H,W); None when it holds a value without a meaning."""
-        if mask.dtype != np.uint8 or not (self._all_known or self.known.take(mask).all()):
-            return None
-        return self.target.take(mask)
+        if mask.dtype != np.uint8:
+            void = np.isin(mask, self._outside)
+            inside = np.where(void, VOID, mask)
+            if not void.any() or inside.min() < 0 or inside.max() > VOID:
+                return None
+            target = self.to_target(inside.astype(np.uint8))
+            return None if target is None else np.where(void, np.uint8(VOID), target)
+        return self.target.take(mask) if self._all_known or self.known.take(mask).all() else None
 
     def unknown(self, mask: NDArray[Any]) -> dict[int, int]:
         """Return value -> count of pixels for the values of ``mask`` without a meaning."""
         values, counts = np.unique(mask, return_counts=True)
         pairs = zip(values.tolist(), counts.tolist(), strict=True)
-        return {value: count for value, count in pairs if not (0 <= value <= 255 and self.known[value])}
+        return {value: count for value, count in pairs if self.meaning(value) is None}
 
     def describe(self, value: int) -> str:
         """Return ``value`` as an error names it."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -77,6 +78,16 @@ def on_first_process(fabric: Any, action: Callable[[], T]) -> T:
     if problem is not None:
         raise SegtailorError(problem)
     return value  # type: ignore[no-any-return]
+
+
+def prints() -> bool:
+    """Whether this process, of those that work on one command, is the one that prints.
+
+    A launcher that is not torchrun is asked once the processes are a group; ``RANK`` alone may be any cluster's.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
+    return "TORCHELASTIC_RESTART_COUNT" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def any_process(fabric: Any, flag: bool, device: torch.device) -> bool:

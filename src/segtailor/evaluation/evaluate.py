@@ -114,13 +114,13 @@ def evaluate_model(
     Also, where asked for, from the same predictions: ``boundary`` scores, ``calibration``, agreement with ``teacher``
     (seen through the same window), and ``per_image`` confusion matrices, which take N*K*K*4 bytes.
 
-    Raises SegtailorError when the model's class count differs from the data set's, when the data set is empty, or when
-    a mask holds a value that is no class.
+    Raises SegtailorError when the model's classes are not the data set's, when the data set is empty, or when a mask
+    holds a value that is no class.
     """
     num_classes = len(dataset.classes)
     networks = [model] if teacher is None else [model, teacher]
     for network in networks:
-        check_classes(network, num_classes)
+        check_classes(network, dataset.classes)
     if len(dataset) == 0:
         raise SegtailorError("nothing to evaluate: the split holds no images")
     began = time.perf_counter()
@@ -174,14 +174,22 @@ def evaluate_model(
     )
 
 
-def check_classes(model: nn.Module, num_classes: int) -> None:
-    """Raise SegtailorError when ``model`` does not have ``num_classes`` classes."""
-    own = getattr(model, "num_classes", num_classes)
-    if own != num_classes:
-        raise SegtailorError(
-            f"the model has {own} classes but the data set has {num_classes}; use weights trained on these classes, or "
-            "a class map (teacher.class_map in a recipe, --class-map FILE)"
-        )
+def check_classes(model: nn.Module, classes: Sequence[str]) -> None:
+    """Raise SegtailorError when ``model`` has another number of classes, or knows one of ``classes`` by another number.
+
+    A name that only one side has is accepted: data sets spell their classes in several ways.
+    """
+    count = getattr(model, "num_classes", len(classes))
+    remedy = "use weights trained on these classes, or a class map (teacher.class_map in a recipe, --class-map FILE)"
+    if count != len(classes):
+        raise SegtailorError(f"the model has {count} classes but the data set has {len(classes)}; {remedy}")
+    own = getattr(model, "classes", ())
+    for index, name in enumerate(classes):
+        if isinstance(own, tuple) and name in own and own[index] != name:
+            raise SegtailorError(
+                f"the classes are in another order: '{name}' is class {own.index(name)} of the model and class {index} "
+                f"of the data; {remedy}"
+            )
 
 
 def _read(dataset: SegmentationDataset, indices: Sequence[int], workers: int) -> Iterator[Sample]:

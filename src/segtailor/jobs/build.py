@@ -31,15 +31,15 @@ from segtailor.config import (
     TrainRecipe,
 )
 from segtailor.data import create_dataset
-from segtailor.data.base import SegmentationDataset
+from segtailor.data.base import SegmentationDataset, some
 from segtailor.data.check import check_files
 from segtailor.data.pseudo import UnlabelledImages, mix_of
-from segtailor.engine.launch import on_first_process
+from segtailor.engine.launch import on_first_process, prints
 from segtailor.engine.loop import RunSpec, Trained, fit_together, split_batch
 from segtailor.engine.module import Distiller
 from segtailor.engine.pseudo_labels import USES, add_unlabelled, check_rows, confident_share, use_lines
 from segtailor.errors import SegtailorError
-from segtailor.evaluation import EvaluationResult, evaluate_model, inference_settings
+from segtailor.evaluation import EvaluationResult, check_classes, evaluate_model, inference_settings
 from segtailor.files import Size
 from segtailor.jobs.alignment import Shapes, align, shapes_of
 from segtailor.jobs.objects import Objects
@@ -49,7 +49,7 @@ from segtailor.models.adapters.python_module import OBJECT
 from segtailor.models.class_map import read_class_map
 from segtailor.models.inspect import count_parameters
 from segtailor.models.licenses import Policy, check_licenses
-from segtailor.models.network import Network
+from segtailor.models.network import Network, set_dropout
 from segtailor.models.store import build_network, load_teacher
 from segtailor.models.teacher import Teacher
 from segtailor.results.model import Row
@@ -93,10 +93,10 @@ class Context:
         self.note(*(f"note: {note}" for note in notes))
 
     def note(self, *lines: str) -> None:
-        """Print ``lines`` on the first process's stderr, those that are new."""
+        """Print ``lines`` on stderr, those that are new, from one process."""
         new = [line for line in lines if line not in self.noted]
         self.noted.update(new)
-        if self.first and new:
+        if new and prints():
             print("\n".join(new), file=sys.stderr)
 
     def score(self, model: nn.Module, together: bool = True, **measures: Any) -> EvaluationResult:
@@ -154,10 +154,11 @@ class Arm:
 def open_context(fabric: Any, recipe: TrainRecipe | DistillRecipe | CompareRecipe, objects: Objects) -> Context:
     """Open the data and the teacher; every file is opened once first, so that a run fails early.
 
-    Raises ``SegtailorError`` for a sliding window with gaps, unreadable data, a teacher of other classes without a
-    class map, a teacher near chance, and weights whose license the recipe refuses.
+    Raises ``SegtailorError`` for an object that was not given, a sliding window with gaps, unreadable data, a teacher
+    of other classes without a class map, a teacher near chance, and weights whose license the recipe refuses.
     """
     config = recipe.data
+    objects.check(recipe)
     inference_settings(recipe.evaluate, config)
     if isinstance(recipe, TrainRecipe) and config.unlabelled is not None:
         raise SegtailorError(
@@ -173,6 +174,11 @@ def open_context(fabric: Any, recipe: TrainRecipe | DistillRecipe | CompareRecip
             on_first_process(fabric, partial(check_files, dataset, config))
         splits.append(dataset)
     data, val = splits
+    if tuple(val.classes) != tuple(data.classes):
+        raise SegtailorError(
+            "training and validation data do not name the same classes in the same order: "
+            f"{some(list(data.classes))}; {some(list(val.classes))}"
+        )
     more = add_unlabelled(config, recipe.train.batch, data, val, fabric)
     size = config.size or (int(val[0].image.shape[-2]), int(val[0].image.shape[-1]))
     context = Context(
@@ -224,7 +230,9 @@ def make_teacher(config: TeacherConfig, data: SegmentationDataset, objects: Obje
     own = (objects or Objects()).teacher_for(config, None if config.class_map else data.num_classes)
     network = own or load_teacher(config, data.num_classes)
     class_map = None if config.class_map is None else read_class_map(config.class_map, network, data.classes)
-    return Teacher(network, class_map)
+    teacher = Teacher(network, class_map)
+    check_classes(teacher, data.classes)
+    return teacher
 
 
 def class_map_rows(context: Context) -> list[dict[str, Any]]:
@@ -244,6 +252,9 @@ def build_arm(context: Context, recipe: TrainRecipe | DistillRecipe, label: str 
     config, listed = (recipe.model, []) if isinstance(recipe, TrainRecipe) else (recipe.student, recipe.method)
     torch.manual_seed(seed)
     student = context.objects.student_for(config, data.num_classes) or build_network(config, data.num_classes)
+    student.classes = tuple(data.classes)  # which it learns, whatever its first weights knew
+    if config.dropout is not None and not set_dropout(student, config.dropout):
+        raise SegtailorError(f"{student.name} has no dropout; leave the option dropout out")
     context.check_licenses(**{"model" if alone else "student": student})
     methods = make_methods(listed, student, context.teacher, config, seed)
     teacher = None if alone else context.teacher

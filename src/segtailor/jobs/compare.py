@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,15 +21,15 @@ from segtailor.config import (
     CompareRecipe,
     DistillRecipe,
     MethodConfig,
-    ModelConfig,
     RunConfig,
     Strict,
+    StudentConfig,
     TrainConfig,
 )
 from segtailor.engine.launch import launch, on_first_process
 from segtailor.engine.loop import Trained
 from segtailor.engine.runs import open_run, resumable
-from segtailor.errors import SegtailorError, reason
+from segtailor.errors import SegtailorError
 from segtailor.evaluation.boundary import BoundarySettings
 from segtailor.files import write_atomically
 from segtailor.jobs.build import (
@@ -57,9 +58,12 @@ from segtailor.results.model import Outcome, Plan, State, arm_folder, arm_status
 from segtailor.results.tables import text_table, write_tables
 
 ALONE = "none"
-LAUNCHER = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+LAUNCHER = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+"""Torchrun's variables by which Fabric would make one group of processes that train by themselves."""
 OPENED, WAIT = "segtailor-comparison-opened", timedelta(hours=1)
 """What the first process puts into the store once the folder and its plan are there, and how long others wait."""
+ENDED = "segtailor-comparison-ended-{}"
+"""What each other process puts there when its seeds are done, for the first one to write and print the whole."""
 
 
 @dataclass(repr=False)
@@ -96,7 +100,7 @@ def compare(
     mistake in recipe, data or teacher, ``RunStopped`` after Ctrl-C.
     """
     objects = Objects(teacher, student, train_data, val_data, classes)
-    checked = load_recipe(recipe, CompareRecipe, {**objects.overrides(), **(overrides or {})})
+    checked = load_recipe(recipe, CompareRecipe, objects.overrides(overrides))
     sparse = [check_methods(arm.method) for arm in checked.arms.values()]
     train, rank, world, store = _this_process(checked)
     context = open_context(launch(train, find_unused_parameters=any(sparse)), checked, objects)
@@ -122,6 +126,11 @@ def compare(
                     _illustrate(context, checked, folder, names)
                 write_report(folder)
     context.fabric.barrier()  # the first process has written the last outcome
+    if store is not None:
+        if rank > 0:
+            store.set(ENDED.format(rank), "")
+        while rank == 0 and not store.check([ENDED.format(other) for other in range(1, world)]):
+            time.sleep(1)  # and not one long wait, which Ctrl-C could not end
     board = write_tables(read_comparison(folder), folder)
     return ComparisonResult(folder, write_report(folder), board)
 
@@ -222,22 +231,21 @@ def _illustrate(context: Context, recipe: CompareRecipe, folder: Path, names: Se
 def _this_process(recipe: CompareRecipe) -> tuple[TrainConfig, int, int, Any]:
     """Return the settings of this process, its number, how many share the seeds, and a store that these share.
 
-    Where seeds are dealt to processes, each trains by itself: the launcher's variables for a common group are removed.
+    Seeds are dealt to processes that torchrun started, as for Fabric; without it ``RANK`` and ``WORLD_SIZE`` may be of
+    the cluster's job and not of this command. Each process then trains by itself: the launcher's variables for a
+    common group are removed.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if recipe.spread == "data" or world == 1:
+    if recipe.spread == "data" or "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
         return recipe.train, 0, 1, None
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if world > len(recipe.seeds):
         raise SegtailorError(
             f"{world} processes for {len(recipe.seeds)} seeds: start at most as many, or set spread to data"
         )
-    try:
-        store, _, _ = next(rendezvous("env://"))
-    except ValueError as error:
-        raise SegtailorError(f"{reason(error)}; start the processes with torchrun, or set spread to data") from error
-    local = os.environ.get("LOCAL_RANK", "0")
-    for key in [key for key in os.environ if key in LAUNCHER or key.startswith("TORCHELASTIC")]:
-        del os.environ[key]
+    store, _, _ = next(rendezvous("env://"))
+    local = os.environ["LOCAL_RANK"]
+    for key in LAUNCHER:
+        os.environ.pop(key, None)
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", local)
     print(f"process {rank}: seeds {recipe.seeds[rank::world]}", file=sys.stderr)
     return recipe.train.model_copy(update={"devices": 1, "nodes": 1}), rank, world, store
@@ -301,5 +309,5 @@ def recorded(recipe: CompareRecipe) -> dict[str, Any]:
     return plain
 
 
-def _student(recipe: CompareRecipe, arm: ArmConfig) -> ModelConfig:
+def _student(recipe: CompareRecipe, arm: ArmConfig) -> StudentConfig:
     return arm.student or recipe.student

@@ -55,7 +55,7 @@ def distill(
     ``RunStopped`` after Ctrl-C.
     """
     objects = Objects(teacher, student, train_data, val_data, classes)
-    changes = {**objects.overrides(), **(overrides or {})}
+    changes = objects.overrides(overrides)
     checked = load_recipe(recipe, DistillRecipe, changes) if arm is None else _one_arm(recipe, changes, arm)
     sparse = check_methods(checked.method)
     if checked.baseline not in ("none", "train") and not (Path(checked.baseline) / "results.json").exists():

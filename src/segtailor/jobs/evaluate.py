@@ -17,9 +17,19 @@ from segtailor.evaluation import BoundarySettings, EvaluationResult, check_class
 from segtailor.files import write_atomically
 from segtailor.jobs.objects import Objects
 from segtailor.models import Network, Teacher
+from segtailor.models.adapters import family_of
 from segtailor.models.adapters.python_module import OBJECT
 from segtailor.models.class_map import read_class_map
-from segtailor.models.store import choose_device, is_stored, load_teacher, open_card, resolve, trained_size
+from segtailor.models.store import (
+    PUBLISHED,
+    choose_device,
+    find_weights,
+    is_stored,
+    load_teacher,
+    open_card,
+    resolve,
+    trained_size,
+)
 from segtailor.recipes import set_value, validate
 
 
@@ -54,7 +64,7 @@ def evaluate(
     ``choices`` are fields of a recipe's teacher section beside the model: preprocess, classifier, weights and others;
     an ``nn.Module`` of any library is adapted as they say, and without them gets raw pixels.
 
-    Raises SegtailorError when no data to score on is given, when the model's class count differs from the
+    Raises SegtailorError when no data to score on is given, when the model's classes differ in number or order from the
     data's, when the class map fits neither, when a mask holds a value that is no class, or when the JSON file cannot be
     written.
     """
@@ -68,7 +78,7 @@ def evaluate(
             raise SegtailorError(f"a class map needs a network of segtailor's, not {type(network).__name__}")
         mapping = read_class_map(class_map, network, dataset.classes)
         network = Teacher(network, mapping)
-    check_classes(network, dataset.num_classes)
+    check_classes(network, dataset.classes)
     result = evaluate_model(
         network, dataset, device=choose_device(device), batch=config.batch, workers=found.workers,
         boundary=BoundarySettings() if boundary else None, calibration=calibration, **settings,
@@ -112,6 +122,7 @@ def data_of(model: str, overrides: Mapping[str, Any]) -> tuple[DataConfig, Evalu
     When ``overrides`` names another data set, nothing but the input size is kept of the recipe's data. Those that
     begin with ``model.`` say how the model is read (`model_choices`).
     """
+    chosen = model_choices(overrides)
     overrides = {key: value for key, value in overrides.items() if not key.startswith("model.")}
     recipe = open_card(model).get("recipe") or {}
     data = dict(recipe.get("data") or {})
@@ -121,6 +132,8 @@ def data_of(model: str, overrides: Mapping[str, Any]) -> tuple[DataConfig, Evalu
     for key, value in overrides.items():
         set_value(values, key, value)
     if "name" not in values["data"]:
+        if family_of(model) is None and not model.startswith(PUBLISHED) and not chosen:
+            find_weights(model)  # raises where there is no such file
         raise SegtailorError(f"{model} does not say what data it was made for; add --data.name NAME --data.root FOLDER")
     checked = validate(Scoring, values, "command line")
     return checked.data, checked.evaluate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 import safetensors.torch
 from torch import nn
 
-from segtailor.config import DataConfig, ModelConfig
+from segtailor.config import CompareRecipe, DataConfig, DistillRecipe, ModelConfig, TrainRecipe
 from segtailor.data.base import SegmentationDataset
 from segtailor.data.external import Classes, TorchDataset
 from segtailor.errors import SegtailorError
 from segtailor.models import load_model, read_card
 from segtailor.models.adapters.python_module import OBJECT, adapt
+from segtailor.models.adapters.weights import fill
 from segtailor.models.network import Network
 from segtailor.models.store import find_weights
 
@@ -47,13 +49,35 @@ class Objects:
                     f"{role} is a {type(given).__name__}, not a torch.nn.Module; names go in the recipe"
                 )
 
-    def overrides(self, student: str = "student") -> dict[str, Any]:
-        """Return the settings that name these objects in a recipe, by dotted key; ``student`` is its section."""
+    def overrides(self, given: Mapping[str, Any] | None, student: str = "student") -> dict[str, Any]:
+        """Return the settings ``given`` by dotted key, with those that name these objects.
+
+        ``student`` is the section of the student, or of the model of `train`.
+        """
+        if given is not None and not isinstance(given, Mapping):
+            raise SegtailorError(
+                f"overrides map dotted keys to values, as in {{'train.steps': 20}}; they are no {type(given).__name__}"
+            )
         found: dict[str, Any] = {}
         for section, network in (("teacher", self.teacher), (student, self.student)):
             if network is not None:
                 found |= {f"{section}.model": name_of(network), f"{section}.weights": None}
-        return found if self.train_data is None else {**found, "data.name": name_of(self.train_data)}
+        if self.train_data is not None:
+            found["data.name"] = name_of(self.train_data)
+        return {**found, **(given or {})}
+
+    def check(self, recipe: TrainRecipe | DistillRecipe | CompareRecipe) -> None:
+        """Raise SegtailorError where ``recipe``, as a run has recorded it, names an object that was not given."""
+        role, student = ("model", recipe.model) if isinstance(recipe, TrainRecipe) else ("student", recipe.student)
+        named = [(role, student.model, self.student), ("train_data and val_data", recipe.data.name, self.train_data)]
+        if not isinstance(recipe, TrainRecipe) and recipe.teacher is not None:
+            named.append(("teacher", recipe.teacher.model, self.teacher))
+        for argument, name, found in named:
+            if found is None and name.startswith(OBJECT):
+                raise SegtailorError(
+                    f"the recipe was made with {name.removeprefix(OBJECT)}, a Python object; call from Python, "
+                    f"and give it again as {argument}"
+                )
 
     def student_for(self, config: ModelConfig, num_classes: int) -> Network | None:
         """Return a copy of the student object where the recipe's section means it, else None."""
@@ -79,13 +103,16 @@ class Objects:
         return load_model(path, num_classes, module=deepcopy(self.student) if name.startswith(OBJECT) else None)
 
     def receive(self, path: Path) -> None:
-        """Load the trained weights at ``path``, a file or a run folder, into the student object."""
+        """Load the trained weights at ``path``, a file or a run folder, into the student object.
+
+        Raises SegtailorError where they do not fit, as those of a finished run with another student.
+        """
         if self.student is None:
             return
         tensors = safetensors.torch.load_file(find_weights(path))
         if not isinstance(self.student, Network):  # saved was its adapter
             tensors = {name.removeprefix("net."): tensor for name, tensor in tensors.items()}
-        self.student.load_state_dict(tensors)
+        fill(self.student, tensors, str(path), f"the given {type(self.student).__name__}")
 
     def dataset(self, data: Any, split: str, config: DataConfig) -> SegmentationDataset:
         """Return ``data`` as one split; raises SegtailorError for what is no data set, or an empty one."""

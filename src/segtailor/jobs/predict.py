@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypedDict, overload
 
@@ -78,6 +79,13 @@ def predict(
     for name in settings:
         if name not in PredictSettings.__annotations__:
             raise unknown("setting of predict", name, PredictSettings.__annotations__)
+    for name in ("size", "window", "stride"):
+        value: Any = settings.get(name)
+        whole = isinstance(value, tuple | list) and all(isinstance(item, Integral) and int(item) > 0 for item in value)
+        if value is not None and not (whole and len(value) == 2):
+            raise SegtailorError(f"{name} is (height, width) in pixels, as in (512, 1024), not {value!r}")
+    if settings.get("mode", "whole") not in ("whole", "slide"):
+        raise SegtailorError(f"mode is 'whole' or 'slide', not {settings['mode']!r}")
     network, card = resolve(model), open_card(model)
     segment = _segmenter(network, card, settings)
     if isinstance(images, str | Path):
@@ -172,6 +180,8 @@ def find_images(path: Path, out: Path) -> tuple[dict[Path, str], list[str]]:
     if not path.is_dir():
         raise SegtailorError(f"no such file or folder: {path}")
     skipped = out.resolve()
+    if skipped in (path.resolve(), *path.resolve().parents):
+        raise SegtailorError(f"{path} is in {out}, the folder for masks, where no images are read; give another --out")
     files = sorted(file for file in list_files(path) if skipped not in file.resolve().parents)
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     others = [str(file.relative_to(path)) for file in files if file.suffix.lower() not in IMAGE_SUFFIXES]

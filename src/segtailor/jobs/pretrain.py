@@ -60,8 +60,7 @@ def pretrain(context: Context, arm: Arm, recipe: DistillRecipe) -> None:
         arm.stages.append(
             {"method": name, "about": training.about, "file": str(path), "reused": reused, "seconds": seconds}
         )
-        if context.first:
-            print(f"{name}: {training.about}: {'read from' if reused else 'written to'} {path}", file=sys.stderr)
+        context.note(f"{name}: {training.about}: {'read from' if reused else 'written to'} {path}")
 
 
 def pretrained_path(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from itertools import zip_longest
@@ -33,17 +34,23 @@ def publish(run: str | Path, to: str, private: bool = False, license_id: str | N
     ``to`` is ``hf:FOLDER`` (a path: with ``./``, ``/`` or ``..`` in front, or an existing folder) or ``hf:USER/NAME``,
     which is uploaded with huggingface_hub. ``license_id`` is the license that the repository states. Returns where it
     is; ``load_model`` reads it back from there. Raises SegtailorError for a run without a model, a folder that holds
-    other files, and an upload that fails.
+    other files or cannot be written, and an upload that fails.
     """
-    if not to.startswith(PREFIX) or len(to) == len(PREFIX):
-        raise SegtailorError(f"--to is hf:USER/NAME or hf:./FOLDER, not '{to}'")
     target = to.removeprefix(PREFIX)
+    if not to.startswith(PREFIX) or not (is_folder(target) or re.fullmatch(r"[^/]+/[^/]+", target)):
+        raise SegtailorError(f"--to is hf:USER/NAME or hf:./FOLDER, not '{to}'")
+    if license_id is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license_id):
+        raise SegtailorError(f"--license is an id of the hub's, such as {IDS[0]} or other, not '{license_id}'")
     weights = find_weights(run)
     card, model = read_card(weights), load_model(weights)
     if is_folder(target):
-        _check_free(Path(target))
-        _write(Path(target), Path(run), card, model, license_id, to)
-        return str(Path(target))
+        folder = Path(target).expanduser()
+        try:
+            _check_free(folder)
+            _write(folder, Path(run), card, model, license_id, to)
+        except OSError as error:
+            raise SegtailorError(f"cannot write {folder}: {error.strerror or reason(error)}") from error
+        return str(folder)
     with tempfile.TemporaryDirectory() as name:
         _write(Path(name), Path(run), card, model, license_id, to)
         return _upload(Path(name), target, private)
@@ -51,7 +58,7 @@ def publish(run: str | Path, to: str, private: bool = False, license_id: str | N
 
 def is_folder(target: str) -> bool:
     """Return whether ``target`` means a folder here and not a repository on the hub."""
-    return target.startswith((".", "/", "~")) or Path(target).is_dir() or target.count("/") != 1
+    return target.startswith((".", "/", "~")) or (target != "" and Path(target).is_dir())
 
 
 def _check_free(folder: Path) -> None:

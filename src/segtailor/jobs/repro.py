@@ -90,8 +90,8 @@ def repro(
     found_spread = spread([outcome.miou for outcome in comparison.finished(name).values()])
     low = high = None
     if found_spread is not None and found_spread.std is not None:
-        low = found_spread.mean - WIDTH * found_spread.std
-        high = found_spread.mean + WIDTH * found_spread.std
+        low = max(0.0, found_spread.mean - WIDTH * found_spread.std)
+        high = min(1.0, found_spread.mean + WIDTH * found_spread.std)
     return Reproduction(row, run.outcome.miou, found, low, high)
 
 

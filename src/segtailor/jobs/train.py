@@ -60,7 +60,7 @@ def train(
     folder. Raises ``SegtailorError`` for a mistake in recipe or data, ``RunStopped`` after Ctrl-C.
     """
     objects = Objects(None, model, train_data, val_data, classes)
-    checked = load_recipe(recipe, TrainRecipe, {**objects.overrides("model"), **(overrides or {})})
+    checked = load_recipe(recipe, TrainRecipe, objects.overrides(overrides, "model"))
     fabric = launch(checked.train)
     context = open_context(fabric, checked, objects)
     arm = build_arm(context, checked, "train")

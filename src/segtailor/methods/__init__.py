@@ -81,6 +81,8 @@ def find_method(name: str) -> type[Method[Any]]:
 
     Raises :class:`SegtailorError` for an unknown name (with the nearest), and for a class that is no method.
     """
+    if not isinstance(name, str):
+        raise SegtailorError(f"a method is one name, not {name!r}; make one loss for each method and add their terms")
     if name in METHODS:
         return METHODS[name]
     if name.startswith(PREFIX):
@@ -102,6 +104,8 @@ def find_method(name: str) -> type[Method[Any]]:
         raise SegtailorError(
             f"the method {name} lacks {', '.join(lacking)}; its class must define name, summary, terms"
         )
+    if not (isinstance(found.Options, type) and issubclass(found.Options, MethodOptions)):
+        raise SegtailorError(f"the Options of method {name} do not derive from segtailor.MethodOptions")
     if not found.name.isidentifier() or found.name in METHODS:
         taken = "is a method of segtailor" if found.name in METHODS else "is not a plain word"
         raise SegtailorError(f"the method {name} calls itself {found.name!r}, which {taken}; choose another `name`")
@@ -127,10 +131,14 @@ def check_options(name: str, options: Mapping[str, Any]) -> MethodOptions:
     try:
         return schema.model_validate(dict(options))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][:1])
-        wrong = f"{first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
-        raise SegtailorError(f"method '{name}', option '{where}': {wrong}; see `segtailor methods {name}`") from None
+        raise SegtailorError(f"method '{name}', option {_first(error)}; see `segtailor methods {name}`") from None
+
+
+def _first(error: ValidationError) -> str:
+    """Return the first field that is wrong, and how."""
+    first = error.errors()[0]
+    given = " ".join(repr(first["input"]).split())  # a module's is of many lines
+    return f"'{first['loc'][0]}': {first['msg'].removeprefix('Value error, ')} (got {given[:80]})"
 
 
 @overload
@@ -169,7 +177,10 @@ def create_method(
         own = {key: options.pop(key) for key in LOOP_ARGUMENTS if key in options}
         kind, build = find_method(name), partial(create_method, name, num_classes, **options)
         check_options(name, options)
-        return DistillationLoss(kind, build, num_classes, student, **own)
+        try:
+            return DistillationLoss(kind, build, num_classes=num_classes, student=student, **own)
+        except ValidationError as error:
+            raise SegtailorError(f"create_method, {_first(error)}") from None
     if student_channels is None or teacher_channels is None:
         raise SegtailorError("create_method needs student_channels and teacher_channels, or student and teacher")
     checked = check_options(name, options)

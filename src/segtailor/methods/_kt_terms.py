@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from segtailor.losses import (
+    Step,
     channel_divergence,
     channel_kl,
     class_counts,
-    class_kl,
     full_precision,
     recomputed,
     standardize,
@@ -78,32 +78,20 @@ def cosines(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 class FeatureTailoring(nn.Module):
-    """The tailors of one tap, and its terms in one phase.
+    """The tailors of one tap, as published: random, and trained only on request.
 
     ``student_to_teacher_tailor`` (width C_t) and ``student_projector`` (C_s to C_t, no bias) serve the early phase,
-    ``teacher_to_student_tailor`` (width C_s) the late one. Frozen ones are part of the state all the same; ``tailored``
-    and ``projected`` say which there are.
+    ``teacher_to_student_tailor`` (width C_s) the late one. Frozen ones are part of the state all the same.
     """
 
-    def __init__(
-        self,
-        student_width: int,
-        teacher_width: int,
-        trained: bool,
-        seed: int,
-        tailored: bool = True,
-        projected: bool = True,
-    ) -> None:
+    def __init__(self, student_width: int, teacher_width: int, trained: bool, seed: int) -> None:
         super().__init__()
-        self.tailored = tailored
         with torch.random.fork_rng(devices=[]):
             # Frozen tailors define the objective: every process and every rerun must draw the same ones.
             torch.manual_seed(seed)
-            if tailored:
-                self.student_to_teacher_tailor = Tailor(teacher_width)
-                self.teacher_to_student_tailor = Tailor(student_width)
-            if projected:
-                self.student_projector = nn.Conv2d(student_width, teacher_width, 1, bias=False)
+            self.student_to_teacher_tailor = Tailor(teacher_width)
+            self.teacher_to_student_tailor = Tailor(student_width)
+            self.student_projector = nn.Conv2d(student_width, teacher_width, 1, bias=False)
         self.requires_grad_(trained)
 
     def tailor(self, early: bool) -> Tailor:
@@ -115,140 +103,84 @@ class FeatureTailoring(nn.Module):
         return self.student_projector if early else None
 
 
-FLOOR = 1e-6
-"""Added to variances and squared distances: roots keep a finite slope where a channel is constant, or two agree."""
+class Components(nn.Module):
+    """The teacher's map of one tap, restructured to the student's width: its principal components, and their term.
 
-
-def triplet(
-    student: Tensor, projector: Tensor | None, near: Tensor, far: Tensor, valid: Tensor, margin: float
-) -> Tensor:
-    """Return relu(|anchor - near| - |anchor - far| + margin), averaged over channels and images.
-
-    The anchor is ``projector @ student``, or the student where there is no projector, standardized over valid
-    positions. ``student`` (B,C,h,w), ``projector`` (D,C), ``near`` and ``far`` (B,D,h,w) standardized and constant,
-    ``valid`` (B,h*w) weighs the positions, by which a channel has unit norm. Wholly void images give 0.
-
-    >>> line = torch.tensor([[[[1.0, 2.0, 3.0]]]])
-    >>> goal = (line - 2) / (2 / 3) ** 0.5
-    >>> round(triplet(line, None, -goal, goal, torch.ones(1, 3), 0.4).item(), 2)
-    2.4
-    """
-    flat = student.flatten(2)
-    value: Tensor = _Triplet.apply(flat, projector, near.flatten(2), far.flatten(2), valid, margin)
-    return value
-
-
-class _Triplet(torch.autograd.Function):
-    """With weights w, the slope of a distance d is w (anchor - goal) / d; standardizing takes its moments out of it."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, student: Tensor, projector: Tensor | None, near: Tensor, far: Tensor, valid: Tensor, margin: float
-    ) -> Tensor:
-        total = valid.sum(1, keepdim=True)
-        weight = valid / total.clamp(min=1)
-        column, row = weight.unsqueeze(2), weight.unsqueeze(1)
-        anchor = student if projector is None else torch.matmul(projector, student)
-        anchor = (anchor - torch.bmm(anchor, column)).mul_(row > 0)
-        rate = (torch.bmm(anchor.square(), column) + FLOOR).rsqrt_()
-        anchor.mul_(rate)
-        to_near, to_far = ((torch.bmm((anchor - goal).square_(), column) + FLOOR).sqrt_() for goal in (near, far))
-        excess = to_near - to_far + margin
-        share = (total > 0).unsqueeze(2) / excess.numel()
-        value = (excess.relu() * share).sum()
-        pull = share * (excess > 0)
-        pull, push = pull / to_near, pull / to_far
-        slope = (anchor * (pull - push)).addcmul_(near, pull, value=-1).addcmul_(far, push).mul_(row)
-        along = (slope * anchor).sum(2, keepdim=True)
-        slope.sub_(anchor.mul_(along).add_(slope.sum(2, keepdim=True)).mul_(row)).mul_(rate)
-        of_projector = None
-        if projector is not None:
-            if ctx.needs_input_grad[1]:
-                of_projector = torch.bmm(slope, student.mT).sum(0)
-            slope = torch.matmul(projector.mT, slope)
-        ctx.save_for_backward(slope, of_projector)
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        slope, of_projector = ctx.saved_tensors
-        return slope * gradient, None if of_projector is None else of_projector * gradient, None, None, None, None
-
-
-def mixing_weights(
-    student: Tensor, teacher: Tensor, valid: Tensor, early: bool, sharpness: float
-) -> tuple[Tensor, Tensor]:
-    """Return convex weights (B,C,D) that favour correlated channels, and weights that favour the others.
-
-    Softmax over the recombined channels of the correlation, and of its complement, divided by ``sharpness``. ``valid``
-    (B,h*w) weighs the positions. Constants.
-    """
-    with torch.no_grad():
-        student, teacher = standardize(student, valid), standardize(teacher, valid)
-        mixing = cosines(teacher, student) if early else cosines(student, teacher)
-        return (mixing / sharpness).softmax(2), ((1 - mixing) / sharpness).softmax(2)
-
-
-def matching(
-    student: Tensor, teacher: Tensor, valid: Tensor, tailoring: Tailoring | None, mixing: Tensor, early: bool
-) -> Tensor:
-    """Return the feature term: 1 minus the correlation of a channel with its goal, averaged over channels and images.
-
-    ``early`` compares the tailored student with the teacher, otherwise the student with the tailored teacher; the
-    gradient reaches the tailor and a trained ``mixing`` in both. Without ``tailoring`` channels are only recombined.
-    Wholly void images give 0.
+    The components are eigenvectors of the correlation between the teacher's channels, over the first ``STEPS`` training
+    steps of all processes: ``basis`` (D,r), r the smaller width, largest first. ``shares`` (r) are their eigenvalues.
+    They are computed before steps 2, 3, 5, 9, ...; the first step sees the first r channels. ``projector`` takes the
+    student's channels to the components.
     """
 
-    def compute(student: Tensor, teacher: Tensor, mixing: Tensor) -> Tensor:
-        student, teacher = standardize(student, valid), standardize(teacher, valid)
-        if early:
-            student = _tailored(student, valid, tailoring, mixing)
-        else:
-            teacher = _tailored(teacher, valid, tailoring, mixing)
-        return channel_squares(student, teacher, valid).mean() / 2
+    STEPS = 64
+    FEWEST = 8
 
-    return recomputed(compute, student, teacher, mixing)
+    correlation: Tensor
+    basis: Tensor
+    shares: Tensor
 
+    def __init__(self, student_width: int, teacher_width: int) -> None:
+        super().__init__()
+        rank = min(student_width, teacher_width)
+        self.projector = nn.Conv2d(student_width, rank, 1, bias=False)
+        self.register_buffer("correlation", torch.zeros(teacher_width, teacher_width))
+        self.register_buffer("basis", torch.eye(teacher_width, rank))
+        self.register_buffer("shares", torch.ones(rank))
+        self.seen = 0
+        self.step: Step | None = None
 
-def contrast(
-    student: Tensor,
-    teacher: Tensor,
-    valid: Tensor,
-    projector: nn.Conv2d | None,
-    tailoring: Tailoring | None,
-    mixing: tuple[Tensor, Tensor],
-    early: bool,
-    margin: float,
-) -> Tensor:
-    """Return the triplet on whole channels at unit norm; positive and negative are constants.
+    def forward(self, student: Tensor, teacher: Tensor, valid: Tensor, grown: float, step: Step) -> Tensor:
+        """Return 1 minus the correlation of each component with its projection, weighed by ``shares``.
 
-    Neither the student nor a tailor may move the goals to please this term; it reaches the student through the anchor,
-    which ``projector``, a 1x1 convolution, takes to the width of the goals where they differ.
-    """
-    with torch.no_grad():
-        feature = standardize(student if early else teacher, valid)
-        near, far = (_tailored(feature, valid, tailoring, weights) for weights in mixing)
-    matrix = None if projector is None else projector.weight.flatten(1)
-    return triplet(student, matrix, near, far, valid, margin)
+        ``student`` (B,C,h,w), ``teacher`` (B,D,h,w) without gradient, ``valid`` (B,h*w) weighs the positions; the mean
+        over images, a wholly void one gives 0. ``grown``, from 0 to 1, is how many components take part: from
+        ``FEWEST`` to all.
+        """
+        rank = len(self.shares)
+        rank = rank if grown >= 1 else min(rank, self.FEWEST + int((rank - self.FEWEST) * grown))
+        matrix, size = self.projector.weight.flatten(1)[:rank], student.shape[2:]
+        guide = standardize(teacher, valid).flatten(2)
+        if self.training:
+            self.learn(guide, valid, step)
+        goal = standardize((self.basis[:, :rank].mT.to(guide) @ guide).view(-1, rank, *size), valid)
+        shares = self.shares[:rank] / self.shares[:rank].sum()
+        weight = valid / valid.sum(1, keepdim=True).clamp(min=1)
 
+        def compute(student: Tensor, goal: Tensor, matrix: Tensor) -> Tensor:
+            own = matrix @ standardize(student, valid).flatten(2)
+            squares = (standardize(own.view_as(goal), valid) - goal).flatten(2).square()
+            # Half the squared distance of standardized channels is 1 minus their correlation.
+            return torch.einsum("bcn,bn,c->", squares, weight.to(squares), shares.to(squares)) / (2 * len(student))
 
-def _tailored(feature: Tensor, valid: Tensor, tailoring: Tailoring | None, mixing: Tensor) -> Tensor:
-    recombined = recombine(mixing, feature)
-    return standardize(recombined if tailoring is None else tailoring(mixing, feature).add_(recombined), valid)
+        return recomputed(compute, student, goal, matrix)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def learn(self, guide: Tensor, valid: Tensor, step: Step) -> None:
+        """Take in a micro-batch of ``step``, standardized teacher's maps (B,D,n); a new step may renew the basis."""
+        if self.seen > self.STEPS:
+            return
+        if step is not self.step:
+            if self.seen and self.seen & (self.seen - 1) == 0:
+                values, vectors = torch.linalg.eigh(self.correlation / self.seen)
+                largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+                # A sign of their own, so that rounding, as of another number of processes, turns none around.
+                self.basis.copy_((vectors * largest.sign()).flip(1)[:, : len(self.shares)])
+                self.shares.copy_(values.flip(0)[: len(self.shares)].clamp(min=1e-6))
+            self.seen, self.step = self.seen + 1, step
+        weighted = guide * (valid / valid.sum(1, keepdim=True).clamp(min=1)).unsqueeze(1)
+        found = torch.bmm(weighted, guide.mT).mean(0).to(self.correlation) / max(len(step.targets), 1)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(found)
+            found /= dist.get_world_size()
+        self.correlation += found
 
-def channel_squares(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
-    """Return the squared distances, in [0,4], between channels of two standardized maps: (B,C,h,w) give (B,C).
+    def get_extra_state(self) -> Tensor:
+        """Return the number of steps that were taken in."""
+        return torch.tensor(self.seen)
 
-    ``valid`` (B,h*w) weighs the positions. Half the square is 1 minus the correlation; wholly void images give 0.
-
-    >>> maps = standardize(torch.tensor([[[[1.0, 2.0, 3.0]]]]))
-    >>> round(channel_squares(maps, -maps, torch.ones(1, 3)).item(), 3)
-    4.0
-    """
-    weight = valid / valid.sum(1, keepdim=True).clamp(min=1)
-    return torch.bmm((first - second).flatten(2).square(), weight.unsqueeze(2)).squeeze(2)
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take what :meth:`get_extra_state` returned."""
+        self.seen = int(state)
 
 
 def published_matching(
@@ -365,26 +297,16 @@ def published_terms(student: Tensor, teacher: Tensor, target: Tensor, temperatur
     )
 
 
-def tailor_clean(
-    teacher: Tensor, atoms: Atoms, corrective: bool = False, cap: float | None = None
-) -> tuple[Tensor, Tensor]:
+def tailor_clean(teacher: Tensor, atoms: Atoms) -> tuple[Tensor, Tensor]:
     """Tailor the teacher's logits (B,K,n), class means over pixels where it is right.
 
     They are over all of a class where it never is. Returns the maps of class pixels and of the others, as
     :func:`tailor`.
     """
     classes = torch.arange(teacher.shape[1], device=teacher.device).view(1, -1, 1)
-    given = teacher.argmax(1, keepdim=True) == classes
-    right = atoms.inside * given
+    right = atoms.inside * (teacher.argmax(1, keepdim=True) == classes)
     trusted = torch.where(right.sum(2, keepdim=True) > 0, right, atoms.inside)
-    raised, capped = tailor(teacher, atoms, trusted, atoms.outside.sum(2, keepdim=True).clamp(min=1))
-    if cap is not None:
-        others = torch.where(atoms.outside > 0, teacher, torch.nan)
-        level = torch.nanquantile(others, cap, 2, keepdim=True)
-        capped = torch.minimum(teacher, torch.where(level.isnan(), teacher, level))
-    if corrective:
-        raised, capped = torch.where(given, teacher, raised), torch.where(given, capped, teacher)
-    return raised, capped
+    return tailor(teacher, atoms, trusted, atoms.outside.sum(2, keepdim=True).clamp(min=1))
 
 
 def tailored_map(logits: Tensor, target: Tensor, published: bool) -> Tensor:
@@ -411,7 +333,7 @@ def tailored_map(logits: Tensor, target: Tensor, published: bool) -> Tensor:
     return tailored if published else torch.where(label < classes, tailored, flat[:, :, cell])
 
 
-def clean_terms(student: Tensor, teacher: Tensor, target: Tensor, temperature: float, options: Any) -> LogitTerms:
+def clean_terms(student: Tensor, teacher: Tensor, target: Tensor, temperature: float) -> LogitTerms:
     """Return the three terms with the known defects fixed: only the teacher is tailored, void is left out.
 
     The class's mean is over pixels where the teacher is right (all of the class where it never is), since the sign of a
@@ -420,78 +342,13 @@ def clean_terms(student: Tensor, teacher: Tensor, target: Tensor, temperature: f
     """
     atoms = count_atoms(target, student.shape[1], student.shape[2:], with_void=False)
     student, teacher = full_precision(student).flatten(2), full_precision(teacher).flatten(2)
-    raised, capped = tailor_clean(teacher, atoms, options.lt_target == "corrective", options.lt_cap)
+    raised, capped = tailor_clean(teacher, atoms)
     guide = torch.cat((raised, capped), 2)
-    pixels = atoms.inside.sum(2)
-    share = {"classes": (pixels > 0).float(), "roots": pixels.sqrt(), "pixels": pixels}[options.lt_weighting]
+    present = (atoms.inside.sum(2) > 0).float()
     # Absent classes have no atoms, and so no divergence.
-    of_class = channel_divergence(student, raised, temperature, atoms.inside) * share
+    of_class = channel_divergence(student, raised, temperature, atoms.inside)
     return (
         channel_divergence(torch.cat((student, student), 2), guide, temperature, torch.cat(atoms, 2)).mean(),
-        (of_class.sum(1) / share.sum(1).clamp(min=1)).mean(),
+        (of_class.sum(1) / present.sum(1).clamp(min=1)).mean(),
         channel_divergence(student, capped, temperature, atoms.outside).mean(),
     )
-
-
-def exchanged(student: Tensor, teacher: Tensor, target: Tensor, temperature: float, cells: str) -> Tensor:
-    """KL over classes to the teacher with the top logit and the label's exchanged where it is wrong."""
-    classes = student.shape[1]
-    counts = class_counts(target, classes, student.shape[2:]).view(len(student), classes + 1, *student.shape[2:])
-    valid = counts[:, :classes].sum(1).float()
-    label = counts[:, :classes].argmax(1, keepdim=True)
-    top, where = teacher.max(1, keepdim=True)
-    wanted = teacher.gather(1, label)
-    guide = teacher.scatter(1, where, wanted).scatter(1, label, top)
-    if cells == "edges":
-        present = (counts[:, :classes] > 0).float()
-        near = torch.nn.functional.max_pool2d(present, 5, 1, 2).sum(1) > 1
-        valid = valid * near
-    return (class_kl(student, guide, temperature) * valid).sum() / valid.sum().clamp(min=1)
-
-
-class Components(nn.Module):
-    """Regression of the teacher's principal components, whose number grows over the run from 8 to the student's width.
-
-    ``basis`` (D,r) holds the eigenvectors of the correlation of the teacher's channels over the first batches,
-    ``shares`` (r) their eigenvalues, by which the components count.
-    """
-
-    correlation: Tensor
-    basis: Tensor
-    shares: Tensor
-    seen: Tensor
-
-    def __init__(self, student_width: int, teacher_width: int) -> None:
-        super().__init__()
-        rank = min(student_width, teacher_width)
-        self.projector = nn.Conv2d(student_width, rank, 1, bias=False)
-        self.register_buffer("correlation", torch.zeros(teacher_width, teacher_width))
-        self.register_buffer("basis", torch.zeros(teacher_width, rank))
-        self.register_buffer("shares", torch.zeros(rank))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
-
-    def forward(self, student: Tensor, teacher: Tensor, valid: Tensor, progress: float) -> Tensor:
-        """Return 1 - correlation with the components, by their shares, averaged over images."""
-        guide = standardize(teacher, valid).flatten(2)
-        weight = valid / valid.sum(1, keepdim=True).clamp(min=1)
-        seen = int(self.seen)
-        if self.training and seen < 64:
-            self.correlation += torch.bmm(guide * weight.unsqueeze(1), guide.mT).mean(0)
-            self.seen += 1
-            if (seen + 1) & seen == 0:
-                values, vectors = torch.linalg.eigh(self.correlation / (seen + 1))
-                rank = self.basis.shape[1]
-                self.basis.copy_(vectors.flip(1)[:, :rank])
-                self.shares.copy_(values.flip(0)[:rank].clamp(min=0))
-        full = self.basis.shape[1]
-        rank = min(full, max(8, round(full * 2 * progress)))
-        goal = standardize(
-            torch.matmul(self.basis[:, :rank].mT, guide).view(len(guide), rank, *teacher.shape[2:]), valid
-        )
-        own = standardize(student, valid).flatten(2)
-        own = standardize(
-            (self.projector.weight.flatten(1)[:rank] @ own).view(len(own), rank, *teacher.shape[2:]), valid
-        )
-        squares = channel_squares(own, goal, valid) / 2
-        shares = self.shares[:rank]
-        return ((squares * shares).sum(1) / shares.sum().clamp(min=1e-6)).mean()

@@ -164,7 +164,7 @@ class Method(nn.Module, Generic[OptionsT]):
     name: ClassVar[str]
     summary: ClassVar[str]
     """One line for lists of methods."""
-    channel_alignment: ClassVar[str] = "no widths to align: it compares logits"
+    channel_alignment: str = "no widths to align: it compares logits"
     """How networks of different width are compared, for the run's summary."""
     Options: ClassVar[type[MethodOptions]] = MethodOptions
 
@@ -195,6 +195,10 @@ class Method(nn.Module, Generic[OptionsT]):
         self.num_classes = num_classes
         self.options = options
         self.build(student, teacher)
+        if self.labels not in ("unused", "ignore_mask", "classes") or isinstance(self.inputs, str):
+            raise SegtailorError(
+                f"method {self.name}: labels are unused, ignore_mask or classes, not {self.labels!r}; inputs are a set"
+            )
 
     def build(self, student: Channels, teacher: Channels) -> None:
         """Make the projectors for networks of these widths, and set what depends on the options."""
@@ -240,7 +244,14 @@ class Method(nn.Module, Generic[OptionsT]):
         if not isinstance(step, Step):
             step = Step(step)
         with torch.autocast(student.logits.device.type, enabled=False):
-            return self.terms(student, teacher.detach(), target, step)
+            terms = self.terms(student, teacher.detach(), target, step)
+        if not isinstance(terms, dict):
+            raise SegtailorError(f"method {self.name}: terms() returns {type(terms).__name__}, not a dict of losses")
+        for name, value in terms.items():
+            if not isinstance(value, Tensor) or value.ndim > 0 or not value.is_floating_point():
+                shown = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise SegtailorError(f"method {self.name}: the term {name!r} is {shown}, not a scalar tensor of floats")
+        return terms
 
     def check_driven(self) -> None:
         """Raise :class:`SegtailorError` unless own teacher, pre-training and adversary are there and trained."""

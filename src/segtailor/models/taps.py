@@ -171,6 +171,10 @@ class Taps:
         self.values: dict[str, Tensor] = {}
         self.open = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy takes over: not a forward in progress, whose tensors cannot be copied."""
+        return {**self.__dict__, "values": {}, "open": False}
+
     def add(self, name: str, source: Source, known: Mapping[str, Step], net: nn.Module, size: tuple[int, int]) -> int:
         """Name the tensor at ``source`` and return its stride; ``known`` are the runs of ``net`` by path.
 
@@ -181,7 +185,7 @@ class Taps:
         if step is None:
             paths = [path for path, _ in net.named_modules() if path]
             if source.path not in paths:
-                hint = "`segtailor inspect MODEL --paths` lists all"
+                hint = "`segtailor inspect MODEL --paths` lists all, as does named_modules() of a Python object"
                 raise unknown(f"module of {self.network} for '{name}'", source.path, paths, hint)
             raise SegtailorError(f"{self.network}: the module {source.path} of tap '{name}' does not run in a forward")
         tensor = step.input if source.side == "input" else step.output

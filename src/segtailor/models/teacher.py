@@ -25,7 +25,9 @@ class Teacher(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.class_map = class_map
         self.name, self.has_aux, self.tap_channels = model.name, model.has_aux, model.tap_channels
-        self.num_classes = model.num_classes if class_map is None else class_map.num_classes
+        self.num_classes, self.classes = model.num_classes, model.classes
+        if class_map is not None:
+            self.num_classes, self.classes = class_map.num_classes, class_map.targets
         self.training = False
 
     def train(self, mode: bool = True) -> Teacher:

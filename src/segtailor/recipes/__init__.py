@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -91,7 +92,7 @@ def list_fields() -> list[str]:
 
 
 REMOVED = {
-    "executor": "start one process a GPU: torchrun --nproc-per-node N -m segtailor.cli compare RECIPE",
+    "executor": "start one process a GPU: torchrun --nproc-per-node N -m segtailor compare RECIPE",
     "memory": "set arms_at_once, how many arms are trained at a time",
     "data.streaming": "leave it out: the data set is downloaded once, then read from disk",
 }
@@ -195,7 +196,10 @@ def _check_kind(where: str, values: Mapping[str, Any], kind: type[Strict]) -> No
         one = "; add --arm NAME to distill one of them" if kind is DistillRecipe else ""
         raise SegtailorError(f"{where} is a recipe of `segtailor compare`: it has arms{one}")
     if kind is CompareRecipe and "arms" not in values:
-        raise SegtailorError(f"{where} has no arms; `segtailor compare` needs `arms: {{NAME: METHOD, ...}}`")
+        command = "distill" if "student" in values else "train"
+        raise SegtailorError(
+            f"{where} has no arms: use `segtailor {command}` without --arm, or add `arms: {{NAME: METHOD, ...}}`"
+        )
     if kind is TrainRecipe and "student" in values:
         raise SegtailorError(f"{where} is a recipe of `segtailor distill`, not of `segtailor train`")
     if kind is DistillRecipe and "model" in values and "student" not in values:
@@ -259,11 +263,21 @@ def _field_lines(kind: type[BaseModel], prefix: str) -> list[str]:
             lines += _field_lines(section, f"{prefix}{name}.")
             continue
         default = "required" if info.is_required() else f"{info.get_default(call_default_factory=True)}"
-        lines.append(f"{prefix}{name} = {default}{'  # ' + info.description if info.description else ''}")
+        choices = [f"one of {', '.join(map(str, found))}"] if (found := _choices(info.annotation)) else []
+        remark = "; ".join(choices + ([info.description] if info.description else []))
+        lines.append(f"{prefix}{name} = {default}{'  # ' + remark if remark else ''}")
         for optional in get_args(info.annotation):
             if isinstance(optional, type) and issubclass(optional, BaseModel):  # a section or None
                 lines += _field_lines(optional, f"{prefix}{name}.")
     return lines
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    """The values of a field that may have no others; none for a field of any text or number."""
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+    if get_origin(annotation) is not Literal and len(kinds) == 1:
+        return _choices(kinds[0])
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def _keys(kind: type[BaseModel], path: list[str]) -> list[str]:

@@ -130,7 +130,7 @@ def find_record(name: str | Path, folder: Path = FOLDER) -> Path:
         if path.is_file():
             return path
     names = [path.stem for path in folder.glob("*.json") if _paths(path)[1].exists()]
-    raise unknown("record", str(name), names, f"Give a name of {folder}, or a file NAME.json")
+    raise unknown("record", str(name), names, f"Names are of {folder.absolute()}; or give a file NAME.json")
 
 
 def slim(facts: Mapping[str, Any]) -> Row:

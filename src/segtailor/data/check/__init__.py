@@ -9,14 +9,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from segtailor.config import DataConfig
+from segtailor.data import BENCHMARKS
 from segtailor.data.base import Count, SegmentationDataset, some
 from segtailor.data.check.files import find_damaged, find_duplicates, find_missing, unreadable_files
 from segtailor.data.check.offset import HIGH, LOW, OWN, ZERO, Encoding, encoding_of
 from segtailor.data.check.report import SEVERITIES, CheckReport, Finding
-from segtailor.data.check.scan import UNLABELLED, Opened, SampleStats, count_classes, in_threads, open_splits, scan
+from segtailor.data.check.scan import UNLABELLED, Opened, SampleStats, count_classes, open_splits, scan
 from segtailor.data.check.values import count_unknown, find_binary, find_classes, find_unknown_colors, find_values
 from segtailor.data.masks import ColorValues
-from segtailor.data.paired import FileDataset, MaskDataset
+from segtailor.data.paired import FileDataset, MaskDataset, Subset
 from segtailor.data.pseudo import WHERE, UnlabelledImages
 from segtailor.errors import SegtailorError
 from segtailor.files import VOID
@@ -114,28 +115,20 @@ def _label(config: DataConfig) -> str:
 def check_files(dataset: SegmentationDataset, config: DataConfig | None = None, threads: int | None = None) -> None:
     """Read every image and mask of ``dataset`` in ``threads`` (default: one a core, at most 16) and report once.
 
-    Raises one SegtailorError, on one line, that counts and names unreadable or truncated files, masks of another size
-    than their image, and mask values that are neither class nor void; with ``config`` also a split whose masks hold
-    only 0 and 255 where 255 is no class. Data sets without files are read sample by sample; drawn scenes pass.
+    Raises one SegtailorError, on one line, that counts and names unreadable or truncated files or rows, masks of
+    another size than their image, and mask values that are neither class nor void; with ``config`` also a split whose
+    masks hold only 0 and 255 where 255 is no class. Drawn scenes and readers with rules of their own pass.
     """
-    if isinstance(dataset, FileDataset):
-        unit, advice = "pairs", "; fix or remove these files and run again; `segtailor data check` lists all of them"
-        problems = list(_file_problems(dataset, scan({dataset.split: dataset}, threads, pictures=False), config))
-    elif isinstance(getattr(dataset, "whole", dataset), MaskDataset):
-        unit, advice = "rows", ""
-
-        def problem(index: int) -> str:
-            try:
-                dataset[index]
-            except SegtailorError as error:
-                return str(error)
-            return ""
-
-        bad = [text for text in in_threads(problem, len(dataset), threads) if text]
-        problems = [f"{len(bad)} cannot be used: {some(bad)}"] if bad else []
-    else:
+    whole = dataset.whole if isinstance(dataset, Subset) else dataset
+    if not isinstance(whole, MaskDataset):
         return
-    if problems:
+    if problems := list(_problems(whole, scan({dataset.split: dataset}, threads, pictures=False), config)):
+        unit, advice = "rows", ""
+        if isinstance(dataset, FileDataset):
+            unit, advice = (
+                "pairs",
+                "; fix or remove these files and run again; `segtailor data check` lists all of them",
+            )
         raise SegtailorError(
             f"{dataset.name} {dataset.split}, {len(dataset)} {unit} checked: {'; '.join(problems)}{advice}"
         )
@@ -150,23 +143,27 @@ def check_unlabelled(images: UnlabelledImages, threads: int | None = None) -> No
         )
 
 
-def _file_problems(dataset: FileDataset, samples: Sequence[SampleStats], config: DataConfig | None) -> Iterator[str]:
+def _problems(dataset: MaskDataset, samples: Sequence[SampleStats], config: DataConfig | None) -> Iterator[str]:
+    unit = "file" if isinstance(dataset, FileDataset) else "row"
     if unreadable := unreadable_files(samples):
-        yield f"{Count(len(unreadable)):file} cannot be read: {some(list(map(str, unreadable)))}"
+        yield f"{Count(len(unreadable)):{unit}} cannot be read: {some(list(map(str, unreadable)))}"
     for finding in find_damaged(samples):
         if finding.kind == "size-mismatch":
             yield f"{finding.text}: {some(list(map(str, finding.locations)))}"
-    known = dataset.values.known
-    _, pixels, files, first = count_unknown(samples, lambda value: 0 <= value <= VOID and bool(known[value]))
+    values = dataset.values
+    _, pixels, holding, first = count_unknown(samples, lambda value: values.meaning(value) is not None)
     texts = [
-        f"{dataset.values.describe(value)} ({pixels[value]} pixels in {Count(files[value]):file}, first {first[value]})"
+        f"{values.describe(value)} ({pixels[value]} pixels in {Count(holding[value]):{unit}}, first {first[value]})"
         for value in sorted(pixels)
     ]
     if texts:
-        yield f"masks hold {Count(len(texts)):value that is|values that are} neither class nor void: {some(texts)}"
-    encoding = encoding_of(dataset, config) if config is not None else None
-    masks = [sample for sample in samples if sample.values]
-    no_others = all(mask.values.keys() <= {0, VOID} for mask in masks)
-    if encoding is not None and not encoding.expects_void and no_others:
-        for finding in find_binary(encoding, masks):
+        hint = "" if unit == "file" or not values.hint else f"; {values.hint}"
+        kinds = Count(len(texts))
+        yield f"masks hold {kinds:value that is|values that are} neither class nor void: {some(texts)}{hint}"
+    # a benchmark's void is 255, and a few of its masks may hold one class
+    encoding = encoding_of(dataset, config) if config is not None and config.name not in BENCHMARKS else None
+    read = [sample for sample in samples if sample.values]
+    no_others = all(mask.values.keys() <= {0, VOID} for mask in read)
+    if encoding is not None and encoding.stored and VOID not in encoding.declared and no_others:
+        for finding in find_binary(encoding, read):
             yield f"{finding.text} (fix: {'; '.join(finding.fix())})"

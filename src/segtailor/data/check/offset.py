@@ -64,8 +64,8 @@ class Encoding:
 
     @property
     def top(self) -> int:
-        """The largest declared value but 255."""
-        return max(self.declared - {VOID}, default=0)
+        """The largest declared value below 255."""
+        return max((value for value in self.declared if value < VOID), default=0)
 
     @property
     def expects_void(self) -> bool:

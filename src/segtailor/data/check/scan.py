@@ -32,7 +32,7 @@ from segtailor.data.image_io import (
     resize_image,
     turn_upright,
 )
-from segtailor.data.paired import FileDataset, MaskDataset, read_index_mask
+from segtailor.data.paired import FileDataset, MaskDataset, MaskValues, Subset, read_index_mask
 from segtailor.data.pairing import MissingFiles, collect_missing
 from segtailor.data.pseudo import UnlabelledImages, open_unlabelled
 from segtailor.errors import SegtailorError
@@ -189,8 +189,10 @@ def sample_stats(
         stats = SampleStats(split, str(dataset.paths[index]))
         _read_image(stats, dataset.paths[index], pictures)
         return stats
+    if isinstance(dataset, Subset):
+        return sample_stats(dataset.whole, split, dataset.indices[index], pictures=pictures)
     if not isinstance(dataset, FileDataset):
-        return _row_stats(dataset, split, index)
+        return _row_stats(dataset, split, index, pictures)
     pair = dataset.pairs[index]
     # masks that share one file are named by their image
     in_image_file = pair.mask.suffix.lower() in (".json", "")
@@ -215,7 +217,7 @@ def sample_stats(
     return stats
 
 
-def _row_stats(dataset: SegmentationDataset, split: str, index: int) -> SampleStats:
+def _row_stats(dataset: SegmentationDataset, split: str, index: int, pictures: bool) -> SampleStats:
     where = f"{dataset.name} {split}"
     stored = False
     try:
@@ -232,7 +234,7 @@ def _row_stats(dataset: SegmentationDataset, split: str, index: int) -> SampleSt
         if COLORED in problem:
             return SampleStats(split, at, at, mask_problem=problem)
         return SampleStats(split, at, image_problem=problem)
-    stats = SampleStats(split, image_at, mask_at, small=small_picture(image))
+    stats = SampleStats(split, image_at, mask_at, small=small_picture(image) if pictures else None)
     _count_values(stats, mask)
     if stored:
         stats.image_size = (int(image.shape[-2]), int(image.shape[-1]))
@@ -311,22 +313,21 @@ def count_classes(dataset: SegmentationDataset, split: str, samples: Iterable[Sa
     """Count the classes in ``samples`` of ``dataset``, which is called ``split``."""
     number = dataset.num_classes
     tally = Tally(split, len(dataset), np.zeros(number, np.int64), np.zeros(number, np.int64))
-    if isinstance(dataset, MaskDataset):
-        target, known = dataset.values.target, dataset.values.known
-    else:
-        target, known = np.arange(256, dtype=np.uint8), np.arange(256) < number
-        known[VOID] = True
+    values = (
+        dataset.values if isinstance(dataset, MaskDataset) else MaskValues({index: index for index in range(number)})
+    )
     for sample in samples:
         void = 0
         seen = set()
         for value, pixels in sample.values.items():
-            if not (0 <= value <= VOID and known[value]):
+            index = values.meaning(value)
+            if index is None:
                 tally.unknown += pixels
-            elif target[value] == VOID:
+            elif index == VOID:
                 void += pixels
             else:
-                tally.pixels[target[value]] += pixels
-                seen.add(int(target[value]))
+                tally.pixels[index] += pixels
+                seen.add(index)
         tally.void += void
         for index in seen:
             tally.masks[index] += 1

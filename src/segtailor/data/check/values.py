@@ -46,7 +46,7 @@ def find_values(encoding: Encoding, masks: Sequence[SampleStats]) -> list[Findin
 
 def _find_wide(encoding: Encoding, masks: list[SampleStats]) -> list[Finding]:
     """Return masks of 16 or 32 bits, and take those whose values do not fit into a byte."""
-    large = [mask for mask in masks if encoding.stored and (min(mask.values) < 0 or max(mask.values) > VOID)]
+    large = [mask for mask in masks if encoding.stored and mask.values.keys() - encoding.void - set(range(VOID + 1))]
     take(masks, large)
     stored = [mask for mask in masks if mask.mode in WIDE_MODES]
     origin, advice = "", None

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from segtailor.data.download.catalogue import Archive, Entry
 from segtailor.data.download.convert import SCRATCH
-from segtailor.errors import SegtailorError, reason
+from segtailor.errors import SegtailorError, causes, reason
 from segtailor.files import write_atomically
 
 T = TypeVar("T")
@@ -83,8 +83,8 @@ def fetch(archive: Archive, folder: Path, progress: bool = False) -> Path:
             with tqdm(total=archive.length, **bar) as shown:
                 store.fetch(archive.file, downloader=pooch.HTTPDownloader(progressbar=shown, timeout=TIMEOUT))
         except (OSError, ValueError) as error:  # pooch raises ValueError for a wrong checksum
-            wrong = "hash" in reason(error)
-            reasons.append(f"{url}: {f'it is not {archive.checksum}' if wrong else reason(error)}")
+            why = reason(causes(error)[-1])
+            reasons.append(f"{url}: {f'it is not {archive.checksum}' if 'hash' in why else why}")
             continue
         problem = None if archive.checksum else _damage(target)
         if problem is None:

@@ -18,7 +18,8 @@ import torch
 import yaml
 from torch import nn
 
-from segtailor.errors import SegtailorError, install, reason
+from segtailor.errors import SegtailorError, causes, install, reason
+from segtailor.hub import ask_hub, explain_hub
 from segtailor.models.adapters.weights import count_names, layout_hint
 
 T = TypeVar("T")
@@ -79,24 +80,23 @@ def fetch(rest: str, action: Callable[[], T], family: str = "hf") -> T:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Run the block without the libraries' warnings and progress bars."""
+    """Run the block without the libraries' warnings and progress bars; see `ask_hub`."""
     hub: Any = importlib.import_module("huggingface_hub.utils")
     messages: Any = sys.modules.get("transformers.utils.logging")
     bars = messages is not None and messages.is_progress_bar_enabled()
     downloads = not hub.are_progress_bars_disabled()
-    levels = {name: logging.getLogger(name).level for name in ("transformers", "huggingface_hub")}
+    logger = logging.getLogger("transformers")
+    level = logger.level
     try:
-        for name in levels:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        logger.setLevel(logging.CRITICAL)
         if bars:
             messages.disable_progress_bar()
         hub.disable_progress_bars()
-        with warnings.catch_warnings():
+        with ask_hub(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        logger.setLevel(level)
         if bars:
             messages.enable_progress_bar()
         if downloads:
@@ -105,32 +105,16 @@ def quiet() -> Iterator[None]:
 
 def _explain(rest: str, error: BaseException) -> str:
     """Return what is wrong with ``rest`` and what to do, as the end of a message."""
-    from huggingface_hub import constants, errors
-
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-
-    def has(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(each, kinds) for each in chain)
-
+    chain = causes(error)
     if any("trust_remote_code" in str(each) for each in chain):
         return " brings its own code, which is never run; give a model of transformers' own classes"
-    if has(pickle.UnpicklingError):
+    if any(isinstance(each, pickle.UnpicklingError) for each in chain):
         return (
             " is refused: its weights file holds pickled objects beside tensors, which could run code; "
             "where it was made, save it again with save_pretrained (safetensors)"
         )
-    if has(errors.GatedRepoError):
-        return " is gated: ask for access on its page, then log in with `hf auth login`"
-    if has(errors.RepositoryNotFoundError):
-        return ": no such folder, and no public repository on the hub; check the name, or `hf auth login`"
-    unreachable = has(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError, TimeoutError)
-    if unreachable and not Path(rest).expanduser().is_dir():
-        offline = "offline mode is on (HF_HUB_OFFLINE)" if constants.is_offline_mode() else "there is no connection"
-        return f": what it needs from the hub is not in the local cache, and {offline}; connect once, or give a folder"
+    if known := explain_hub(error, rest):
+        return f": {known}"
     return f" cannot be built or read ({(reason(error).strip() or type(error).__name__)[:200]})"
 
 

@@ -1,0 +1,5 @@
+"""`python -m segtailor`, as under torchrun."""
+
+from segtailor.cli import main
+
+main()
