@@ -185,7 +185,7 @@ class Taps:
         if step is None:
             paths = [path for path, _ in net.named_modules() if path]
             if source.path not in paths:
-                hint = "`segtailor inspect MODEL --paths` lists all"
+                hint = "`segtailor inspect MODEL --paths` lists all, as does named_modules() of a Python object"
                 raise unknown(f"module of {self.network} for '{name}'", source.path, paths, hint)
             raise SegtailorError(f"{self.network}: the module {source.path} of tap '{name}' does not run in a forward")
         tensor = step.input if source.side == "input" else step.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -270,3 +271,30 @@ def test_the_spec_says_what_was_chosen() -> None:
         "classifier": "classifier",
         "taps": {"deep": "backbone.layer2"},
     }
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("ends", ["conv", "linear"])
+def test_a_network_of_another_precision_keeps_it_and_gives_float32(dtype: torch.dtype, ends: str) -> None:
+    torch.manual_seed(0)
+    net = Segmentation(ends=ends)
+    plain = Adapted("plain", 4, deepcopy(net), Preprocess())
+    other = Adapted("other", 4, net.to(dtype), Preprocess())
+    assert other.tap_sources == plain.tap_sources
+    assert (other.tap_channels, other.align_corners) == (plain.tap_channels, plain.align_corners)
+    output, expected = other.eval()(photo(96, 160)), plain.eval()(photo(96, 160))
+    assert {value.dtype for value in (output.logits, output.feature, *output.stages)} == {torch.float32}
+    near = 0.1 if dtype is torch.bfloat16 else 1e-4
+    assert torch.allclose(output.logits, expected.logits, atol=near, rtol=near)
+    assert {value.dtype for value in other.net.parameters()} == {dtype}
+    output.logits.sum().backward()
+    assert other.net.backbone.stem.weight.grad is not None
+    assert set(inspect_model(other).taps) == set(inspect_model(plain).taps)
+    assert other.float()(photo(96, 160)).logits.dtype == torch.float32
+
+
+def test_a_network_without_values_is_refused() -> None:
+    with torch.device("meta"):
+        net = Segmentation()
+    with pytest.raises(SegtailorError, match="shell is on the device meta, without values; give it weights first"):
+        Adapted("shell", 4, net, Preprocess())

@@ -64,7 +64,7 @@ def find_classifier(
 
 def _same(one: Tensor | None, other: Tensor) -> bool:
     # equal values count: some networks pad by nothing between dropout and classifier
-    return one is other or (one is not None and one.shape == other.shape and torch.equal(one, other))
+    return one is other or (one is not None and one.shape == other.shape and torch.equal(one.float(), other.float()))
 
 
 def _enlarged_by(small: Tensor, logits: Tensor) -> bool | None:
@@ -79,14 +79,15 @@ def _enlarged_by(small: Tensor, logits: Tensor) -> bool | None:
         large = F.interpolate(small, logits.shape[-2:], mode="bilinear", align_corners=corners)
         if ends and not are_probabilities(small):
             large = large.softmax(1)
-        if float((large - logits).abs().max()) <= 1e-4 * scale:
+        if float((large - logits).abs().max()) <= max(1e-4, 2 * torch.finfo(logits.dtype).eps) * scale:
             return corners
     return None
 
 
 def are_probabilities(logits: Tensor) -> bool:
     """Return whether ``logits`` (1,K,h,w), K above 1, are probabilities that sum to 1."""
-    shares = bool(logits.min() >= 0) and bool((logits.sum(1) - 1).abs().max() < 1e-3)
+    near = max(1e-3, 2 * torch.finfo(logits.dtype).eps)
+    shares = bool(logits.min() >= 0) and bool((logits.sum(1) - 1).abs().max() < near)
     return shares and logits.shape[1] > 1
 
 

@@ -79,7 +79,7 @@ def refusal(error: Exception, network: str, size: Sequence[int]) -> SegtailorErr
     """Return what to raise where ``network`` fails at ``size`` (height, width)."""
     return SegtailorError(
         f"{network} does not run on an image of {size[0]} x {size[1]} ({reason(error)[:160]}); if it needs a certain "
-        "size, set preprocess.size or preprocess.size_multiple"
+        "size, set preprocess.size or preprocess.size_multiple (create_method: image_size)"
     )
 
 
@@ -119,6 +119,7 @@ class Adapted(Network):
     may be named, too). A network without such a module gives its full-size logits and no feature. ``encoder`` is the
     path of the part whose maps are the stages, and ``stages`` are those maps' paths, finest first, where known;
     ``aux`` is the path of the module that computes auxiliary logits. ``options`` go into `spec`, for `create_model`.
+    A network in another precision than float32 keeps it; what comes out is float32.
 
     Raises SegtailorError for a network that does not run, gives no class maps, or has no such path.
     """
@@ -181,7 +182,7 @@ class Adapted(Network):
         """Return the output for ``inputs`` (B,3,H,W) that are preprocessed already."""
         self._taps.begin()
         try:
-            ran = self.run(inputs)
+            ran = self.run(inputs.to(self._own_dtype()) if self._converts else inputs)
         except REFUSALS as error:
             if type(error) not in REFUSALS:  # out of memory, say
                 raise
@@ -192,6 +193,9 @@ class Adapted(Network):
 
     def assemble(self, ran: Ran, seen: dict[str, Tensor], size: torch.Size) -> SegOutput:
         """Return the output of a forward on inputs of ``size``, from what it gave and which taps were ``seen``."""
+        if self._converts:
+            ran = Ran(ran.logits.float(), *(None if value is None else value.float() for value in ran[1:]))
+            seen = {name: value.float() for name, value in seen.items()}
         found = self._taps.maps(seen, size, self.net, ran.logits)
         logits, aux_logits = found.pop(CLASSIFIER, ran.logits), found.pop(AUX, ran.aux_logits)
         if self._probabilities:
@@ -219,6 +223,9 @@ class Adapted(Network):
         own = {"name": self.name, "num_classes": self.num_classes, "preprocess": self.preprocess.spec()}
         return {**own, **self.options}
 
+    def _own_dtype(self) -> torch.dtype:
+        return next((value.dtype for value in self.net.parameters() if value.is_floating_point()), torch.float32)
+
     def _find(
         self,
         classifier: str | None,
@@ -228,9 +235,13 @@ class Adapted(Network):
         aux: str | None,
     ) -> None:
         device = next((value.device for value in self.net.parameters()), torch.device("cpu"))
+        dtype = self._own_dtype()
+        if device.type == "meta":
+            raise SegtailorError(f"{self.name} is on the device meta, without values; give it weights first")
+        self._converts = dtype != torch.float32
         with evaluated(self.net):
             (steps, ran), size = run_on_noise(
-                lambda noise: trace(self.net, lambda: self.run(noise.to(device))), self.preprocess, self.name
+                lambda noise: trace(self.net, lambda: self.run(noise.to(device, dtype))), self.preprocess, self.name
             )
         if ran.logits.ndim != 4 or ran.logits.shape[1] != self.num_classes:
             raise SegtailorError(
