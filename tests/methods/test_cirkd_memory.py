@@ -217,9 +217,16 @@ def test_draws_are_of_each_class_or_shared() -> None:
     assert first != second
 
 
-def test_classes_draw_alike_many() -> None:
-    method = build(pixel_samples=30, region_samples=20)
-    assert method.samples == {"memory_pixel": 6, "memory_region": 4}
+def test_classes_draw_alike_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, sample = [], VectorQueue.sample
+
+    def noted(self: VectorQueue, number: int, shared: bool = False) -> tuple[Tensor, Tensor]:
+        asked.append(number)
+        return sample(self, number, shared)
+
+    monkeypatch.setattr(VectorQueue, "sample", noted)
+    build(pixel_samples=30, region_samples=20)(output(STUDENT), output(TEACHER, seed=2), labels(), 0.5)
+    assert asked == [6, 4]
 
 
 @pytest.mark.parametrize(("classes", "pixels"), [(19, 20000), (150, 2533), (2, 20000)])

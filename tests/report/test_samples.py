@@ -62,7 +62,13 @@ def _draw(folder, *arms, count=2):
 
 
 @pytest.mark.parametrize(
-    ("method", "options"), [("kd", {}), ("kt", {}), ("kt", {"variant": "published", **dict.fromkeys(TERMS, 0)})]
+    ("method", "options"),
+    [
+        ("kd", {}),
+        ("stagewise", {}),
+        ("kt", dict.fromkeys(TERMS, 0)),
+        ("kt", {"variant": "published", **dict.fromkeys(TERMS, 0)}),
+    ],
 )
 def test_methods_that_leave_the_logits_as_they_are_say_so(method, options):
     assert _altered(method, **options) is None

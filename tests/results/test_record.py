@@ -33,7 +33,7 @@ def make(folder: Path, arms: dict[str, dict[int, float]], recipe: dict[str, Any]
         "data": {"name": "toy", "limit": None}, "student": {"model": "tiny"}, "train": {"steps": 4},
         "arms": {arm: {"method": [{"name": arm, "weight": 1.0}]} for arm in arms}, "seeds": [0, 1],
     }  # fmt: skip
-    environment = {"segtailor": "1.0", "torch": "2.0", "device": "x86_64 CPU"}
+    environment = {"segtailor": "1.0", "torch": "2.0", "device": "NVIDIA H100"}
     seeds = dict.fromkeys(seed for scores in arms.values() for seed in scores)
     plan = {
         "teacher": TEACHER,
