@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import yaml
 import segtailor
 from segtailor.config import CompareRecipe, TrainRecipe
 from segtailor.data import create_dataset
+from segtailor.engine.runs import RunStopped
 from segtailor.errors import SegtailorError, unknown
 from segtailor.jobs.compare import all_arms
 from segtailor.recipes import validate
@@ -57,6 +59,9 @@ def main() -> None:
             print(f"{name}: {planned - lacking} of {planned} rows are recorded", flush=True)
             if lacking and not options.list:
                 run(name, recipe, wanted, study, runs, record)
+    except RunStopped as stopped:
+        print(f"{stopped}; the same command continues", file=sys.stderr)
+        raise SystemExit(stopped.code) from None
     except (SegtailorError, OSError, yaml.YAMLError) as error:
         raise SystemExit(f"error: {' '.join(str(error).split())}") from None
 
