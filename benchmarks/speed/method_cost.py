@@ -47,6 +47,7 @@ from segtailor.files import write_atomically
 from segtailor.jobs.build import make_methods
 from segtailor.losses import Step
 from segtailor.methods import METHODS, create_method
+from segtailor.methods._kt_terms import Components
 from segtailor.models import SegOutput
 
 OUT = RESULTS / "method_cost.json"
@@ -67,7 +68,7 @@ def main() -> None:
         return
     document, section = open_section(arguments)
     bench = Bench(arguments, arguments.device)
-    run: dict[str, Any] = {"start": networks_seconds(bench, arguments.repeats)}
+    run: dict[str, Any] = {"torch": torch.__version__, "start": networks_seconds(bench, arguments.repeats)}
     run["peak"] = peak(arguments, "networks", "", "")
     section["runs"].append(run)
     for name, variant in chosen(arguments):
@@ -101,7 +102,7 @@ def open_section(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[st
     section = document.get(arguments.device)
     if section is None or not arguments.only:
         section = {"setting": facts, "runs": [], "methods": {}}
-    elif section["setting"] != facts:
+    elif section["setting"] | {"torch": ""} != facts | {"torch": ""}:  # each run states its own
         raise SystemExit(f"{arguments.out} was measured with {section['setting']}, not {facts}; give another --out")
     document[arguments.device] = section
     return document, section
@@ -161,6 +162,9 @@ class Subject:
         built_as = ModelConfig(model=bench.student.name)
         methods = make_methods([config], bench.student, bench.teacher, built_as, seed=0)
         self.method = methods[name].to(bench.device).train()
+        for module in self.method.modules():
+            if isinstance(module, Components):
+                module.seen = module.STEPS + 1  # the rest of the run, not its first steps
         self.teacher = bench.teacher if self.method.own_teacher is None else self.method.own_teacher.to(bench.device)
         self.adversary = self.method.adversary
         if self.adversary is not None:
@@ -296,9 +300,12 @@ def peak_of(arguments: argparse.Namespace, name: str, variant: str, what: str) -
 
     def step() -> None:
         taught, output = subject.teach(), bench.learn()
-        bench.backward(output, subject.loss(output, taught, float(what)))
-        if subject.adversary is not None:
-            subject.train_adversary(subject.method.select(output).detach(), taught)
+        loss = subject.loss(output, taught, float(what))
+        kept = taught.detach() if subject.adversary is not None else None
+        del taught  # as the training loop lets go of it
+        bench.backward(output, loss)
+        if kept is not None:
+            subject.train_adversary(subject.method.select(output).detach(), kept)
 
     if what == "stage":
         return peak_while(pretrain, bench)

@@ -131,3 +131,11 @@ def test_nothing_large_is_kept_for_backward(progress: float, variant: str) -> No
         method(student, teacher, target, progress)
     # Less than one map of the teacher's width, and than a third of one for each class.
     assert sum(kept.values()) < 2 * 48 * TEACHER["feature"]
+
+
+def test_of_a_fine_map_every_other_position_is_taken_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Components, "POSITIONS", 12)
+    module, teacher = Components(6, 10).train(), maps(TEACHER, 2).detach()
+    module(maps(STUDENT, 1), teacher, VALID, 1.0, Step())
+    guide = standardize(teacher[:, :, ::2, ::2]).flatten(2)
+    torch.testing.assert_close(module.correlation, (guide @ guide.mT).mean(0) / 12, rtol=1e-4, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from segtailor.losses import (
     recomputed,
     standardize,
 )
+from segtailor.methods.stagewise import regression
 
 Tailoring = Callable[[Tensor, Tensor], Tensor]
 """Takes a mixing matrix (B,C,D) and a feature (B,D,h,w), returns tailored maps (B,C,h,w)."""
@@ -114,6 +116,10 @@ class Components(nn.Module):
 
     STEPS = 64
     FEWEST = 8
+    POSITIONS = 4096
+    """About as many of a finer map's positions are taken in."""
+    CHUNK = 256
+    """Channels of the teacher that are in full precision at a time."""
 
     correlation: Tensor
     basis: Tensor
@@ -139,24 +145,18 @@ class Components(nn.Module):
         rank = len(self.shares)
         rank = rank if grown >= 1 else min(rank, self.FEWEST + int((rank - self.FEWEST) * grown))
         matrix, size = self.projector.weight.flatten(1)[:rank], student.shape[2:]
-        guide = standardize(teacher, valid).flatten(2)
         if self.training:
-            self.learn(guide, valid, step)
-        goal = standardize((self.basis[:, :rank].mT.to(guide) @ guide).view(-1, rank, *size), valid)
+            self.learn(teacher, valid, step)
+        goal = full_precision(teacher).new_zeros(len(teacher), rank, valid.shape[1])
+        for first in range(0, len(self.basis), self.CHUNK):
+            guide = standardize(teacher[:, first : first + self.CHUNK], valid).flatten(2)
+            goal += self.basis[first : first + self.CHUNK, :rank].mT.to(guide) @ guide
         shares = self.shares[:rank] / self.shares[:rank].sum()
-        weight = valid / valid.sum(1, keepdim=True).clamp(min=1)
-
-        def compute(student: Tensor, goal: Tensor, matrix: Tensor) -> Tensor:
-            own = matrix @ standardize(student, valid).flatten(2)
-            squares = (standardize(own.view_as(goal), valid) - goal).flatten(2).square()
-            # Half the squared distance of standardized channels is 1 minus their correlation.
-            return torch.einsum("bcn,bn,c->", squares, weight.to(squares), shares.to(squares)) / (2 * len(student))
-
-        return recomputed(compute, student, goal, matrix)
+        return regression(student, goal.view(-1, rank, *size), valid, matrix, shares)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def learn(self, guide: Tensor, valid: Tensor, step: Step) -> None:
-        """Take in a micro-batch of ``step``, standardized teacher's maps (B,D,n); a new step may renew the basis."""
+    def learn(self, teacher: Tensor, valid: Tensor, step: Step) -> None:
+        """Take in the teacher's maps (B,D,h,w) of a micro-batch of ``step``; a new step may renew the basis."""
         if self.seen > self.STEPS:
             return
         if step is not self.step:
@@ -167,6 +167,9 @@ class Components(nn.Module):
                 self.basis.copy_((vectors * largest.sign()).flip(1)[:, : len(self.shares)])
                 self.shares.copy_(values.flip(0)[: len(self.shares)].clamp(min=1e-6))
             self.seen, self.step = self.seen + 1, step
+        every = math.ceil((valid.shape[1] / self.POSITIONS) ** 0.5)
+        valid = valid.view(-1, *teacher.shape[2:])[:, ::every, ::every].flatten(1)
+        guide = standardize(teacher[:, :, ::every, ::every], valid).flatten(2)
         weighted = guide * (valid / valid.sum(1, keepdim=True).clamp(min=1)).unsqueeze(1)
         found = torch.bmm(weighted, guide.mT).mean(0).to(self.correlation) / max(len(step.targets), 1)
         if dist.is_available() and dist.is_initialized():

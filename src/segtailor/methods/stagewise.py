@@ -93,25 +93,28 @@ def common_taps(taps: str | list[str], student: Channels, teacher: Channels) -> 
     return [FEATURE, *stages] if FEATURE in common or not stages else stages
 
 
-def regression(student: Tensor, teacher: Tensor, valid: Tensor, matrix: Tensor) -> Tensor:
+def regression(student: Tensor, teacher: Tensor, valid: Tensor, matrix: Tensor, shares: Tensor | None = None) -> Tensor:
     """Return 1 minus the correlation of ``matrix @ standardized student`` with the teacher.
 
     ``student`` (B,C,h,w), ``teacher`` (B,D,h,w) without gradient, ``matrix`` (D,C), ``valid`` (B,h*w) weighs the
-    positions; the mean over the teacher's channels and over images. Wholly void images give 0. Maps of few cells are
-    projected as they are; of larger ones only covariances are formed.
+    positions; the mean over images and the teacher's channels, these weighed by ``shares`` (D), which sum to 1, if
+    given. Wholly void images give 0. Maps of few cells are projected as they are; of larger ones only covariances are
+    formed.
 
     >>> line = torch.tensor([[[[1.0, 2.0, 4.0]]]])
     >>> regression(line, -3 * line, torch.ones(1, 3), torch.ones(1, 1)).round(decimals=3).item()
     2.0
     """
-    weight = valid.to(full_precision(student).dtype)
+    matrix = full_precision(matrix)
+    weight = valid.to(matrix.dtype)
     weight = weight / weight.sum(1, keepdim=True).clamp(min=1e-6)
-    own, matrix = standardize(student, valid).flatten(2), full_precision(matrix)
-    if own.shape[2] <= own.shape[1]:
-        projected, goal = (standardize(maps.unsqueeze(2), valid) for maps in (matrix @ own, teacher.flatten(2)))
+    parts = (matrix.new_full((len(matrix),), 1 / len(matrix)) if shares is None else shares) / len(student)
+    if student.shape[2] * student.shape[3] <= student.shape[1]:
+        maps = matrix @ standardize(student, valid).flatten(2), teacher.flatten(2)
+        projected, goal = (standardize(values.unsqueeze(2), valid) for values in maps)
         halves = (projected - goal).square().squeeze(2) * weight.unsqueeze(1) / 2
-        return halves.sum(2).mean()
-    value: Tensor = _Regression.apply(own, teacher.flatten(2), weight, matrix)
+        return (halves.sum(2) * parts).sum()
+    value: Tensor = _Regression.apply(student.flatten(2), teacher.flatten(2), weight, matrix, parts)
     return value
 
 
@@ -127,14 +130,20 @@ class _Regression(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, teacher: Tensor, weight: Tensor, matrix: Tensor, eps: float = 1e-6) -> Tensor:
-        column, size = weight.unsqueeze(2), len(own) * len(matrix)
-        weighted = own * weight.unsqueeze(1)
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, weight: Tensor, matrix: Tensor, parts: Tensor, eps: float = 1e-6
+    ) -> Tensor:
+        column, row = weight.unsqueeze(2), weight.unsqueeze(1)
+        own = full_precision(student)
+        own = (own - torch.bmm(own, column)).mul_(row > 0)
+        deviation = (torch.bmm(own.square(), column) + eps).rsqrt_()
+        own.mul_(deviation)
+        weighted = own * row
         second = torch.bmm(weighted, own.mT)
         value, slope, of_matrix = own.new_zeros(()), torch.zeros_like(own), torch.zeros_like(matrix)
         of_second = torch.zeros_like(second)
         for first in range(0, len(matrix), CHUNK):
-            rows = matrix[first : first + CHUNK]
+            rows, part = matrix[first : first + CHUNK], parts[first : first + CHUNK]
             guide = full_precision(teacher[:, first : first + CHUNK])
             mean = torch.bmm(guide, column)
             variance = torch.bmm((guide - mean).square_(), column).squeeze(2)
@@ -143,20 +152,24 @@ class _Regression(torch.autograd.Function):
             spread, covariance = (through * rows).sum(2), (across * rows).sum(2)
             rate, scale = (spread + eps).rsqrt(), (variance + eps).rsqrt()
             covariance = covariance * rate * scale
-            value += ((spread * rate.square() + variance * scale.square()) / 2 - covariance).sum()
-            of_spread = (rate.square() * (eps * rate.square() + covariance) / 2).unsqueeze(2)
-            of_covariance = (-rate * scale).unsqueeze(2)
+            value += (((spread * rate.square() + variance * scale.square()) / 2 - covariance) * part).sum()
+            of_spread = (rate.square() * (eps * rate.square() + covariance) / 2 * part).unsqueeze(2)
+            of_covariance = (-rate * scale * part).unsqueeze(2)
             of_matrix[first : first + CHUNK] = (2 * of_spread * through + of_covariance * across).sum(0)
             of_second += torch.matmul(rows.mT, of_spread * rows)
             # x weighs every term below, and its mean is 0: the teacher's mean makes no difference.
             slope.baddbmm_((of_covariance * rows).mT, guide)
         slope.baddbmm_(of_second, own, alpha=2)
-        slope.mul_(weight.unsqueeze(1) / size)
-        ctx.save_for_backward(slope, of_matrix / size)
-        return value / size
+        slope.mul_(row)
+        along = (slope * own).sum(2, keepdim=True)
+        slope.sub_(own.mul_(along).add_(slope.sum(2, keepdim=True)).mul_(row)).mul_(deviation)
+        ctx.dtype = student.dtype
+        # Half precision could not hold it before the loss is scaled.
+        ctx.save_for_backward(slope.bfloat16() if student.dtype == torch.bfloat16 else slope, of_matrix)
+        return value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, Tensor, None]:
         slope, of_matrix = ctx.saved_tensors
-        return slope * gradient, None, None, of_matrix * gradient
+        return (slope * gradient).to(ctx.dtype), None, None, of_matrix * gradient, None
