@@ -25,6 +25,7 @@ from segtailor.models.network import SegOutput
 DECODER = "decoder"
 ALL = "all"
 CODE = "KT's code"
+UNTUNED = f"our choice, not tuned; published: {CODE}"
 CHOSEN = f"our choice, on CamVid's dev split (docs/study.md); published: {CODE}"
 
 
@@ -52,12 +53,12 @@ class KnowledgeTailoringOptions(VariantOptions):
         published=0.4,
         source=CHOSEN,
     )
-    lt_all: NonNegativeFloat = option(0.1, "weight of logit tailoring over all pixels", published=1.0, source=CHOSEN)
+    lt_all: NonNegativeFloat = option(0.1, "weight of logit tailoring over all pixels", published=1.0, source=UNTUNED)
     lt_class: NonNegativeFloat = option(
-        0.03, "weight of logit tailoring inside each class", published=1.0, source=CHOSEN
+        0.03, "weight of logit tailoring inside each class", published=1.0, source=UNTUNED
     )
     lt_nonclass: NonNegativeFloat = option(
-        0.03, "weight of logit tailoring outside each class", published=1.0, source=CHOSEN
+        0.03, "weight of logit tailoring outside each class", published=1.0, source=UNTUNED
     )
     ft: NonNegativeFloat = option(8.0, "weight of feature tailoring at each tap", published=1.0, source=CHOSEN)
     feature_taps: str | Annotated[list[str], Field(min_length=1)] = option(
