@@ -20,6 +20,7 @@ from segtailor.methods._kt_terms import (
     tailored_map,
 )
 from segtailor.methods.base import Channels, Method, MethodOptions, VariantOptions, option, read_tap, width_of
+from segtailor.methods.stagewise import common_taps
 from segtailor.models.network import SegOutput
 
 DECODER = "decoder"
@@ -105,14 +106,10 @@ class KnowledgeTailoringOptions(VariantOptions):
 
     def taps(self, student_channels: Channels, teacher_channels: Channels) -> list[str]:
         """Return the chosen taps without repeats, in order; `all` is what both networks have, or the decoder."""
-        if self.feature_taps == ALL:
-            common = student_channels.keys() & teacher_channels.keys()
-            stages = sorted(
-                (tap for tap in common if tap.startswith("stages.")), key=lambda tap: int(tap.split(".")[1])
-            )
-            return [DECODER, *stages] if "feature" in common or not stages else stages
-        chosen = [self.feature_taps] if isinstance(self.feature_taps, str) else self.feature_taps
-        return list(dict.fromkeys(DECODER if tap == "feature" else tap for tap in chosen))
+        chosen = self.feature_taps
+        given = [chosen] if isinstance(chosen, str) and chosen != ALL else chosen
+        found = common_taps(given, student_channels, teacher_channels)
+        return list(dict.fromkeys(DECODER if tap == "feature" else tap for tap in found))
 
 
 class KnowledgeTailoring(Method[KnowledgeTailoringOptions]):
